@@ -1,0 +1,69 @@
+"""One exception family: every error states the value, the bound and the remedy, and carries its exit code.
+
+The command line maps `FcnDeployError.exit_code` to the process's exit status; the library only raises.
+"""
+
+from typing import ClassVar
+
+
+class FcnDeployError(Exception):
+    """Base of every error this toolkit raises on purpose.
+
+    Args:
+        problem: what is wrong, with the offending value and the bound it broke.
+        remedy: what the user can do about it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, problem: str, *, remedy: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n{self.remedy}"
+
+
+class UsageError(FcnDeployError):
+    """An option or argument is out of its bounds (exit code 2)."""
+
+    exit_code = 2
+
+
+class SizeError(UsageError):
+    """An image size that the chosen variant and geometry cannot map back onto itself (exit code 2)."""
+
+
+class InputFileError(FcnDeployError):
+    """A file or directory given by the user cannot be read or written as asked (exit code 3)."""
+
+    exit_code = 3
+
+
+class CheckpointError(InputFileError):
+    """A checkpoint that is unreadable, unsafe, or does not fit the network (exit code 3)."""
+
+
+class ImageError(InputFileError):
+    """An image that cannot be decoded into one 8-bit RGB picture (exit code 3)."""
+
+
+class BundleError(InputFileError):
+    """A bundle or ONNX file that is missing, incomplete, or not the one its manifest describes (exit code 3)."""
+
+
+class OutputError(InputFileError):
+    """A result cannot be written where it was asked for (exit code 3)."""
+
+
+class ProviderError(FcnDeployError):
+    """The execution provider asked for is not the one that would run (exit code 4)."""
+
+    exit_code = 4
+
+
+class ParityError(FcnDeployError):
+    """The artifact does not compute the network it was exported from (exit code 5)."""
+
+    exit_code = 5

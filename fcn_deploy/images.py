@@ -1,0 +1,152 @@
+"""Photos in, label maps out: decoding, pre-processing, label images and overlays.
+
+Shapes: an image is H x W x 3 uint8 RGB, a label map H x W uint8 (0..K-1, 255 = void).
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fcn_deploy.errors import ImageError
+from fcn_deploy.model_info import MEAN_BGR, ModelInfo
+
+Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
+
+# A decoded image of this many pixels takes 0.5 GB; a few kilobytes of file can claim far more.
+MAX_PIXELS = 178_956_970
+# What each 16-bit step is worth in 8 bits: 65535 / 255.
+_SIXTEEN_BIT_STEP = 257
+_SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
+_EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+
+# A portrait of Eileen Collins on which every export is checked (NASA, public domain).
+SAMPLE_PHOTO = Path(__file__).parent / "assets" / "astronaut.jpg"
+
+
+def read_image(path: Path) -> Pixels:
+    """Decode one still picture to 8-bit RGB, upright (EXIF), transparency over white, 16-bit grey scaled to 8 bits.
+
+    Raises:
+        ImageError: missing, empty, truncated, of no known format, animated, larger than MAX_PIXELS, or of a pixel
+            type with no defined range (32-bit integers and floats).
+    """
+    if not path.is_file():
+        raise ImageError(f"image {path} is not a file", remedy="Check the path.")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from half of MAX_PIXELS; the bound is checked here, before anything is decoded.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                _check_still(path, image)
+                return _to_rgb(path, image)
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, str(error)) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"image {path} ({path.stat().st_size} bytes) has no format Pillow knows", remedy="Use a PNG or JPEG file."
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError(f"image {path} is truncated or damaged: {error}", remedy="Copy it again.") from error
+
+
+def _check_still(path: Path, image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(path, f"{image.width}x{image.height}")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise ImageError(
+            f"image {path} has {frames} frames; one still picture is wanted", remedy="Save the frame you mean as a PNG."
+        )
+
+
+def _too_large(path: Path, size: str) -> ImageError:
+    return ImageError(
+        f"image {path} claims {size} pixels; at most {MAX_PIXELS} are decoded",
+        remedy="Check where it is from; if it is meant, scale it down first.",
+    )
+
+
+def _to_rgb(path: Path, image: Image.Image) -> Pixels:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in _SIXTEEN_BIT_MODES:
+        # Pillow's own conversion clips at 255 and would leave a white picture.
+        grey = np.rint(np.asarray(upright, dtype=np.float64) / _SIXTEEN_BIT_STEP).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if upright.mode not in _EIGHT_BIT_MODES:
+        raise ImageError(
+            f"image {path} has pixel type {upright.mode}, whose range is not defined",
+            remedy="Scale it to 8 or 16 bits per channel first.",
+        )
+    if upright.has_transparency_data:
+        rgba = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(upright.convert("RGB"))
+
+
+def preprocess(images: npt.NDArray[np.uint8]) -> FloatArray:
+    """Turn N x H x W x 3 uint8 RGB into the network's N x 3 x H x W float32 BGR, mean subtracted, not scaled."""
+    bgr = images[..., ::-1].astype(np.float32) - np.array(MEAN_BGR, dtype=np.float32)
+    return np.ascontiguousarray(bgr.transpose(0, 3, 1, 2))
+
+
+def mean_image(height: int, width: int) -> Pixels:
+    """The mean colour as an H x W x 3 RGB image, rounded to whole numbers."""
+    rgb = np.rint(np.array(MEAN_BGR[::-1])).astype(np.uint8)
+    return np.broadcast_to(rgb, (height, width, 3)).copy()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lies in the network's fixed input, in pixels, and how large it was.
+
+    Attributes:
+        height: rows of the input the image takes, from the top.
+        width: columns of the input the image takes, from the left.
+        image_height: rows of the image itself.
+        image_width: columns of the image itself.
+    """
+
+    height: int
+    width: int
+    image_height: int
+    image_width: int
+
+    def restore(self, labels: Labels) -> Labels:
+        """Cut the input's label map to the image and resize it to the image's size with nearest neighbours."""
+        part = Image.fromarray(labels[: self.height, : self.width])
+        return np.array(part.resize((self.image_width, self.image_height), Image.Resampling.NEAREST))
+
+
+def place(image: Pixels, height: int, width: int, *, keep_aspect: bool) -> tuple[Pixels, Placement]:
+    """Fit an image of any size into the network's H x W input.
+
+    Stretched to fill it, or, with `keep_aspect`, scaled to the top left and padded with the mean colour.
+    """
+    image_height, image_width = image.shape[:2]
+    scale = min(height / image_height, width / image_width)
+    inner = (height, width)
+    if keep_aspect:
+        inner = max(round(image_height * scale), 1), max(round(image_width * scale), 1)
+    canvas = mean_image(height, width)
+    canvas[: inner[0], : inner[1]] = resize(image, *inner)
+    return canvas, Placement(*inner, image_height, image_width)
+
+
+def resize(image: Pixels, height: int, width: int) -> Pixels:
+    """Resize an image to H x W bilinearly, with Pillow's anti-aliasing when it shrinks."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def label_image(labels: Labels, info: ModelInfo) -> Image.Image:
+    """A label map as a palette image (mode P), so that reading it back gives the labels themselves."""
+    image = Image.fromarray(labels)
+    image.putpalette([channel for colour in info.palette for channel in colour])
+    return image

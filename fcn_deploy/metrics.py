@@ -1,0 +1,65 @@
+"""Segmentation scores from one confusion matrix, as Long et al. (CVPR 2015, section 5) define them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fcn_deploy.model_info import VOID_LABEL
+
+Counts = npt.NDArray[np.int64]
+
+
+def confusion_matrix(truth: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8], num_classes: int) -> Counts:
+    """K x K pixel counts, rows the truth, columns the prediction; void (255) is dropped from the truth only."""
+    counted = truth != VOID_LABEL
+    pairs = truth[counted].astype(np.int64) * num_classes + predicted[counted]
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores derived from a confusion matrix; each is 0..1, NaN where it is undefined.
+
+    Attributes:
+        counts: the K x K matrix, rows the truth.
+    """
+
+    counts: Counts
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of pixels labelled right."""
+        return float(_ratio(np.trace(self.counts), self.counts.sum()))
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean over the classes in the truth of the share of their pixels labelled right."""
+        return _nanmean(_ratio(np.diag(self.counts), self.counts.sum(axis=1)))
+
+    @property
+    def class_iu(self) -> npt.NDArray[np.float64]:
+        """Intersection over union of each class; NaN for a class neither in the truth nor predicted."""
+        diagonal = np.diag(self.counts)
+        return _ratio(diagonal, self.counts.sum(axis=1) + self.counts.sum(axis=0) - diagonal)
+
+    @property
+    def mean_iu(self) -> float:
+        """Mean IU; a class with no truth but some predictions has IU 0 and counts."""
+        return _nanmean(self.class_iu)
+
+    @property
+    def frequency_weighted_iu(self) -> float:
+        """IU weighted by each class's share of the truth."""
+        share = _ratio(self.counts.sum(axis=1), self.counts.sum())
+        return float(np.nansum(np.where(share > 0, share * self.class_iu, 0)))
+
+
+def _ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
+    return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole != 0)
+
+
+def _nanmean(values: npt.NDArray[np.float64]) -> float:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")

@@ -1,0 +1,198 @@
+"""The facts that travel with a model: which network, which weights, how images go in and labels come out.
+
+They are written into the ONNX file's metadata and the bundle's manifest, and read back by every later command.
+Nothing here needs PyTorch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fcn_deploy.errors import BundleError, UsageError
+from fcn_deploy.geometry import Geometry, Variant
+
+MAX_CLASSES = 255  # labels are uint8 and 255 means void
+VOID_LABEL = 255
+
+# Mean of ImageNet's training images per channel: B, G, R, 0..255 (Long et al.'s voc_layers.py; VGG's published means).
+MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
+CHANNEL_ORDER = "BGR"
+
+INPUT_NAME = "image"
+OUTPUT_NAME = "logits"
+
+METADATA_PREFIX = "fcn_deploy."
+
+# fmt: off
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)
+# fmt: on
+
+Rgb = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Everything that determines a network's layers and parameter shapes.
+
+    Attributes:
+        variant: which FCN.
+        geometry: how pools round odd sizes.
+        num_classes: K, 1 to 255.
+        channel_divisor: divides every width but the classes; 1 is the real network, more makes a quick stand-in.
+
+    Raises:
+        UsageError: a value out of its bounds.
+    """
+
+    variant: Variant
+    geometry: Geometry = Geometry.FLOOR
+    num_classes: int = 21
+    channel_divisor: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_classes <= MAX_CLASSES:
+            raise UsageError(
+                f"{self.num_classes} classes: labels are 8-bit with 255 as void, so 1 to {MAX_CLASSES} are possible",
+                remedy="Pass a --num-classes within these bounds.",
+            )
+        if self.channel_divisor < 1:
+            raise UsageError(
+                f"channel divisor {self.channel_divisor} is below 1", remedy="Pass 1 for the real network, or more."
+            )
+
+    def __str__(self) -> str:
+        narrow = f", channels / {self.channel_divisor}" if self.channel_divisor > 1 else ""
+        return f"FCN-{self.variant} ({self.geometry} geometry, {self.num_classes} classes{narrow})"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a network's weights came from.
+
+    Attributes:
+        rng_seed: seed of whatever was initialised at random, or None when nothing was.
+        checkpoint_sha256: of the checkpoint file, or None without one.
+        family: whose names the checkpoint had.
+        at_once: whether the scales of fcn8s-atonce were folded into the skips.
+        initialised: parameters that were initialised at random because a starting point does not have them.
+        dropped: tensors of the checkpoint that have no place in an FCN.
+    """
+
+    rng_seed: int | None = None
+    checkpoint_sha256: str | None = None
+    family: str | None = None
+    at_once: bool = False
+    initialised: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def untrained(self) -> bool:
+        """Whether any parameter is random."""
+        return self.rng_seed is not None
+
+    def __str__(self) -> str:
+        if self.checkpoint_sha256 is None:
+            return f"untrained (random weights, seed {self.rng_seed})"
+        source = f"checkpoint {self.checkpoint_sha256[:12]} ({self.family} names{', at-once' if self.at_once else ''})"
+        if self.untrained:
+            return f"untrained heads (random, seed {self.rng_seed}) on {source}: a starting point only"
+        return source
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model's facts, as they stand in its metadata.
+
+    Attributes:
+        network: the network's specification.
+        provenance: where its weights came from.
+        versions: versions of what made the file, by package name.
+    """
+
+    network: NetworkSpec
+    provenance: Provenance
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """VOC's names for 21 classes, `class 0` ... otherwise."""
+        count = self.network.num_classes
+        return VOC_CLASSES if count == len(VOC_CLASSES) else tuple(f"class {i}" for i in range(count))
+
+    @property
+    def palette(self) -> tuple[Rgb, ...]:
+        """One RGB colour per class, 0..255."""
+        return voc_palette(self.network.num_classes)
+
+    def to_metadata(self) -> dict[str, str]:
+        """As string pairs, for an ONNX file's metadata_props."""
+        facts: dict[str, Any] = {
+            **asdict(self.network),
+            "palette": " ".join("{:02x}{:02x}{:02x}".format(*colour) for colour in self.palette),
+            "mean": " ".join(str(value) for value in MEAN_BGR),
+            "channel_order": CHANNEL_ORDER,
+            "weights": "untrained" if self.provenance.untrained else "trained",
+            **asdict(self.provenance),
+            **{f"version.{package}": version for package, version in self.versions.items()},
+        }
+        return {METADATA_PREFIX + key: _to_text(value) for key, value in facts.items() if value is not None}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], source: str) -> "ModelInfo":
+        """Read back what `to_metadata` wrote; `source` names the file in errors.
+
+        Raises:
+            BundleError: a fact is missing or has no meaning here.
+        """
+        facts = {k.removeprefix(METADATA_PREFIX): v for k, v in metadata.items() if k.startswith(METADATA_PREFIX)}
+        if not facts:
+            raise BundleError(
+                f"{source} has no fcn_deploy metadata, so its variant, classes and mean are unknown",
+                remedy="Use a model written by `fcn-deploy export`.",
+            )
+        try:
+            return _from_facts(facts)
+        except (KeyError, ValueError, UsageError) as error:
+            raise BundleError(
+                f"{source}: metadata is incomplete or altered: {type(error).__name__} {error}",
+                remedy="Export it again.",
+            ) from error
+
+
+def _from_facts(facts: Mapping[str, str]) -> ModelInfo:
+    expected = {"mean": " ".join(str(value) for value in MEAN_BGR), "channel_order": CHANNEL_ORDER}
+    for key, value in expected.items():
+        if facts[key] != value:
+            raise ValueError(f"{key} is {facts[key]}, this version knows only {value}")
+    network = NetworkSpec(
+        Variant(facts["variant"]), Geometry(facts["geometry"]), int(facts["num_classes"]), int(facts["channel_divisor"])
+    )
+    provenance = Provenance(
+        rng_seed=int(facts["rng_seed"]) if "rng_seed" in facts else None,
+        checkpoint_sha256=facts.get("checkpoint_sha256"),
+        family=facts.get("family"),
+        at_once=facts["at_once"] == "true",
+        initialised=tuple(facts["initialised"].split()),
+        dropped=tuple(facts["dropped"].split()),
+    )
+    versions = {k.removeprefix("version."): v for k, v in facts.items() if k.startswith("version.")}
+    return ModelInfo(network, provenance, versions)
+
+
+def _to_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return " ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def voc_palette(count: int) -> tuple[Rgb, ...]:
+    """The first `count` colours of Pascal VOC's colormap: bits of the label dealt to R, G, B from the top (VOCcode)."""
+    return tuple(_voc_colour(label) for label in range(count))
+
+
+def _voc_colour(label: int) -> Rgb:
+    channels = [sum(((label >> (3 * bit + c)) & 1) << (7 - bit) for bit in range(8)) for c in range(3)]
+    return channels[0], channels[1], channels[2]

@@ -1,0 +1,137 @@
+"""Reading checkpoint files safely: tensors only, never code."""
+
+import hashlib
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fcn_deploy.errors import CheckpointError
+from fcn_deploy.models.families import FAMILIES, Family, StateDict
+
+# Where training scripts put the state dict inside a checkpoint.
+_CONTAINERS = ("model_state_dict", "state_dict", "model")
+_BLOCKED_GLOBAL = re.compile(r"GLOBAL (\S+)")
+_RESAVE = "Save the bare weights where you trained: torch.save(model.state_dict(), 'weights.pth')."
+_REFETCH = "Copy or download it again, and compare its size with the original."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file's tensors under our names.
+
+    Attributes:
+        path: the file.
+        sha256: of the file, in hex.
+        family: whose names it had.
+        state: float32 tensors by our parameter names.
+        dropped: names in the file that have no place in an FCN.
+    """
+
+    path: Path
+    sha256: str
+    family: Family
+    state: Mapping[str, Tensor]
+    dropped: tuple[str, ...]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a .pth, .pt or .safetensors file and recognise whose names it uses.
+
+    Raises:
+        CheckpointError: missing, truncated, carrying code, not a state dict, of no known family, not all finite floats.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} is not a file", remedy="Check the path.")
+    state = _state_dict(path, _load(path))
+    family = next((f for f in FAMILIES if f.recognises(state)), None)
+    if family is None:
+        raise CheckpointError(
+            f"checkpoint {path} has no known FCN's or VGG16's layer names; it starts with {', '.join(list(state)[:4])}",
+            remedy="Rename its keys to Caffe's (conv1_1.weight ... fc7.weight, score_fr.weight, upscore.weight).",
+        )
+    dropped = tuple(key for key in state if key.rpartition(".")[0] in family.dropped)
+    converted = {name: _as_float32(path, name, tensor) for name, tensor in _converted(path, family, state).items()}
+    return Checkpoint(path, file_sha256(path), family, converted, dropped)
+
+
+def _converted(path: Path, family: Family, state: StateDict) -> dict[str, Tensor]:
+    try:
+        return family.convert(state)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path} names one layer twice: {error}", remedy=_RESAVE) from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    try:
+        # Files older than PyTorch 1.6 are plain pickles and cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise _unsafe(path, str(error)) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, OSError, IndexError, AttributeError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"checkpoint {path} is truncated or not a PyTorch file ({path.stat().st_size} bytes): {reason}",
+            remedy=_REFETCH,
+        ) from error
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} is not a whole safetensors file: {error}", remedy=_REFETCH) from error
+
+
+def _unsafe(path: Path, message: str) -> CheckpointError:
+    found = _BLOCKED_GLOBAL.search(message)
+    if found is None:
+        return CheckpointError(f"checkpoint {path} is damaged, or not a PyTorch file", remedy=_REFETCH)
+    return CheckpointError(
+        f"checkpoint {path} carries code or objects ({found.group(1)}), not only tensors; nothing of it was run",
+        remedy=_RESAVE,
+    )
+
+
+def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
+    if isinstance(loaded, Mapping):
+        inner = next((loaded[key] for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)), loaded)
+        if inner and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in inner.items()):
+            return {key.removeprefix("module."): tensor for key, tensor in inner.items()}
+    raise CheckpointError(
+        f"checkpoint {path} holds a {type(loaded).__name__} that is no state dict: names to tensors, "
+        f"bare or under {', '.join(_CONTAINERS)}",
+        remedy=_RESAVE,
+    )
+
+
+def _as_float32(path: Path, name: str, tensor: Tensor) -> Tensor:
+    # float64 would lose digits, and integers are no weights: neither is converted behind the user's back.
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise CheckpointError(
+            f"checkpoint {path}: {name} is {tensor.dtype}; float32, float16 and bfloat16 convert without loss",
+            remedy="Convert it where it was trained: {k: v.float() for k, v in state.items()}.",
+        )
+    converted = tensor.to(torch.float32).contiguous()
+    if not bool(torch.isfinite(converted).all()):
+        raise CheckpointError(
+            f"checkpoint {path}: {name} has values that are not finite",
+            remedy="Use a checkpoint from before training diverged.",
+        )
+    return converted

@@ -1,0 +1,114 @@
+"""The families of FCN checkpoints in circulation: how each is recognised, and how its names map to ours.
+
+Names were read off the public projects: wkentaro/pytorch-fcn and shelhamer's Caffe nets (identical to ours),
+torchvision's VGG16, meetps/pytorch-semseg (ptsemseg).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fcn_deploy.geometry import FC6_KERNEL, Geometry
+
+StateDict = Mapping[str, Tensor]
+
+# (block, convolutions) of VGG16, in order of execution.
+_CONVOLUTIONS = [f"conv{b}_{i}" for b, n in ((1, 2), (2, 2), (3, 3), (4, 3), (5, 3)) for i in range(1, n + 1)]
+_TORCHVISION_FEATURES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+_FC_KERNELS = {"fc6": FC6_KERNEL, "fc7": 1}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One way of naming an FCN's parameters.
+
+    Attributes:
+        name: as shown to the user.
+        keys: parameter names that all have to be present.
+        geometry: the geometry its networks were built with.
+        layers: its layer names to ours; layers not listed keep their name.
+        dropped: layers that have no place in an FCN, and are reported as dropped.
+        starting_point: whether only the trunk comes from the file, so that the heads are untrained.
+        reshape: turns a weight of (our) layer name into a convolution's shape.
+    """
+
+    name: str
+    keys: frozenset[str]
+    geometry: Geometry
+    layers: Mapping[str, str] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
+    starting_point: bool = False
+    reshape: Callable[[str, Tensor], Tensor] = lambda _layer, weight: weight
+
+    def recognises(self, state: StateDict) -> bool:
+        """Whether the checkpoint's names are this family's."""
+        return self.keys <= state.keys()
+
+    def convert(self, state: StateDict) -> dict[str, Tensor]:
+        """The checkpoint under our names, without the layers in `dropped`.
+
+        Raises:
+            ValueError: two of the checkpoint's tensors would get the same name.
+        """
+        converted: dict[str, Tensor] = {}
+        for key, tensor in state.items():
+            layer, _, kind = key.rpartition(".")
+            if layer in self.dropped:
+                continue
+            ours = self.layers.get(layer, layer)
+            if f"{ours}.{kind}" in converted:
+                raise ValueError(f"{key} is a second {ours}.{kind}")
+            converted[f"{ours}.{kind}"] = self.reshape(ours, tensor) if kind == "weight" else tensor
+        return converted
+
+
+def _linear_as_convolution(layer: str, weight: Tensor) -> Tensor:
+    """A fully connected layer's out x (in * k * k) weight as out x in x k x k; anything else as it is."""
+    kernel = _FC_KERNELS.get(layer, 0)
+    if kernel and weight.dim() == 2 and weight.shape[1] % kernel**2 == 0:
+        return weight.reshape(weight.shape[0], -1, kernel, kernel)
+    return weight
+
+
+FAMILIES = (
+    Family(
+        name="flat",
+        keys=frozenset({"conv15.weight"}),
+        geometry=Geometry.FLOOR,
+        layers={
+            **{f"conv{i}": ours for i, ours in enumerate(_CONVOLUTIONS, start=1)},
+            "conv14": "fc6",
+            "conv15": "fc7",
+            "upscore32": "upscore",
+            "upscore2x2": "upscore_pool4",
+        },
+    ),
+    Family(name="Caffe", keys=frozenset({"fc7.weight"}), geometry=Geometry.CAFFE),
+    Family(
+        name="torchvision VGG16",
+        keys=frozenset({"features.0.weight", "classifier.6.weight"}),
+        geometry=Geometry.FLOOR,
+        layers={
+            **{f"features.{i}": ours for i, ours in zip(_TORCHVISION_FEATURES, _CONVOLUTIONS, strict=True)},
+            "classifier.0": "fc6",
+            "classifier.3": "fc7",
+        },
+        dropped=frozenset({"classifier.6"}),
+        starting_point=True,
+        reshape=_linear_as_convolution,
+    ),
+    Family(
+        name="ptsemseg",
+        keys=frozenset({"conv_block1.0.weight"}),
+        # All its pools round up.
+        geometry=Geometry.CAFFE,
+        layers={
+            **{f"conv_block{c[4]}.{2 * (int(c[6]) - 1)}": c for c in _CONVOLUTIONS},
+            "classifier.0": "fc6",
+            "classifier.3": "fc7",
+            "classifier.6": "score_fr",
+            "upscore4": "upscore_pool4",
+        },
+    ),
+)

@@ -1,0 +1,113 @@
+"""Giving a network its weights, and a record of where they came from."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from fcn_deploy.errors import CheckpointError, UsageError
+from fcn_deploy.geometry import UPSAMPLINGS, Geometry, Variant
+from fcn_deploy.model_info import NetworkSpec, Provenance
+from fcn_deploy.models.checkpoints import Checkpoint
+from fcn_deploy.models.fcn import FCN, empty_network
+from fcn_deploy.models.init import random_network
+
+# fcn8s-atonce multiplies the skips by these inside forward (shelhamer, voc-fcn8s-atonce/net.py).
+AT_ONCE_SCALES = {"score_pool4.weight": 0.01, "score_pool3.weight": 0.0001}
+
+
+@dataclass(frozen=True)
+class WeightsOptions:
+    """What to fill a network with.
+
+    Attributes:
+        checkpoint: the file to load, or None for random weights.
+        rng_seed: seed for random weights.
+        at_once: fold the skip scales of fcn8s-atonce into the skips' weights.
+    """
+
+    checkpoint: Path | None = None
+    rng_seed: int = 0
+    at_once: bool = False
+
+
+def untrained_network(spec: NetworkSpec, options: WeightsOptions) -> tuple[FCN, Provenance]:
+    """A network with random weights from `options.rng_seed`."""
+    _check_at_once(spec, options, has_checkpoint=False)
+    return random_network(spec, options.rng_seed), Provenance(rng_seed=options.rng_seed)
+
+
+def load_network(spec: NetworkSpec, checkpoint: Checkpoint, options: WeightsOptions) -> tuple[FCN, Provenance]:
+    """A network with the checkpoint's weights, every tensor of the file accounted for.
+
+    Raises:
+        CheckpointError: lists every missing, extra and mis-shaped tensor.
+        UsageError: `at_once` for anything but FCN-8s.
+    """
+    _check_at_once(spec, options, has_checkpoint=True)
+    provenance = Provenance(
+        checkpoint_sha256=checkpoint.sha256,
+        family=checkpoint.family.name,
+        at_once=options.at_once,
+        dropped=checkpoint.dropped,
+    )
+    state = dict(checkpoint.state)
+    network = empty_network(spec)
+    if checkpoint.family.starting_point:
+        heads = _missing_heads(network, state)
+        source = random_network(spec, options.rng_seed).state_dict()
+        state |= {name: source[name] for name in heads}
+        provenance = replace(provenance, rng_seed=options.rng_seed, initialised=heads)
+    _check_tensors(network, checkpoint, state)
+    if options.at_once:
+        state |= {name: state[name] * scale for name, scale in AT_ONCE_SCALES.items()}
+    network.load_state_dict(state, assign=True)
+    return network.eval(), provenance
+
+
+def _check_at_once(spec: NetworkSpec, options: WeightsOptions, *, has_checkpoint: bool) -> None:
+    if options.at_once and not (has_checkpoint and spec.variant is Variant.FCN8S):
+        raise UsageError(
+            f"--at-once scales the skips of an fcn8s-atonce checkpoint; this is FCN-{spec.variant}"
+            f"{'' if has_checkpoint else ' with random weights'}",
+            remedy="Use it with --variant 8s and --checkpoint, or leave it out.",
+        )
+
+
+def _missing_heads(network: FCN, state: dict[str, Tensor]) -> tuple[str, ...]:
+    return tuple(name for name in network.state_dict() if name.startswith(("score", "upscore")) and name not in state)
+
+
+def _check_tensors(network: FCN, checkpoint: Checkpoint, state: dict[str, Tensor]) -> None:
+    expected = network.state_dict()
+    problems = [f"missing {name} {_shape(tensor)}" for name, tensor in expected.items() if name not in state]
+    problems += [f"extra {name} {_shape(tensor)}" for name, tensor in state.items() if name not in expected]
+    problems += [
+        f"mis-shaped {name}: {_shape(state[name])} in the file, {_shape(tensor)} in the network"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if problems:
+        spec = network.spec
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} ({checkpoint.family.name} names) does not fit FCN-{spec.variant}, "
+            f"{spec.geometry} geometry, {spec.num_classes} classes:\n  " + "\n  ".join(problems),
+            remedy=_remedy(spec, state),
+        )
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(str(n) for n in tensor.shape)
+
+
+def _remedy(spec: NetworkSpec, state: dict[str, Tensor]) -> str:
+    likely = [v for v in Variant if all(f"{up.name}.weight" in state for up in UPSAMPLINGS[v])]
+    if likely and spec.variant not in likely:
+        return f"The file looks like an FCN-{likely[-1]}: pass --variant {likely[-1]}."
+    scores = state.get("score_fr.weight")
+    if scores is not None and scores.dim() > 0 and scores.shape[0] != spec.num_classes:
+        return f"The file scores {scores.shape[0]} classes: pass --num-classes {scores.shape[0]}."
+    if spec.variant is Variant.FCN16S and (spec.geometry is Geometry.FLOOR) == ("score_pool4.bias" in state):
+        other = Geometry.CAFFE if spec.geometry is Geometry.FLOOR else Geometry.FLOOR
+        return f"Only caffe FCN-16s has score_pool4.bias, which cannot be dropped or made up: pass --geometry {other}."
+    return "Nothing was loaded: a tensor left out or made up would change the network."
