@@ -122,7 +122,7 @@ class AxisSizes:
 def axis_sizes(image: int, variant: Variant, geometry: Geometry) -> AxisSizes:
     """Size of every map along one axis of `image` pixels, whether or not the image fits."""
     conv1 = image + 2 * CONV1_PADDING - 2
-    pools = []
+    pools: list[int] = []
     for _ in range(POOL_COUNT):
         pools.append(pooled(pools[-1] if pools else conv1, geometry))
     score_fr = pools[-1] - FC6_KERNEL + 1

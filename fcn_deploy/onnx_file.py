@@ -12,6 +12,7 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import onnx
 import onnx_ir as ir
@@ -56,7 +57,7 @@ def write_model(model: ir.Model, path: Path) -> None:
         file.write(skeleton.SerializeToString() + _tag(_MODEL_GRAPH, graph_size) + graph)
         for entry, head, tensor in zip(entries, heads, tensors.values(), strict=True):
             file.write(entry + head)
-            tensor.tofile(file)
+            cast(Any, tensor).tofile(file)
 
 
 def split_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
@@ -81,7 +82,7 @@ def read_model(path: Path) -> ir.Model:
     Raises:
         BundleError: missing, truncated, or not an ONNX file.
     """
-    model = ir.from_proto(onnx.ModelProto.FromString(skeleton_bytes(path)))
+    model = ir.serde.deserialize_model(onnx.ModelProto.FromString(skeleton_bytes(path)))
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value.base_dir = path.parent
@@ -145,7 +146,7 @@ def _reference(data: mmap.mmap, initializer: _Field, location: str) -> bytes:
     tensor.data_location = onnx.TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", raw.value), ("length", raw.end - raw.value)):
         tensor.external_data.add(key=key, value=str(value))
-    return tensor.SerializeToString()
+    return bytes(tensor.SerializeToString())
 
 
 def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[_Field]:
@@ -194,7 +195,7 @@ def _tag(number: int, length: int) -> bytes:
 def _tensor_head(name: str, tensor: ir.TensorProtocol) -> bytes:
     """All of a TensorProto up to its raw data's first byte."""
     head = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
-    return head.SerializeToString() + _tag(_TENSOR_RAW_DATA, tensor.nbytes)
+    return bytes(head.SerializeToString()) + _tag(_TENSOR_RAW_DATA, tensor.nbytes)
 
 
 def _check_limit(path: Path, size: int) -> None:

@@ -25,6 +25,19 @@ class Crop(nn.Module):
         return full[..., self.offset : self.offset + height, self.offset : self.offset + width]
 
 
+class Fuse(nn.Module):
+    """Add a skip's scores, cropped to the map's size, to the up-sampled map."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__()
+        self.crop = Crop(offset)
+
+    def forward(self, upsampled: Tensor, scores: Tensor) -> Tensor:
+        """`upsampled` plus the window of `scores` that lies on it."""
+        cropped: Tensor = self.crop(scores, like=upsampled)
+        return upsampled + cropped
+
+
 class FCN(nn.Module):
     """A fully convolutional network on VGG16.
 
@@ -60,7 +73,7 @@ class FCN(nn.Module):
         if up.skip:
             channels = narrowed(POOL_CHANNELS[up.skip], spec.channel_divisor)
             self.add_module(up.score, nn.Conv2d(channels, classes, kernel_size=1, bias=has_score_bias(spec, up)))
-            self.add_module(f"{up.score}c", Crop(up.skip_crop))
+            self.add_module(f"fuse_{up.skip}", Fuse(up.skip_crop))
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of a batch of images."""
@@ -77,7 +90,7 @@ class FCN(nn.Module):
             x = self.get_submodule(up.name)(x)
             if up.skip:
                 scores = self.get_submodule(up.score)(pools[up.skip])
-                x = x + self.get_submodule(f"{up.score}c")(scores, like=x)
+                x = self.get_submodule(f"fuse_{up.skip}")(x, scores)
         logits: Tensor = self.score(x, like=image)
         return logits.contiguous()
 

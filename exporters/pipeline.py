@@ -1,0 +1,207 @@
+"""From a checkpoint to a verified bundle: build, export, simplify, compare, write."""
+
+import gc
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from exporters.onnx import OnnxOptions, export_graph
+from exporters.simplify import Simplification, simplify
+from fcn_deploy.bundle import MANIFEST_FILE, MODEL_FILE, write_manifest
+from fcn_deploy.geometry import Geometry, Variant, check_fits
+from fcn_deploy.images import SAMPLE_PHOTO
+from fcn_deploy.model_info import ModelInfo, NetworkSpec
+from fcn_deploy.models.checkpoints import read_checkpoint
+from fcn_deploy.models.fcn import FCN
+from fcn_deploy.models.weights import WeightsOptions, load_network, untrained_network
+from fcn_deploy.onnx_file import write_model
+from fcn_deploy.parity.compare import compare_outputs
+from fcn_deploy.parity.inputs import ParityInput, noise_input, photo_input
+from fcn_deploy.parity.report import ParityReport
+from fcn_deploy.parity.tolerance import TIERS
+from fcn_deploy.runtime.base import Runner
+from fcn_deploy.runtime.eager import EagerRunner
+from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.staging import staged_directory
+from fcn_deploy.steps import OnStep, quietly
+from fcn_deploy.version import package_versions
+
+Outputs = dict[str, npt.NDArray[Any]]
+
+
+class Optimize(StrEnum):
+    """How much the exported graph is rewritten."""
+
+    NONE = "none"
+    SIMPLIFY = "simplify"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export, and where to.
+
+    Attributes:
+        variant: which FCN.
+        output: the bundle's directory.
+        geometry: how pools round; None takes the checkpoint family's own, floor without a checkpoint.
+        num_classes: K.
+        channel_divisor: divides every width; more than 1 makes a quick stand-in for the real network.
+        weights: the checkpoint, or the seed of random weights.
+        onnx: shapes and opset.
+        optimize: how much the graph is rewritten.
+        verify: compare with PyTorch before the bundle is written.
+        force: replace an existing bundle.
+        command: what was typed, for the record.
+    """
+
+    variant: Variant
+    output: Path
+    geometry: Geometry | None = None
+    num_classes: int = 21
+    channel_divisor: int = 1
+    weights: WeightsOptions = field(default_factory=WeightsOptions)
+    onnx: OnnxOptions = field(default_factory=OnnxOptions)
+    optimize: Optimize = Optimize.SIMPLIFY
+    verify: bool = True
+    force: bool = False
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A written bundle.
+
+    Attributes:
+        path: its directory.
+        info: the model's facts.
+        input_shape: N x 3 x H x W.
+        file_bytes: size of model.onnx.
+        simplification: what became of the graph, or None when it was left as exported.
+        parity: the comparison with PyTorch, or None when it was not asked for.
+    """
+
+    path: Path
+    info: ModelInfo
+    input_shape: tuple[int, int, int, int]
+    file_bytes: int
+    simplification: Simplification | None
+    parity: ParityReport | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, for JSON."""
+        return {
+            "path": str(self.path),
+            "model": self.info.to_metadata(),
+            "input_shape": list(self.input_shape),
+            "file_bytes": self.file_bytes,
+            "simplification": asdict(self.simplification) if self.simplification else None,
+            "parity": self.parity.to_dict() if self.parity else None,
+        }
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """What the first half of an export leaves behind once the network is gone from memory.
+
+    Attributes:
+        info: the model's facts.
+        simplification: what became of the graph, or None when it was left as exported.
+        reference_name: what the reference ran on.
+        references: (input, the network's outputs) pairs; empty when nothing is to be verified.
+    """
+
+    info: ModelInfo
+    simplification: Simplification | None
+    reference_name: str
+    references: tuple[tuple[ParityInput, Outputs], ...]
+
+
+def export(options: ExportOptions, on_step: OnStep = quietly) -> ExportResult:
+    """Write a bundle: build the network, export it, simplify the graph, compare it with PyTorch, publish.
+
+    Raises:
+        UsageError, SizeError: an option out of its bounds.
+        CheckpointError: the checkpoint is unreadable, unsafe or of another network.
+        OutputError: the output exists already or cannot be written.
+        ParityError: the ONNX file does not compute the network; nothing is written then.
+    """
+    with staged_directory(options.output, marker=MANIFEST_FILE, force=options.force) as staging:
+        exported = _write_graph(options, staging / MODEL_FILE, on_step)
+        # The exporter leaves reference cycles that keep the network's 540 MB until they are collected.
+        gc.collect()
+        parity = _check_parity(exported, staging / MODEL_FILE, on_step) if options.verify else None
+        with on_step("hash and write the manifest"):
+            write_manifest(staging, _facts(options, exported, parity))
+            size = (staging / MODEL_FILE).stat().st_size
+    return ExportResult(options.output, exported.info, options.onnx.shape, size, exported.simplification, parity)
+
+
+def _write_graph(options: ExportOptions, path: Path, on_step: OnStep) -> _Exported:
+    """Write the graph and run the reference; nothing refers to the network any more when this returns."""
+    network, info = _build(options, on_step)
+    with on_step(f"export to ONNX, opset {options.onnx.opset}"):
+        graph = export_graph(network, options.onnx)
+        graph.graph.name = f"fcn{options.variant}"
+        graph.metadata_props.update(info.to_metadata())
+    simplification = None
+    if options.optimize is Optimize.SIMPLIFY:
+        with on_step("simplify the graph and compare it with the plain one"):
+            graph, simplification = simplify(graph)
+    with on_step("write model.onnx"):
+        write_model(graph, path)
+    runner = EagerRunner(network, options.onnx.shape)
+    references = _run(runner, _inputs(options.onnx.shape), on_step) if options.verify else ()
+    return _Exported(info, simplification, runner.name, references)
+
+
+def _build(options: ExportOptions, on_step: OnStep) -> tuple[FCN, ModelInfo]:
+    weights, geometry, checkpoint = options.weights, options.geometry, None
+    if weights.checkpoint is not None:
+        with on_step(f"read checkpoint {weights.checkpoint}"):
+            checkpoint = read_checkpoint(weights.checkpoint)
+        geometry = geometry or checkpoint.family.geometry
+    spec = NetworkSpec(options.variant, geometry or Geometry.FLOOR, options.num_classes, options.channel_divisor)
+    check_fits(options.onnx.height, options.onnx.width, spec.variant, spec.geometry)
+    with on_step(f"build {spec}"):
+        if checkpoint is None:
+            network, provenance = untrained_network(spec, weights)
+        else:
+            network, provenance = load_network(spec, checkpoint, weights)
+    return network, ModelInfo(spec, provenance, package_versions())
+
+
+def _inputs(shape: tuple[int, int, int, int]) -> tuple[ParityInput, ...]:
+    return photo_input(SAMPLE_PHOTO, shape), noise_input(0, shape)
+
+
+def _run(runner: Runner, inputs: Iterable[ParityInput], on_step: OnStep) -> tuple[tuple[ParityInput, Outputs], ...]:
+    inputs = tuple(inputs)
+    with on_step(f"run {runner.name} on {' and '.join(i.name for i in inputs)}"), runner:
+        return tuple((i, runner.run({runner.inputs[0].name: i.image})) for i in inputs)
+
+
+def _check_parity(exported: _Exported, path: Path, on_step: OnStep) -> ParityReport:
+    candidate = OrtRunner(path)
+    outputs = _run(candidate, (i for i, _ in exported.references), on_step)
+    with on_step("compare the two"):
+        pairs = zip(exported.references, outputs, strict=True)
+        comparisons = tuple(compare_outputs(i.name, expected, actual) for (i, expected), (_, actual) in pairs)
+    report = ParityReport(exported.reference_name, candidate.name, TIERS["fp32"], comparisons)
+    report.require()
+    return report
+
+
+def _facts(options: ExportOptions, exported: _Exported, parity: ParityReport | None) -> dict[str, Any]:
+    return {
+        "model": exported.info.to_metadata(),
+        "input_shape": list(options.onnx.shape),
+        "opset": options.onnx.opset,
+        "optimize": str(options.optimize),
+        "simplification": asdict(exported.simplification) if exported.simplification else None,
+        "parity": parity.to_dict() if parity else None,
+        "command": list(options.command),
+    }

@@ -1,0 +1,99 @@
+"""Graph simplification by onnxsim on the skeleton alone, and a comparison of what it made with what it was given."""
+
+from dataclasses import dataclass
+
+import onnx
+import onnx_ir as ir
+import onnxsim
+
+from exporters.equivalence import compare_graphs
+from exporters.naming import name_after_outputs, node_names
+from fcn_deploy.errors import BundleError, ParityError
+from fcn_deploy.graph import operator_counts, typed_skeleton
+from fcn_deploy.onnx_file import large_initializers
+
+# A simplified graph does the same sums; only their order may change.
+SAME_GRAPH_ERROR = 1e-6
+# A simplifier that folds constants may write out large ones; a skeleton has no reason to grow beyond this.
+MAX_GROWTH_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Simplification:
+    """What became of a graph.
+
+    Attributes:
+        before: nodes per operator as exported.
+        after: nodes per operator as simplified.
+        refused: why the simplified graph is not used, or None when it is.
+        difference: max error / range between the two, where they are not equal by structure.
+        compared_nodes: how many nodes differ in structure and were run to compare them.
+    """
+
+    before: dict[str, int]
+    after: dict[str, int]
+    refused: str | None = None
+    difference: float | None = None
+    compared_nodes: int = 0
+
+    @property
+    def nodes_before(self) -> int:
+        """Number of nodes as exported."""
+        return sum(self.before.values())
+
+    @property
+    def nodes_after(self) -> int:
+        """Number of nodes as simplified."""
+        return sum(self.after.values())
+
+
+def simplify(model: ir.Model) -> tuple[ir.Model, Simplification]:
+    """Simplify `model` without touching its weights; the result shares them.
+
+    The simplified graph passes ONNX's checker with full shape inference, has not grown, and computes what the given
+    one does; where any of that fails, the given model comes back with the reason.
+    """
+    skeleton = typed_skeleton(model)
+    try:
+        simplified, _ = onnxsim.simplify(skeleton)
+        onnx.checker.check_model(simplified, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        return _refused(model, f"onnxsim: {error}")
+    growth = simplified.ByteSize() - skeleton.ByteSize()
+    if growth > MAX_GROWTH_BYTES:
+        return _refused(model, f"the graph grew by {growth} bytes, more than {MAX_GROWTH_BYTES}")
+    return _compared(model, _with_weights(simplified, model))
+
+
+def _compared(model: ir.Model, simplified: ir.Model) -> tuple[ir.Model, Simplification]:
+    try:
+        found = compare_graphs(model, simplified)
+    except (ParityError, BundleError) as error:
+        return _refused(model, error.problem)
+    if not found.relative_error <= SAME_GRAPH_ERROR:
+        return _refused(
+            model,
+            f"the graph differs from the plain one by {found.relative_error:.2g} of its range; "
+            f"at most {SAME_GRAPH_ERROR:g} is rounding",
+        )
+    name_after_outputs(simplified, node_names(model))
+    difference = None if found.comparison is None else found.relative_error
+    counts = operator_counts(model), operator_counts(simplified)
+    return simplified, Simplification(*counts, difference=difference, compared_nodes=found.compared_nodes)
+
+
+def _refused(model: ir.Model, reason: str) -> tuple[ir.Model, Simplification]:
+    counts = operator_counts(model)
+    return model, Simplification(counts, counts, refused=reason)
+
+
+def _with_weights(simplified: onnx.ModelProto, original: ir.Model) -> ir.Model:
+    """The simplified skeleton as a model, its declared weights replaced by the original's tensors."""
+    result = ir.serde.deserialize_model(simplified)
+    tensors = large_initializers(original)
+    for value in [value for value in result.graph.inputs if value.name in tensors]:
+        value.const_value = tensors[value.name or ""]
+        result.graph.inputs.remove(value)
+        result.graph.initializers.add(value)
+    result.metadata_props.update(original.metadata_props)
+    return result

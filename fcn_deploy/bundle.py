@@ -1,0 +1,136 @@
+"""The artifact: a directory of `model.onnx` and `manifest.json`, written in one move and checked on opening.
+
+The manifest holds the model's facts, the SHA-256 of every file, the record of the parity check, and its own SHA-256.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from fcn_deploy.errors import BundleError
+from fcn_deploy.model_info import ModelInfo
+from fcn_deploy.onnx_file import read_model
+
+SCHEMA_VERSION = 1
+MODEL_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"
+_SELF_HASH = "manifest_sha256"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened artifact.
+
+    Attributes:
+        path: as the user named it: a bundle's directory, or a bare ONNX file.
+        model_path: the ONNX file.
+        model: its graph; large weights stay in the file until they are asked for.
+        manifest: the bundle's manifest, or None for a bare file.
+    """
+
+    path: Path
+    model_path: Path
+    model: ir.Model
+    manifest: Mapping[str, Any] | None
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model's facts.
+
+        Raises:
+            BundleError: a bare file that this toolkit did not write.
+        """
+        return ModelInfo.from_metadata(self.model.metadata_props, str(self.model_path))
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """The fixed N x 3 x H x W of the first input.
+
+        Raises:
+            BundleError: the model has no such input.
+        """
+        shape = self.model.graph.inputs[0].shape if self.model.graph.inputs else None
+        sizes = tuple(shape) if shape is not None else ()
+        if len(sizes) != 4 or not all(isinstance(n, int) for n in sizes):
+            raise BundleError(
+                f"{self.model_path}: its input is {shape}, not a fixed N x 3 x H x W",
+                remedy="Export it with fixed sizes.",
+            )
+        batch, channels, height, width = (int(str(n)) for n in sizes)
+        return batch, channels, height, width
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle's directory, or a bare ONNX file, and check everything that can be checked.
+
+    Raises:
+        BundleError: missing, incomplete, of another schema version, or not what its manifest says.
+    """
+    if path.is_file():
+        return Bundle(path, path, read_model(path), None)
+    if not path.is_dir():
+        raise BundleError(f"{path} is neither a bundle nor an ONNX file", remedy="Write one with `fcn-deploy export`.")
+    manifest = _read_manifest(path / MANIFEST_FILE)
+    for name, record in manifest["files"].items():
+        _check_file(path / name, record["bytes"], record["sha256"])
+    bundle = Bundle(path, path / MODEL_FILE, read_model(path / MODEL_FILE), manifest)
+    if dict(bundle.model.metadata_props) != manifest["model"]:
+        raise BundleError(
+            f"{path}: manifest and {MODEL_FILE} describe different models", remedy="Export the bundle again."
+        )
+    return bundle
+
+
+def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Write the manifest of the model in `directory`: `facts`, the files' hashes, and its own."""
+    model = directory / MODEL_FILE
+    files = {MODEL_FILE: {"bytes": model.stat().st_size, "sha256": _sha256(model)}}
+    manifest = {"schema_version": SCHEMA_VERSION, **facts, "files": files}
+    manifest[_SELF_HASH] = _self_hash(manifest)
+    (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["schema_version"]
+    except OSError as error:
+        raise BundleError(f"{path.parent} is no bundle: {path.name}: {error.strerror}", remedy="Export it.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is damaged: {error}", remedy="Export the bundle again.") from error
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {version}; this fcn-deploy reads {SCHEMA_VERSION}",
+            remedy="Export the bundle again with this version.",
+        )
+    if manifest.get(_SELF_HASH) != _self_hash(manifest):
+        raise BundleError(f"{path} was edited after it was written", remedy="Export the bundle again.")
+    return dict(manifest)
+
+
+def _self_hash(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != _SELF_HASH}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _check_file(path: Path, size: int, sha256: str) -> None:
+    found = path.stat().st_size if path.is_file() else None
+    if found != size:
+        raise BundleError(
+            f"{path} has {'no file' if found is None else f'{found} bytes'}; its manifest says {size} bytes",
+            remedy="Copy the bundle again, or export it again.",
+        )
+    if _sha256(path) != sha256:
+        raise BundleError(
+            f"{path} is not the file the manifest describes (SHA-256 differs)", remedy="Export the bundle again."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,82 @@
+"""What a graph consists of: its layers with their map sizes, parameters and multiply-adds."""
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+
+import onnx
+import onnx_ir as ir
+
+from fcn_deploy.onnx_file import split_weights
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One node of a graph.
+
+    Attributes:
+        name: the node's name.
+        operator: its ONNX operator.
+        shape: of its first output; empty when unknown.
+        parameters: elements of its floating-point weights.
+        multiply_adds: of a convolution or transposed convolution for the whole batch, padding included; else 0.
+    """
+
+    name: str
+    operator: str
+    shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+
+
+def layers(model: ir.Model) -> tuple[Layer, ...]:
+    """Every node in graph order, with shapes inferred where the file does not state them."""
+    shapes = _shapes(model)
+    return tuple(_layer(node, shapes) for node in model.graph)
+
+
+def operator_counts(model: ir.Model) -> dict[str, int]:
+    """Number of nodes per operator, most frequent first."""
+    return dict(Counter(node.op_type for node in model.graph).most_common())
+
+
+def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> Layer:
+    weights = [v for v in node.inputs if v is not None and v.is_initializer() and v.dtype is not None]
+    parameters = sum(prod(_known(v)) for v in weights if v.dtype and v.dtype.is_floating_point())
+    shape = shapes.get(node.outputs[0].name or "", ())
+    return Layer(node.name or "", node.op_type, shape, parameters, _multiply_adds(node, shape, shapes))
+
+
+def _multiply_adds(node: ir.Node, output: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> int:
+    """Each weight is used once per output position (Conv) or input position (ConvTranspose) of every image."""
+    if node.op_type not in ("Conv", "ConvTranspose") or node.inputs[1] is None or node.inputs[0] is None:
+        return 0
+    positions = output if node.op_type == "Conv" else shapes.get(node.inputs[0].name or "", _known(node.inputs[0]))
+    if not positions:
+        return 0
+    return prod(_known(node.inputs[1])) * positions[0] * prod(positions[2:])
+
+
+def _known(value: ir.Value) -> tuple[int, ...]:
+    shape = value.shape if value.shape is not None else value.const_value and value.const_value.shape
+    return tuple(int(n) for n in shape if isinstance(n, int)) if shape else ()
+
+
+def _shapes(model: ir.Model) -> dict[str, tuple[int, ...]]:
+    inferred = onnx.shape_inference.infer_shapes(typed_skeleton(model)).graph
+    return {
+        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+        for value in (*inferred.value_info, *inferred.output, *inferred.input)
+    }
+
+
+def typed_skeleton(model: ir.Model) -> onnx.ModelProto:
+    """The model without its large initializers, each declared as an input of the same type and shape instead.
+
+    Whatever works on structure alone (shape inference, the checker, simplifiers) takes it as a complete model.
+    """
+    skeleton, tensors = split_weights(model)
+    for name, tensor in tensors.items():
+        dtype, shape = int(tensor.dtype), list(tensor.shape.numpy())
+        skeleton.graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, shape))
+    return skeleton

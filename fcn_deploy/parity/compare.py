@@ -1,0 +1,151 @@
+"""Two logit maps for one input, compared every way that says something. Names, then shapes and types, then values."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fcn_deploy.errors import ParityError
+from fcn_deploy.metrics import Scores, confusion_matrix
+
+# A flip is clear when the reference preferred its own label by more than this share of its logit range.
+CLEAR_MARGIN = 0.01
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a candidate's logits are from the reference's, for one input.
+
+    Attributes:
+        input_name: what both were run on.
+        max_abs_error: largest absolute difference, in logits.
+        mean_abs_error: mean absolute difference, in logits.
+        logit_range: the reference's largest logit less its smallest.
+        error_norm: Euclidean norm of the difference.
+        reference_norm: Euclidean norm of the reference.
+        candidate_norm: Euclidean norm of the candidate.
+        dot: inner product of the two.
+        pixels: number of labels compared.
+        flips: labels that differ.
+        clear_flips: flips where the reference's margin over the candidate's label exceeds CLEAR_MARGIN of the range.
+        largest_flip_margin: the largest such margin, in logits; 0 without flips.
+        mean_iu: mean IU of the candidate's labels with the reference's as truth.
+    """
+
+    input_name: str
+    max_abs_error: float
+    mean_abs_error: float
+    logit_range: float
+    error_norm: float
+    reference_norm: float
+    candidate_norm: float
+    dot: float
+    pixels: int
+    flips: int
+    clear_flips: int
+    largest_flip_margin: float
+    mean_iu: float
+
+    @property
+    def relative_error(self) -> float:
+        """Largest absolute error over the reference's logit range: the figure that is judged."""
+        return _over(self.max_abs_error, self.logit_range)
+
+    @property
+    def relative_l2(self) -> float:
+        """Norm of the error over the norm of the reference."""
+        return _over(self.error_norm, self.reference_norm)
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between the two; 1 is parallel."""
+        return _over(self.dot, self.reference_norm * self.candidate_norm)
+
+    @property
+    def snr_db(self) -> float:
+        """Signal to noise, in decibels; infinite when the two are equal bit for bit."""
+        if self.error_norm == 0:
+            return float("inf")
+        return float(20 * np.log10(self.reference_norm / self.error_norm))
+
+    @property
+    def label_agreement(self) -> float:
+        """Share of pixels with the same label, 0..1."""
+        return 1 - self.flips / self.pixels
+
+    @property
+    def passing_tolerance(self) -> float:
+        """The smallest max error / range bound, of two digits, that would just pass."""
+        if not np.isfinite(self.relative_error) or self.relative_error == 0:
+            return self.relative_error
+        step = 10.0 ** (np.floor(np.log10(self.relative_error)) - 1)
+        return float(np.ceil(self.relative_error / step) * step)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, raw and derived, for JSON."""
+        derived = ("relative_error", "relative_l2", "cosine", "snr_db", "label_agreement", "passing_tolerance")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
+
+
+def compare_outputs(input_name: str, reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> Comparison:
+    """Compare the outputs of two runners for one input.
+
+    Raises:
+        ParityError: names or shapes differ, or either dtype is no float.
+    """
+    if list(reference) != list(candidate) or len(reference) != 1:
+        raise _mismatch("outputs", ", ".join(reference), ", ".join(candidate))
+    (name, expected), (_, actual) = *reference.items(), *candidate.items()
+    if expected.shape != actual.shape:
+        raise _mismatch(f"shape of {name}", str(expected.shape), str(actual.shape))
+    if expected.dtype.kind != "f" or actual.dtype.kind != "f":
+        raise _mismatch(f"type of {name}", expected.dtype.name, actual.dtype.name)
+    return compare_logits(input_name, expected, actual)
+
+
+def _mismatch(what: str, reference: str, candidate: str) -> ParityError:
+    return ParityError(
+        f"{what}: the reference has {reference}, the artifact {candidate}", remedy="The artifact is of another network."
+    )
+
+
+def compare_logits(input_name: str, reference: Array, candidate: Array) -> Comparison:
+    """Compare two N x K x H x W float logit maps; all sums are in float64."""
+    expected, actual = reference.astype(np.float64), candidate.astype(np.float64)
+    error = np.abs(actual - expected)
+    logit_range = float(expected.max() - expected.min())
+    labels, candidate_labels = (maps.argmax(axis=1).astype(np.uint8) for maps in (expected, actual))
+    margins = _flip_margins(expected, labels, candidate_labels)
+    return Comparison(
+        input_name=input_name,
+        max_abs_error=float(error.max()),
+        mean_abs_error=float(error.mean()),
+        logit_range=logit_range,
+        error_norm=float(np.linalg.norm(error)),
+        reference_norm=float(np.linalg.norm(expected)),
+        candidate_norm=float(np.linalg.norm(actual)),
+        dot=float(np.vdot(expected, actual)),
+        pixels=labels.size,
+        flips=margins.size,
+        clear_flips=int((margins > CLEAR_MARGIN * logit_range).sum()),
+        largest_flip_margin=float(margins.max(initial=0.0)),
+        mean_iu=Scores(confusion_matrix(labels, candidate_labels, reference.shape[1])).mean_iu,
+    )
+
+
+def _flip_margins(reference: Array, labels: Array, candidate_labels: Array) -> npt.NDArray[np.float64]:
+    """For each pixel whose label differs: the reference's logit of its own label less that of the candidate's."""
+    batch, row, column = np.nonzero(labels != candidate_labels)
+    own = reference[batch, labels[batch, row, column], row, column]
+    other = reference[batch, candidate_labels[batch, row, column], row, column]
+    return np.asarray(own - other, dtype=np.float64)
+
+
+def _over(part: float, whole: float) -> float:
+    if whole == 0:
+        return 0.0 if part == 0 else float("inf")
+    return part / whole

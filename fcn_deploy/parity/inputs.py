@@ -1,0 +1,93 @@
+"""The inputs of a parity check: a real photo, and pictures that are hard in one particular way.
+
+All are N x 3 x H x W float32 network inputs, made the same way every time. The images of a batch differ (each is rolled
+by some columns), so that a runtime that mixes them up is found.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fcn_deploy.errors import ImageError
+from fcn_deploy.images import FloatArray, Pixels, mean_image, preprocess, read_image, resize
+from fcn_deploy.model_info import MEAN_BGR
+
+Shape = tuple[int, int, int, int]
+
+NOISE_LOW, NOISE_HIGH = -max(MEAN_BGR), 255 - min(MEAN_BGR)
+_ROLL_COLUMNS = 37
+_EXTREMES_SEED = 255
+
+
+@dataclass(frozen=True)
+class ParityInput:
+    """One named input, N x 3 x H x W float32."""
+
+    name: str
+    image: FloatArray
+
+
+def photo_input(path: Path, shape: Shape) -> ParityInput:
+    """A photo stretched to the input, or an input saved earlier as .npy, to replay it.
+
+    Raises:
+        ImageError: the file cannot be read, or the saved input has another shape.
+    """
+    if path.suffix == ".npy":
+        return ParityInput(path.name, _saved_input(path, shape))
+    return ParityInput(path.name, _batch(resize(read_image(path), *shape[2:]), shape))
+
+
+def noise_input(seed: int, shape: Shape) -> ParityInput:
+    """Uniform noise over the range of real inputs."""
+    noise = np.random.default_rng(seed).uniform(NOISE_LOW, NOISE_HIGH, shape)
+    return ParityInput(f"noise {seed}", noise.astype(np.float32))
+
+
+def hard_inputs(shape: Shape) -> tuple[ParityInput, ...]:
+    """The mean colour, zeros, uint8 extremes, hard edges and a checkerboard."""
+    pictures: Sequence[tuple[str, Callable[[int, int], Pixels]]] = (
+        ("mean colour", mean_image),
+        ("extremes", _extremes),
+        ("edges", _edges),
+        ("checkerboard", _checkerboard),
+    )
+    drawn = [ParityInput(name, _batch(draw(*shape[2:]), shape)) for name, draw in pictures]
+    return (*drawn, ParityInput("zeros", np.zeros(shape, dtype=np.float32)))
+
+
+def _batch(image: Pixels, shape: Shape) -> FloatArray:
+    return preprocess(np.stack([np.roll(image, _ROLL_COLUMNS * i, axis=1) for i in range(shape[0])]))
+
+
+def _saved_input(path: Path, shape: Shape) -> FloatArray:
+    try:
+        saved = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ImageError(f"saved input {path} cannot be read: {error}", remedy="Use a file `verify` saved.") from error
+    if saved.shape != shape or saved.dtype != np.float32:
+        raise ImageError(
+            f"saved input {path} is {saved.dtype} {saved.shape}; this model takes float32 {shape}",
+            remedy="Replay it on the model it was saved from.",
+        )
+    return np.asarray(saved, dtype=np.float32)
+
+
+def _extremes(height: int, width: int) -> Pixels:
+    bits = np.random.default_rng(_EXTREMES_SEED).integers(0, 2, (height, width, 3), dtype=np.uint8)
+    return bits * np.uint8(255)
+
+
+def _edges(height: int, width: int) -> Pixels:
+    """Black, with a white quarter and a saturated block whose edges touch the borders of the image."""
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    image[: height // 2, width // 2 :] = 255
+    image[height // 3 :, : width // 3] = (255, 0, 0)
+    return image
+
+
+def _checkerboard(height: int, width: int) -> Pixels:
+    rows, columns = np.indices((height, width))
+    return np.repeat(((rows + columns) % 2 * 255).astype(np.uint8)[:, :, None], 3, axis=2)

@@ -1,0 +1,97 @@
+"""The outcome of a parity check over several inputs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fcn_deploy.errors import ParityError
+from fcn_deploy.parity.compare import Comparison
+from fcn_deploy.parity.tolerance import Tier
+
+
+@dataclass(frozen=True)
+class ExactErrors:
+    """Each side's own error against the network in float64, for one input: max error over the logit range."""
+
+    input_name: str
+    reference: float
+    candidate: float
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Comparisons of a candidate with its reference, judged by one tier.
+
+    Attributes:
+        reference: what the reference ran on.
+        candidate: what the artifact ran on.
+        tier: the bounds.
+        comparisons: one per input.
+        exact: each side's distance to float64, one per input; empty unless asked for.
+    """
+
+    reference: str
+    candidate: str
+    tier: Tier
+    comparisons: tuple[Comparison, ...]
+    exact: tuple[ExactErrors, ...] = ()
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Every broken bound, with the input that broke it."""
+        return tuple(f"{c.input_name}: {problem}" for c in self.comparisons for problem in self.tier.failures(c))
+
+    @property
+    def passed(self) -> bool:
+        """Whether every input keeps every bound of the tier."""
+        return not self.failures
+
+    @property
+    def worst(self) -> Comparison:
+        """The comparison that fails, or else the one with the largest error; NaN counts as largest."""
+        return max(
+            self.comparisons,
+            key=lambda c: (bool(self.tier.failures(c)), math.isnan(c.relative_error), c.relative_error),
+        )
+
+    def require(self) -> None:
+        """Do nothing when the check passed.
+
+        Raises:
+            ParityError: it did not; names the worst input and every broken bound.
+        """
+        if not self.passed:
+            raise ParityError(
+                f"{self.candidate} does not compute what {self.reference} does "
+                f"(tier {self.tier.name}, worst input {self.worst.input_name}):\n  " + "\n  ".join(self.failures),
+                remedy="Check that the reference has the weights and geometry the artifact was exported from.",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, for JSON."""
+        return {
+            "passed": self.passed,
+            "reference": self.reference,
+            "candidate": self.candidate,
+            "tier": asdict(self.tier),
+            "worst_input": self.worst.input_name,
+            "failures": list(self.failures),
+            "comparisons": [c.to_dict() for c in self.comparisons],
+            "exact": [asdict(e) for e in self.exact],
+        }
+
+
+def exact_errors(exact: Sequence[Comparison], candidate_exact: Sequence[Comparison]) -> tuple[ExactErrors, ...]:
+    """Pair the reference's and the candidate's comparisons with float64, input by input."""
+    pairs = zip(exact, candidate_exact, strict=True)
+    return tuple(ExactErrors(r.input_name, r.relative_error, c.relative_error) for r, c in pairs)
+
+
+def json_ready(value: Any) -> Any:
+    """`value` with infinities and NaN as strings, which JSON has no numbers for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: json_ready(item) for key, item in value.items()}
+    return [json_ready(item) for item in value] if isinstance(value, list | tuple) else value

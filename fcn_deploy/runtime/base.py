@@ -1,0 +1,79 @@
+"""The runner every runtime implements, and the checks they share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fcn_deploy.errors import UsageError
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and NumPy dtype of one input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} {'x'.join(str(n) for n in self.shape)}"
+
+    @classmethod
+    def of(cls, name: str, array: npt.NDArray[Any]) -> "TensorSpec":
+        """The spec that `array` has under `name`."""
+        return cls(name, array.shape, array.dtype.name)
+
+
+class Runner(ABC):
+    """Runs one model: a context manager that takes and gives arrays by name.
+
+    Attributes:
+        name: what runs, for reports, e.g. `ONNX Runtime 1.31.1 CPU`.
+        inputs: what `run` takes, known once the runner is open.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def run(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Compute every output for `feeds`.
+
+        Raises:
+            UsageError: a name, shape or dtype is not what the model takes.
+        """
+        given = {TensorSpec.of(name, array) for name, array in feeds.items()}
+        if given != set(self.inputs):
+            raise UsageError(
+                f"{self.name} takes {_listed(self.inputs)}; it was given {_listed(sorted(given, key=str))}",
+                remedy="Feed exactly these names, shapes and types.",
+            )
+        return self._run({name: np.ascontiguousarray(array) for name, array in feeds.items()})
+
+    @abstractmethod
+    def _open(self) -> None: ...
+
+    @abstractmethod
+    def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...
+
+
+def _listed(specs: "tuple[TensorSpec, ...] | list[TensorSpec]") -> str:
+    return ", ".join(str(spec) for spec in specs) or "nothing"
