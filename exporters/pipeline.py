@@ -1,15 +1,12 @@
 """From a checkpoint to a verified bundle: build, export, simplify, compare, write."""
 
 import gc
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-
 from exporters.onnx import OnnxOptions, export_graph
+from exporters.optimize import Optimize
 from exporters.simplify import Simplification, simplify
 from fcn_deploy.bundle import MANIFEST_FILE, MODEL_FILE, write_manifest
 from fcn_deploy.geometry import Geometry, Variant, check_fits
@@ -19,25 +16,15 @@ from fcn_deploy.models.checkpoints import read_checkpoint
 from fcn_deploy.models.fcn import FCN
 from fcn_deploy.models.weights import WeightsOptions, load_network, untrained_network
 from fcn_deploy.onnx_file import write_model
-from fcn_deploy.parity.compare import compare_outputs
-from fcn_deploy.parity.inputs import ParityInput, noise_input, photo_input
+from fcn_deploy.parity.inputs import ParityInput, Shape, noise_input, photo_input
 from fcn_deploy.parity.report import ParityReport
+from fcn_deploy.parity.run import Outputs, compare_all, run_all
 from fcn_deploy.parity.tolerance import TIERS
-from fcn_deploy.runtime.base import Runner
 from fcn_deploy.runtime.eager import EagerRunner
 from fcn_deploy.runtime.ort import OrtRunner
 from fcn_deploy.staging import staged_directory
 from fcn_deploy.steps import OnStep, quietly
 from fcn_deploy.version import package_versions
-
-Outputs = dict[str, npt.NDArray[Any]]
-
-
-class Optimize(StrEnum):
-    """How much the exported graph is rewritten."""
-
-    NONE = "none"
-    SIMPLIFY = "simplify"
 
 
 @dataclass(frozen=True)
@@ -111,13 +98,15 @@ class _Exported:
         info: the model's facts.
         simplification: what became of the graph, or None when it was left as exported.
         reference_name: what the reference ran on.
-        references: (input, the network's outputs) pairs; empty when nothing is to be verified.
+        inputs: what the network was run on; empty when nothing is to be verified.
+        references: its outputs, one per input.
     """
 
     info: ModelInfo
     simplification: Simplification | None
     reference_name: str
-    references: tuple[tuple[ParityInput, Outputs], ...]
+    inputs: tuple[ParityInput, ...]
+    references: list[Outputs]
 
 
 def export(options: ExportOptions, on_step: OnStep = quietly) -> ExportResult:
@@ -154,8 +143,9 @@ def _write_graph(options: ExportOptions, path: Path, on_step: OnStep) -> _Export
     with on_step("write model.onnx"):
         write_model(graph, path)
     runner = EagerRunner(network, options.onnx.shape)
-    references = _run(runner, _inputs(options.onnx.shape), on_step) if options.verify else ()
-    return _Exported(info, simplification, runner.name, references)
+    inputs = _inputs(options.onnx.shape) if options.verify else ()
+    references = run_all(runner, inputs, on_step) if inputs else []
+    return _Exported(info, simplification, runner.name, inputs, references)
 
 
 def _build(options: ExportOptions, on_step: OnStep) -> tuple[FCN, ModelInfo]:
@@ -174,22 +164,15 @@ def _build(options: ExportOptions, on_step: OnStep) -> tuple[FCN, ModelInfo]:
     return network, ModelInfo(spec, provenance, package_versions())
 
 
-def _inputs(shape: tuple[int, int, int, int]) -> tuple[ParityInput, ...]:
+def _inputs(shape: Shape) -> tuple[ParityInput, ...]:
     return photo_input(SAMPLE_PHOTO, shape), noise_input(0, shape)
-
-
-def _run(runner: Runner, inputs: Iterable[ParityInput], on_step: OnStep) -> tuple[tuple[ParityInput, Outputs], ...]:
-    inputs = tuple(inputs)
-    with on_step(f"run {runner.name} on {' and '.join(i.name for i in inputs)}"), runner:
-        return tuple((i, runner.run({runner.inputs[0].name: i.image})) for i in inputs)
 
 
 def _check_parity(exported: _Exported, path: Path, on_step: OnStep) -> ParityReport:
     candidate = OrtRunner(path)
-    outputs = _run(candidate, (i for i, _ in exported.references), on_step)
+    outputs = run_all(candidate, exported.inputs, on_step)
     with on_step("compare the two"):
-        pairs = zip(exported.references, outputs, strict=True)
-        comparisons = tuple(compare_outputs(i.name, expected, actual) for (i, expected), (_, actual) in pairs)
+        comparisons = compare_all(exported.inputs, exported.references, outputs)
     report = ParityReport(exported.reference_name, candidate.name, TIERS["fp32"], comparisons)
     report.require()
     return report

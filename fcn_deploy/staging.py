@@ -41,6 +41,25 @@ def staged_directory(target: Path, *, marker: str, force: bool) -> Iterator[Path
             raise _unwritable(target, error) from error
 
 
+@contextlib.contextmanager
+def staged_file(target: Path) -> Iterator[Path]:
+    """A path beside `target` for the block to write to, which becomes `target` when the block ends without an error.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    staging = target.with_name(f".{target.name}{_PARTIAL}{os.getpid()}{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield staging
+        staging.replace(target)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            staging.unlink(missing_ok=True)
+
+
 def _check_target(target: Path, marker: str, *, force: bool) -> None:
     if not target.exists():
         return

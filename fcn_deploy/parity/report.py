@@ -1,7 +1,7 @@
 """The outcome of a parity check over several inputs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,12 +80,6 @@ class ParityReport:
             "comparisons": [c.to_dict() for c in self.comparisons],
             "exact": [asdict(e) for e in self.exact],
         }
-
-
-def exact_errors(exact: Sequence[Comparison], candidate_exact: Sequence[Comparison]) -> tuple[ExactErrors, ...]:
-    """Pair the reference's and the candidate's comparisons with float64, input by input."""
-    pairs = zip(exact, candidate_exact, strict=True)
-    return tuple(ExactErrors(r.input_name, r.relative_error, c.relative_error) for r, c in pairs)
 
 
 def json_ready(value: Any) -> Any:

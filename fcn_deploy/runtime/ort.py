@@ -7,7 +7,6 @@ that is an error: the provider that was asked for runs, or nothing does.
 import contextlib
 import ctypes
 import io
-from enum import StrEnum
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,12 @@ import onnxruntime as ort
 from fcn_deploy.errors import BundleError, ProviderError
 from fcn_deploy.onnx_file import skeleton_bytes
 from fcn_deploy.runtime.base import Runner, TensorSpec
+from fcn_deploy.runtime.provider import Provider
 
 _SILENT = 4  # every problem reaches the user as an exception; the log would only say it twice
 _FALLBACK_KEY = "session.disable_cpu_ep_fallback"
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
-
-
-class Provider(StrEnum):
-    """Where a model runs."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
 
 
 # (ONNX Runtime's name, its options). TF32 is off: graph equality is the question here.
@@ -121,6 +114,11 @@ def preload_libraries() -> None:
     # It prints what it does not find; provider_problem says it with a remedy.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(AttributeError):
         ort.preload_dlls()
+
+
+def available_providers() -> tuple[str, ...]:
+    """ONNX Runtime's names of the providers this build was made with, whether or not they can be loaded."""
+    return tuple(ort.get_available_providers())
 
 
 def installed_wheels() -> dict[str, str]:

@@ -1,0 +1,132 @@
+"""fcn-deploy: export fully convolutional networks to ONNX, prove the export, run it.
+
+    import fcn_deploy as fd
+
+    result = fd.export(fd.ExportOptions(fd.Variant.FCN8S, Path("fcn8s"), weights=fd.WeightsOptions(Path("fcn8s.pth"))))
+    fd.verify(result.path, fd.VerifyOptions(checkpoint=Path("fcn8s.pth"))).parity.require()
+    for prediction in fd.predict(result.path, [Path("photo.jpg")]):
+        print(prediction.shares)
+
+Everything raises subclasses of `FcnDeployError`. Names are imported when they are first used, so that importing this
+package costs nothing: PyTorch is loaded by what needs it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__all__ = [
+    "AxisSizes",
+    "Bundle",
+    "BundleError",
+    "CheckpointError",
+    "Comparison",
+    "ExportOptions",
+    "ExportResult",
+    "FcnDeployError",
+    "Finding",
+    "Geometry",
+    "ImageError",
+    "InputFileError",
+    "Inspection",
+    "ModelInfo",
+    "NetworkSpec",
+    "OnnxOptions",
+    "Optimize",
+    "OutputError",
+    "ParityError",
+    "ParityReport",
+    "PredictOptions",
+    "Prediction",
+    "Provenance",
+    "Provider",
+    "ProviderError",
+    "SizeError",
+    "Tier",
+    "UsageError",
+    "Variant",
+    "Verification",
+    "VerifyOptions",
+    "WeightsOptions",
+    "__version__",
+    "axis_sizes",
+    "check_fits",
+    "examine",
+    "export",
+    "fcn8s",
+    "fcn16s",
+    "fcn32s",
+    "find_images",
+    "inspect",
+    "open_bundle",
+    "predict",
+    "read_checkpoint",
+    "verify",
+]
+
+if TYPE_CHECKING:
+    from exporters.onnx import OnnxOptions
+    from exporters.optimize import Optimize
+    from exporters.pipeline import ExportOptions, ExportResult, export
+    from fcn_deploy.bundle import Bundle, open_bundle
+    from fcn_deploy.doctor import Finding, examine
+    from fcn_deploy.errors import (
+        BundleError,
+        CheckpointError,
+        FcnDeployError,
+        ImageError,
+        InputFileError,
+        OutputError,
+        ParityError,
+        ProviderError,
+        SizeError,
+        UsageError,
+    )
+    from fcn_deploy.geometry import AxisSizes, Geometry, Variant, axis_sizes, check_fits
+    from fcn_deploy.inspection import Inspection, inspect
+    from fcn_deploy.model_info import ModelInfo, NetworkSpec, Provenance
+    from fcn_deploy.models.checkpoints import read_checkpoint
+    from fcn_deploy.models.fcn import fcn8s, fcn16s, fcn32s
+    from fcn_deploy.models.weights import WeightsOptions
+    from fcn_deploy.parity.compare import Comparison
+    from fcn_deploy.parity.report import ParityReport
+    from fcn_deploy.parity.tolerance import Tier
+    from fcn_deploy.predict import Prediction, PredictOptions, find_images, predict
+    from fcn_deploy.runtime.provider import Provider
+    from fcn_deploy.verify import Verification, VerifyOptions, verify
+    from fcn_deploy.version import __version__
+
+_ERRORS = "BundleError CheckpointError FcnDeployError ImageError InputFileError OutputError ParityError ProviderError"
+_NAMES_BY_MODULE = {
+    "exporters.onnx": "OnnxOptions",
+    "exporters.optimize": "Optimize",
+    "exporters.pipeline": "ExportOptions ExportResult export",
+    "fcn_deploy.bundle": "Bundle open_bundle",
+    "fcn_deploy.doctor": "Finding examine",
+    "fcn_deploy.errors": f"{_ERRORS} SizeError UsageError",
+    "fcn_deploy.geometry": "AxisSizes Geometry Variant axis_sizes check_fits",
+    "fcn_deploy.inspection": "Inspection inspect",
+    "fcn_deploy.model_info": "ModelInfo NetworkSpec Provenance",
+    "fcn_deploy.models.checkpoints": "read_checkpoint",
+    "fcn_deploy.models.fcn": "fcn32s fcn16s fcn8s",
+    "fcn_deploy.models.weights": "WeightsOptions",
+    "fcn_deploy.parity.compare": "Comparison",
+    "fcn_deploy.parity.report": "ParityReport",
+    "fcn_deploy.parity.tolerance": "Tier",
+    "fcn_deploy.predict": "Prediction PredictOptions find_images predict",
+    "fcn_deploy.runtime.provider": "Provider",
+    "fcn_deploy.verify": "Verification VerifyOptions verify",
+    "fcn_deploy.version": "__version__",
+}
+_MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,67 @@
+"""The `fcn-deploy` command: registers the commands and maps errors to exit codes."""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from fcn_deploy.cli import doctor, export, inspect, predict, verify
+from fcn_deploy.errors import FcnDeployError
+from fcn_deploy.version import __version__
+
+_INTERRUPTED = 128 + signal.SIGINT
+_TERMINATED = 128 + signal.SIGTERM
+
+app = typer.Typer(
+    name="fcn-deploy",
+    help="Export FCN-32s, FCN-16s and FCN-8s to ONNX, prove the export equal to PyTorch, and run it.",
+    epilog="Example: fcn-deploy export --variant 32s",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(epilog=export.EPILOG)(export.export)
+app.command(epilog=verify.EPILOG)(verify.verify)
+app.command(epilog=predict.EPILOG)(predict.predict)
+app.command(epilog=inspect.EPILOG)(inspect.inspect)
+app.command(epilog=doctor.EPILOG)(doctor.doctor)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """Run the command line; exit codes: 0 done, 2 usage, 3 file, 4 provider, 5 parity, 130 interrupted."""
+    # PyTorch then asks for huge pages for its large maps, which saves a fifth of the reference's time.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(standalone_mode=False)
+    except FcnDeployError as error:
+        from fcn_deploy.cli.console import show_error
+
+        show_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    sys.exit(0)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """Leave through the `finally` blocks, so that nothing half-written stays."""
+    sys.exit(_TERMINATED)

@@ -1,0 +1,46 @@
+"""`fcn-deploy inspect`."""
+
+from typing import TYPE_CHECKING
+
+from fcn_deploy.cli.parameters import BundlePath, Json
+
+if TYPE_CHECKING:
+    from fcn_deploy.inspection import Inspection
+
+EPILOG = "Example: fcn-deploy inspect fcn32s"
+
+
+def inspect(bundle: BundlePath, json: Json = False) -> None:
+    """Show an artifact's layers, map sizes, parameters, multiply-adds, metadata, and what to know about it."""
+    import fcn_deploy as fd
+    from fcn_deploy.cli.console import print_json
+
+    inspection = fd.inspect(bundle)
+    if json:
+        print_json(inspection.to_dict())
+    else:
+        _show(inspection)
+
+
+def _show(inspection: "Inspection") -> None:
+    from rich.markup import escape
+
+    from fcn_deploy.cli.console import out, plain_table, print_line
+
+    table = plain_table(str(inspection.path), "layer", "operator", "output", "parameters", "multiply-adds")
+    for layer in inspection.layers:
+        shape = "x".join(str(n) for n in layer.shape)
+        macs = f"{layer.multiply_adds / 1e9:.3f} G" if layer.multiply_adds else ""
+        table.add_row(
+            escape(layer.name), layer.operator, shape, f"{layer.parameters:,}" if layer.parameters else "", macs
+        )
+    table.add_section()
+    table.add_row("total", "", "", f"{inspection.parameters:,}", f"{inspection.multiply_adds / 1e9:.1f} G")
+    out.print(table)
+    operators = ", ".join(f"{name} {count}" for name, count in inspection.operators.items())
+    print_line(f"in: {', '.join(inspection.inputs)}; out: {', '.join(inspection.outputs)}; opset {inspection.opset}")
+    print_line(f"{inspection.file_bytes / 1e6:.1f} MB, {len(inspection.layers)} nodes: {operators}")
+    for key, value in inspection.metadata.items():
+        print_line(f"[dim]{escape(key)}[/] {escape(value)}")
+    for note in inspection.notes:
+        print_line(f"[yellow]note:[/] {escape(note)}")

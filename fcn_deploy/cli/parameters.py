@@ -1,0 +1,23 @@
+"""Options that several commands share, and the parsing of sizes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+BundlePath = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="A bundle's directory, or an ONNX file.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`500` or `HxW` as (height, width) in pixels.
+
+    Raises:
+        typer.BadParameter: it is neither.
+    """
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
+        raise typer.BadParameter(f"{text!r} is neither a number of pixels (500) nor HxW (375x500)")
+    return int(sides[0]), int(sides[-1])

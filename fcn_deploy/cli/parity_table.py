@@ -1,0 +1,44 @@
+"""The parity check as a table: one row per input, the verdict below."""
+
+from rich.markup import escape
+
+from fcn_deploy.cli.console import out, plain_table, print_line
+from fcn_deploy.parity.report import ParityReport
+
+
+def print_parity(report: ParityReport) -> None:
+    """Print every comparison, the bounds they were held to, and the verdict."""
+    table = plain_table(
+        f"{report.candidate} against {report.reference}",
+        "input", "max error / range", "max error", "relative L2", "SNR dB", "labels equal", "flips", "clear flips",
+    )  # fmt: skip
+    for c in report.comparisons:
+        table.add_row(
+            escape(c.input_name), f"{c.relative_error:.2e}", f"{c.max_abs_error:.2e}", f"{c.relative_l2:.2e}",
+            f"{c.snr_db:.1f}", f"{c.label_agreement:.4%}", str(c.flips), str(c.clear_flips),
+        )  # fmt: skip
+    out.print(table)
+    if report.exact:
+        _print_exact(report)
+    _print_verdict(report)
+
+
+def _print_exact(report: ParityReport) -> None:
+    table = plain_table("Each side against float64: max error / range", "input", "PyTorch float32", "artifact")
+    for errors in report.exact:
+        table.add_row(escape(errors.input_name), f"{errors.reference:.2e}", f"{errors.candidate:.2e}")
+    out.print(table)
+
+
+def _print_verdict(report: ParityReport) -> None:
+    tier, worst = report.tier, report.worst
+    bounds = [f"max error / range <= {tier.max_error:g}" if tier.max_error is not None else ""]
+    bounds += [f"labels equal >= {tier.label_agreement:.3%}" if tier.label_agreement is not None else ""]
+    bounds += [f"clear flips <= {tier.clear_flips}" if tier.clear_flips is not None else ""]
+    verdict = "[bold green]passed[/]" if report.passed else "[bold red]FAILED[/]"
+    print_line(
+        f"{verdict}  tier {tier.name}: {', '.join(b for b in bounds if b)}; worst input {escape(worst.input_name)}, "
+        f"which a bound of {worst.passing_tolerance:.1e} would just pass"
+    )
+    for failure in report.failures:
+        print_line(f"  {escape(failure)}")

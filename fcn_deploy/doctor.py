@@ -1,0 +1,130 @@
+"""Is this machine fit to export, verify and run? Each finding comes with a remedy."""
+
+import ctypes
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from fcn_deploy.runtime.provider import Provider
+from fcn_deploy.version import package_versions
+
+# The most an export of a full-size network holds at once, rounded up.
+NEEDED_MEMORY_BYTES = 3_000_000_000
+NEEDED_DISK_BYTES = 1_200_000_000
+_ORT_REMEDY = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+_CUDA_REMEDY = "Only for --provider cuda: install an NVIDIA driver, then pip install 'onnxruntime-gpu[cuda,cudnn]'."
+
+
+class Status(StrEnum):
+    """How a finding weighs: a note stops nothing, a problem does."""
+
+    OK = "ok"
+    NOTE = "note"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what it is.
+        status: how it weighs.
+        value: what was found.
+        remedy: what to do about it; empty when there is nothing to do.
+    """
+
+    name: str
+    status: Status
+    value: str
+    remedy: str = ""
+
+
+def examine() -> tuple[Finding, ...]:
+    """Look at versions, ONNX Runtime and its providers, NVIDIA's libraries, memory and disk."""
+    return (*_versions(), *_onnxruntime(), *_nvidia(), _memory(), _disk())
+
+
+def _versions() -> list[Finding]:
+    system = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return [Finding("python", Status.OK, system)] + [
+        Finding(name, Status.OK, version) for name, version in package_versions().items()
+    ]
+
+
+def _onnxruntime() -> list[Finding]:
+    try:
+        from fcn_deploy.runtime import ort
+    except ImportError as error:
+        return [Finding("onnxruntime", Status.PROBLEM, f"cannot be imported: {error}", _ORT_REMEDY)]
+    wheels = ort.installed_wheels()
+    findings = []
+    if len(wheels) > 1:
+        both = " and ".join(f"{name} {version}" for name, version in wheels.items())
+        findings.append(Finding("onnxruntime wheels", Status.PROBLEM, f"{both} overwrite each other", _ORT_REMEDY))
+    findings.append(Finding("providers built in", Status.OK, ", ".join(ort.available_providers())))
+    for provider in Provider:
+        problem = ort.provider_problem(provider)
+        if problem is None:
+            findings.append(Finding(f"provider {provider}", Status.OK, "loads and runs"))
+        else:
+            findings.append(Finding(f"provider {provider}", Status.NOTE, problem, _CUDA_REMEDY))
+    return findings
+
+
+def _nvidia() -> list[Finding]:
+    driver = _library_version("libcuda.so.1", "cuDriverGetVersion")
+    if driver is None:
+        return [Finding("NVIDIA driver", Status.NOTE, "none (no libcuda.so.1)", "Only needed for --provider cuda.")]
+    findings = [Finding("NVIDIA driver", Status.OK, f"for CUDA {driver // 1000}.{driver % 1000 // 10}")]
+    cudnn = _library_version("libcudnn.so.9", None)
+    if cudnn is None:
+        return [
+            *findings,
+            Finding("cuDNN 9", Status.NOTE, "not found", "pip install 'onnxruntime-gpu[cudnn]'."),
+        ]
+    return [*findings, Finding("cuDNN 9", Status.OK, "found")]
+
+
+def _library_version(name: str, function: str | None) -> int | None:
+    """0 when the library has no such function to ask, None when it cannot be loaded."""
+    try:
+        library = ctypes.CDLL(name)
+    except OSError:
+        return None
+    version = ctypes.c_int(0)
+    if function is not None:
+        getattr(library, function)(ctypes.byref(version))
+    return version.value
+
+
+def _memory() -> Finding:
+    if sys.platform == "win32" or "SC_AVPHYS_PAGES" not in os.sysconf_names:
+        return Finding("free memory", Status.NOTE, "unknown on this system", "An export takes up to 3 GB.")
+    available = _available_memory()
+    return _enough("free memory", available, NEEDED_MEMORY_BYTES, "Close something, or export on a larger machine.")
+
+
+def _available_memory() -> int:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        # Free pages alone leave out the caches that the kernel gives back on demand.
+        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    return _enough("free disk here", free, NEEDED_DISK_BYTES, "Free some, or write with --output elsewhere.")
+
+
+def _enough(name: str, found: int, needed: int, remedy: str) -> Finding:
+    value = f"{found / 1e9:.1f} GB"
+    if found >= needed:
+        return Finding(name, Status.OK, value)
+    return Finding(name, Status.NOTE, f"{value}; a full-size export takes {needed / 1e9:.1f} GB", remedy)

@@ -1,0 +1,111 @@
+"""What is inside an artifact: layers, map sizes, parameters, multiply-adds, metadata, and what to know about it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from fcn_deploy.bundle import Bundle, open_bundle
+from fcn_deploy.errors import BundleError
+from fcn_deploy.geometry import output_shift
+from fcn_deploy.graph import Layer, layers, operator_counts
+from fcn_deploy.model_info import ModelInfo
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """An artifact's contents.
+
+    Attributes:
+        path: as it was named.
+        file_bytes: size of the ONNX file.
+        inputs: each input as text, e.g. `image FLOAT 1x3x500x500`.
+        outputs: likewise.
+        opset: version of ONNX's operator set.
+        layers: every node in order.
+        operators: nodes per operator, most frequent first.
+        metadata: the file's metadata as it stands there.
+        notes: what a user of this model has to know.
+    """
+
+    path: Path
+    file_bytes: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    opset: int
+    layers: tuple[Layer, ...]
+    operators: Mapping[str, int]
+    metadata: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Number of floating-point weights."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of all convolutions for one batch."""
+        return sum(layer.multiply_adds for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every fact, for JSON."""
+        totals = {"parameters": self.parameters, "multiply_adds": self.multiply_adds}
+        return asdict(self) | {"path": str(self.path)} | totals
+
+
+def inspect(path: Path) -> Inspection:
+    """Read a bundle, or any ONNX file, without loading its weights.
+
+    Raises:
+        BundleError: it is missing, damaged, or not what its manifest says.
+    """
+    bundle = open_bundle(path)
+    model = bundle.model
+    return Inspection(
+        path=path,
+        file_bytes=bundle.model_path.stat().st_size,
+        inputs=tuple(_described(value) for value in model.graph.inputs),
+        outputs=tuple(_described(value) for value in model.graph.outputs),
+        opset=model.opset_imports.get("", 0),
+        layers=layers(model),
+        operators=operator_counts(model),
+        metadata=dict(model.metadata_props),
+        notes=_notes(bundle),
+    )
+
+
+def _described(value: ir.Value) -> str:
+    sizes = "x".join(str(n) for n in value.shape) if value.shape is not None else "unknown shape"
+    return f"{value.name} {value.dtype} {sizes}"
+
+
+def _notes(bundle: Bundle) -> tuple[str, ...]:
+    try:
+        info = bundle.info
+    except BundleError as error:
+        return (error.problem,)
+    notes = _weight_notes(info)
+    shift = output_shift(info.network.variant, info.network.geometry)
+    if shift:
+        notes.append(
+            f"Labels appear {shift} px to the right of and below their objects: {info.network.geometry} "
+            f"FCN-{info.network.variant} crops as for the centre of 500x500; networks trained so have learned it."
+        )
+    if bundle.manifest is None:
+        notes.append("A bare ONNX file: no manifest says whether it is intact or was verified.")
+    elif bundle.manifest["parity"] is None:
+        notes.append("Exported with --no-verify: nobody has compared it with PyTorch.")
+    return tuple(notes)
+
+
+def _weight_notes(info: ModelInfo) -> list[str]:
+    made_from = info.provenance
+    notes = ["The weights are untrained: labels mean nothing."] if made_from.untrained else []
+    if made_from.initialised:
+        notes.append(f"Random because the checkpoint does not have them: {', '.join(made_from.initialised)}.")
+    if made_from.dropped:
+        notes.append(f"In the checkpoint but not in an FCN: {', '.join(made_from.dropped)}.")
+    return notes

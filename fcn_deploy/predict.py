@@ -1,0 +1,165 @@
+"""Label maps of photos of any size with an artifact of one fixed size."""
+
+import glob
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fcn_deploy.bundle import open_bundle
+from fcn_deploy.errors import FcnDeployError, ImageError
+from fcn_deploy.images import Labels, Pixels, Placement, label_image, mean_image, place, preprocess, read_image
+from fcn_deploy.model_info import ModelInfo
+from fcn_deploy.overlay import class_shares, overlay
+from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.runtime.provider import Provider
+from fcn_deploy.staging import staged_file
+
+_GLOB_CHARACTERS = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How photos are segmented, and where the results go.
+
+    Attributes:
+        output: directory of the label maps and overlays, made if needed.
+        keep_aspect: pad the photo to the input's shape with the mean colour instead of stretching it.
+        provider: where ONNX Runtime runs.
+    """
+
+    output: Path = Path("predictions")
+    keep_aspect: bool = False
+    provider: Provider = Provider.CPU
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One segmented photo, or the reason it was not.
+
+    Attributes:
+        image: the photo.
+        labels_path: palette PNG of the labels, in the photo's size; None after a failure.
+        overlay_path: the labels over the photo, with a legend; None after a failure.
+        shares: each class found with its share of the pixels, largest first.
+        failure: what went wrong, or None.
+    """
+
+    image: Path
+    labels_path: Path | None = None
+    overlay_path: Path | None = None
+    shares: tuple[tuple[str, float], ...] = ()
+    failure: FcnDeployError | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every fact, for JSON."""
+        return {
+            "image": str(self.image),
+            "labels": str(self.labels_path) if self.labels_path else None,
+            "overlay": str(self.overlay_path) if self.overlay_path else None,
+            "classes": dict(self.shares),
+            "failure": str(self.failure) if self.failure else None,
+        }
+
+
+def find_images(arguments: Sequence[str]) -> list[Path]:
+    """The image files that paths, directories and glob patterns name, each once, directories and patterns sorted.
+
+    A path that does not exist is kept, to be reported with the rest.
+
+    Raises:
+        ImageError: a directory or pattern holds no image.
+    """
+    found: dict[Path, None] = {}
+    for argument in arguments:
+        found.update(dict.fromkeys(_expand(argument)))
+    return list(found)
+
+
+def _expand(argument: str) -> list[Path]:
+    path = Path(argument)
+    if path.is_dir():
+        known = Image.registered_extensions()
+        files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in known)
+    elif not path.exists() and _GLOB_CHARACTERS & set(argument):
+        files = sorted(Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file())  # noqa: PTH207 - absolute patterns
+    else:
+        return [path]
+    if not files:
+        raise ImageError(f"{argument} names no image", remedy="Check the directory or the pattern.")
+    return files
+
+
+def predict(path: Path, images: Sequence[Path], options: PredictOptions | None = None) -> Iterator[Prediction]:
+    """Segment each photo and write its label map and overlay; yields in order, failures included.
+
+    Raises:
+        BundleError: the artifact is missing, damaged, or has no facts about its classes.
+        ProviderError: the provider asked for would not run.
+    """
+    options = options or PredictOptions()
+    bundle = open_bundle(path)
+    info, (batch, _, height, width) = bundle.info, bundle.input_shape
+    names = _output_names(images)
+    with OrtRunner(bundle.model_path, options.provider) as runner:
+        for start in range(0, len(images), batch):
+            chunk = images[start : start + batch]
+            placed = [_load(image, (height, width), options) for image in chunk]
+            labels = _segment(runner, [p for p in placed if not isinstance(p, ImageError)], (batch, height, width))
+            for image, item in zip(chunk, placed, strict=True):
+                if isinstance(item, ImageError):
+                    yield Prediction(image, failure=item)
+                else:
+                    yield _write(image, item, next(labels), info, options.output / names[image])
+
+
+def _output_names(images: Sequence[Path]) -> dict[Path, str]:
+    """A file name per image: its stem, numbered where several share it."""
+    seen: Counter[str] = Counter()
+    names = {}
+    for image in images:
+        seen[image.stem] += 1
+        names[image] = image.stem if seen[image.stem] == 1 else f"{image.stem}-{seen[image.stem]}"
+    return names
+
+
+@dataclass(frozen=True)
+class _Placed:
+    photo: Pixels
+    canvas: Pixels
+    placement: Placement
+
+
+def _load(image: Path, size: tuple[int, int], options: PredictOptions) -> _Placed | ImageError:
+    try:
+        photo = read_image(image)
+    except ImageError as error:
+        return error
+    return _Placed(photo, *place(photo, *size, keep_aspect=options.keep_aspect))
+
+
+def _segment(runner: OrtRunner, placed: list[_Placed], shape: tuple[int, int, int]) -> Iterator[Labels]:
+    """One H x W label map per placed photo; a batch that is not full is filled with the mean colour."""
+    if not placed:
+        return
+    batch, height, width = shape
+    canvases = [item.canvas for item in placed] + [mean_image(height, width)] * (batch - len(placed))
+    (logits,) = runner.run({runner.inputs[0].name: preprocess(np.stack(canvases))}).values()
+    yield from logits.argmax(axis=1).astype(np.uint8)
+
+
+def _write(image: Path, item: _Placed, labels: Labels, info: ModelInfo, stem: Path) -> Prediction:
+    restored = item.placement.restore(labels)
+    labels_path, overlay_path = (stem.with_name(f"{stem.name}.{kind}.png") for kind in ("labels", "overlay"))
+    for target, picture in (
+        (labels_path, label_image(restored, info)),
+        (overlay_path, overlay(item.photo, restored, info)),
+    ):
+        with staged_file(target) as staging:
+            picture.save(staging)
+    shares = tuple((info.class_names[label], share) for label, share in class_shares(restored))
+    return Prediction(image, labels_path, overlay_path, shares)

@@ -1,0 +1,168 @@
+"""Prove an artifact: rebuild the network it was exported from, run both on hard inputs, compare."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcn_deploy.bundle import Bundle, open_bundle
+from fcn_deploy.errors import CheckpointError, UsageError
+from fcn_deploy.images import SAMPLE_PHOTO
+from fcn_deploy.model_info import ModelInfo
+from fcn_deploy.models.checkpoints import read_checkpoint
+from fcn_deploy.models.fcn import FCN
+from fcn_deploy.models.weights import WeightsOptions, load_network, untrained_network
+from fcn_deploy.parity.inputs import ParityInput, Shape, hard_inputs, noise_input, photo_input
+from fcn_deploy.parity.report import ExactErrors, ParityReport
+from fcn_deploy.parity.run import Outputs, compare_all, run_all
+from fcn_deploy.parity.tolerance import TIERS
+from fcn_deploy.runtime.eager import EagerRunner
+from fcn_deploy.runtime.ort import OrtRunner, require_provider
+from fcn_deploy.runtime.provider import Provider
+from fcn_deploy.staging import staged_file
+from fcn_deploy.steps import OnStep, quietly
+
+WORST_INPUT_FILE = "worst-input.npy"
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What an artifact is compared with, and on what.
+
+    Attributes:
+        checkpoint: the checkpoint it was exported from; must be given exactly when there was one.
+        images: photos, or inputs saved earlier as .npy; empty takes the photo that comes along.
+        samples: number of noise inputs.
+        provider: where ONNX Runtime runs the artifact.
+        exact: also measure both sides against the network in float64 (minutes and gigabytes at full size).
+        save_worst: where to save the worst input; None saves it only when the check fails, beside the model.
+    """
+
+    checkpoint: Path | None = None
+    images: tuple[Path, ...] = ()
+    samples: int = 1
+    provider: Provider = Provider.CPU
+    exact: bool = False
+    save_worst: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UsageError(f"{self.samples} noise samples are below 1", remedy="Pass a --samples of at least 1.")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The outcome of a verification.
+
+    Attributes:
+        info: facts of the model that was verified.
+        parity: the comparison.
+        worst_input: where the worst input was saved, or None when it was not.
+    """
+
+    info: ModelInfo
+    parity: ParityReport
+    worst_input: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, for JSON."""
+        saved = str(self.worst_input) if self.worst_input else None
+        return {"model": self.info.to_metadata(), "parity": self.parity.to_dict(), "worst_input_file": saved}
+
+
+def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = quietly) -> Verification:
+    """Compare a bundle, or an ONNX file written by this toolkit, with the PyTorch network it was exported from.
+
+    A check that fails is returned, not raised: see `Verification.parity`.
+
+    Raises:
+        BundleError: the artifact is missing, damaged, or not what its manifest says.
+        CheckpointError: the checkpoint is missing where it is needed, or another than the artifact was exported from.
+        ProviderError: the provider asked for would not run.
+    """
+    options = options or VerifyOptions()
+    require_provider(options.provider)
+    with on_step(f"check {path}"):
+        bundle = open_bundle(path)
+        info, shape = bundle.info, bundle.input_shape
+    inputs = _inputs(options, shape)
+    reference_name, references, exact = _reference_outputs(info, options, inputs, shape, on_step)
+    candidate = OrtRunner(bundle.model_path, options.provider)
+    outputs = run_all(candidate, inputs, on_step)
+    with on_step("compare"):
+        comparisons = compare_all(inputs, references, outputs)
+        distances = _distances(inputs, references, outputs, exact)
+    parity = ParityReport(reference_name, candidate.name, TIERS["fp32"], comparisons, distances)
+    return Verification(info, parity, _save_worst(bundle, options, parity, inputs))
+
+
+def _inputs(options: VerifyOptions, shape: Shape) -> tuple[ParityInput, ...]:
+    photos = [photo_input(image, shape) for image in options.images or (SAMPLE_PHOTO,)]
+    return (*photos, *(noise_input(seed, shape) for seed in range(options.samples)), *hard_inputs(shape))
+
+
+def _reference_outputs(
+    info: ModelInfo, options: VerifyOptions, inputs: Sequence[ParityInput], shape: Shape, on_step: OnStep
+) -> tuple[str, list[Outputs], list[Outputs]]:
+    """The network's outputs in float32 and, if asked for, in float64; it is gone from memory afterwards."""
+    with on_step(f"rebuild {info.network}, {info.provenance}"):
+        network = rebuild(info, options.checkpoint)
+    runner = EagerRunner(network, shape)
+    references = run_all(runner, inputs, on_step)
+    exact: list[Outputs] = []
+    if options.exact:
+        exact = run_all(EagerRunner(network.double(), shape), inputs, on_step)
+    return runner.name, references, exact
+
+
+def rebuild(info: ModelInfo, checkpoint_path: Path | None) -> FCN:
+    """The network an artifact was exported from.
+
+    Raises:
+        CheckpointError: the artifact came from a checkpoint and none, or another one, is given.
+        UsageError: it came from random weights and a checkpoint is given.
+    """
+    made_from = info.provenance
+    options = WeightsOptions(checkpoint_path, made_from.rng_seed or 0, made_from.at_once)
+    if made_from.checkpoint_sha256 is None:
+        if checkpoint_path is not None:
+            raise UsageError("this artifact was exported from no checkpoint", remedy="Leave --checkpoint out.")
+        return untrained_network(info.network, options)[0]
+    if checkpoint_path is None:
+        raise CheckpointError(
+            f"this artifact was exported from a checkpoint (SHA-256 {made_from.checkpoint_sha256})",
+            remedy="Pass that file with --checkpoint: the proof needs the network as it was trained.",
+        )
+    checkpoint = read_checkpoint(checkpoint_path)
+    if checkpoint.sha256 != made_from.checkpoint_sha256:
+        raise CheckpointError(
+            f"checkpoint {checkpoint_path} has SHA-256 {checkpoint.sha256}; the artifact was exported from "
+            f"{made_from.checkpoint_sha256}",
+            remedy="Pass the checkpoint it was exported from, or export this one.",
+        )
+    return load_network(info.network, checkpoint, options)[0]
+
+
+def _distances(
+    inputs: Sequence[ParityInput], references: list[Outputs], candidates: list[Outputs], exact: list[Outputs]
+) -> tuple[ExactErrors, ...]:
+    if not exact:
+        return ()
+    pairs = zip(compare_all(inputs, exact, references), compare_all(inputs, exact, candidates), strict=True)
+    return tuple(ExactErrors(ours.input_name, ours.relative_error, theirs.relative_error) for ours, theirs in pairs)
+
+
+def _save_worst(
+    bundle: Bundle, options: VerifyOptions, parity: ParityReport, inputs: Sequence[ParityInput]
+) -> Path | None:
+    path = options.save_worst
+    if path is None:
+        if parity.passed:
+            return None
+        path = bundle.model_path.parent / WORST_INPUT_FILE
+    worst = next(given for given in inputs if given.name == parity.worst.input_name)
+    with staged_file(path) as staging:
+        np.save(staging, worst.image)
+    return path
