@@ -95,5 +95,7 @@ def _with_weights(simplified: onnx.ModelProto, original: ir.Model) -> ir.Model:
         value.const_value = tensors[value.name or ""]
         result.graph.inputs.remove(value)
         result.graph.initializers.add(value)
+    # onnxsim adds its settings and a log under node names that are ours to give.
+    result.metadata_props.clear()
     result.metadata_props.update(original.metadata_props)
     return result

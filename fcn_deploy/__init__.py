@@ -90,9 +90,9 @@ if TYPE_CHECKING:
     from fcn_deploy.parity.compare import Comparison
     from fcn_deploy.parity.report import ParityReport
     from fcn_deploy.parity.tolerance import Tier
-    from fcn_deploy.predict import Prediction, PredictOptions, find_images, predict
+    from fcn_deploy.prediction import Prediction, PredictOptions, find_images, predict
     from fcn_deploy.runtime.provider import Provider
-    from fcn_deploy.verify import Verification, VerifyOptions, verify
+    from fcn_deploy.verification import Verification, VerifyOptions, verify
     from fcn_deploy.version import __version__
 
 _ERRORS = "BundleError CheckpointError FcnDeployError ImageError InputFileError OutputError ParityError ProviderError"
@@ -112,9 +112,9 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.parity.compare": "Comparison",
     "fcn_deploy.parity.report": "ParityReport",
     "fcn_deploy.parity.tolerance": "Tier",
-    "fcn_deploy.predict": "Prediction PredictOptions find_images predict",
+    "fcn_deploy.prediction": "Prediction PredictOptions find_images predict",
     "fcn_deploy.runtime.provider": "Provider",
-    "fcn_deploy.verify": "Verification VerifyOptions verify",
+    "fcn_deploy.verification": "Verification VerifyOptions verify",
     "fcn_deploy.version": "__version__",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names.split()}

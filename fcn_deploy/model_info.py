@@ -138,7 +138,7 @@ class ModelInfo:
             **asdict(self.provenance),
             **{f"version.{package}": version for package, version in self.versions.items()},
         }
-        return {METADATA_PREFIX + key: _to_text(value) for key, value in facts.items() if value is not None}
+        return {METADATA_PREFIX + key: _to_text(value) for key, value in facts.items() if value not in (None, ())}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], source: str) -> "ModelInfo":
@@ -175,8 +175,8 @@ def _from_facts(facts: Mapping[str, str]) -> ModelInfo:
         checkpoint_sha256=facts.get("checkpoint_sha256"),
         family=facts.get("family"),
         at_once=facts["at_once"] == "true",
-        initialised=tuple(facts["initialised"].split()),
-        dropped=tuple(facts["dropped"].split()),
+        initialised=tuple(facts.get("initialised", "").split()),
+        dropped=tuple(facts.get("dropped", "").split()),
     )
     versions = {k.removeprefix("version."): v for k, v in facts.items() if k.startswith("version.")}
     return ModelInfo(network, provenance, versions)

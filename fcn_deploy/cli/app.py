@@ -12,9 +12,6 @@ from fcn_deploy.cli import doctor, export, inspect, predict, verify
 from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.version import __version__
 
-_INTERRUPTED = 128 + signal.SIGINT
-_TERMINATED = 128 + signal.SIGTERM
-
 app = typer.Typer(
     name="fcn-deploy",
     help="Export FCN-32s, FCN-16s and FCN-8s to ONNX, prove the export equal to PyTorch, and run it.",
@@ -49,19 +46,17 @@ def main() -> NoReturn:
     """Run the command line; exit codes: 0 done, 2 usage, 3 file, 4 provider, 5 parity, 130 interrupted."""
     # PyTorch then asks for huge pages for its large maps, which saves a fifth of the reference's time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _leave)
     try:
-        app(standalone_mode=False)
+        app()
     except FcnDeployError as error:
         from fcn_deploy.cli.console import show_error
 
         show_error(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
     sys.exit(0)
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """Leave through the `finally` blocks, so that nothing half-written stays."""
-    sys.exit(_TERMINATED)
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    """Leave through the `finally` blocks, so that nothing half-written stays, with the shell's code for the signal."""
+    sys.exit(128 + number)

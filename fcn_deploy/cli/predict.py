@@ -10,7 +10,7 @@ from fcn_deploy.cli.parameters import BundlePath, Json
 from fcn_deploy.runtime.provider import Provider
 
 if TYPE_CHECKING:
-    from fcn_deploy.predict import Prediction
+    from fcn_deploy.prediction import Prediction
 
 EPILOG = "Example: fcn-deploy predict fcn8s photos/ --output labels"
 _SHOWN_CLASSES = 3
