@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/fcn-deploy export --variant 32s --output $(DEMO)/fcn32s --force
+	$(BIN)/fcn-deploy export --variant 32s --rng-seed 4 --output $(DEMO)/fcn32s --force
 	$(BIN)/fcn-deploy predict $(DEMO)/fcn32s fcn_deploy/assets/astronaut.jpg --output $(DEMO)/predictions
 
 test: $(READY)

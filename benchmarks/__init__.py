@@ -1,0 +1,1 @@
+"""Measuring: what the toolkit costs, against what a plain script costs."""

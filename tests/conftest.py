@@ -1,0 +1,59 @@
+"""Fixtures shared by all tests: narrow networks, and bundles that are exported once per run."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fcn_deploy as fd
+
+# 16 times narrower than the real network in every layer but the classes: 0.2 % of its work.
+NARROW = 16
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def narrow_options(output: Path, variant: fd.Variant = fd.Variant.FCN8S, size: int = 96) -> fd.ExportOptions:
+    return fd.ExportOptions(variant, output, channel_divisor=NARROW, onnx=fd.OnnxOptions(size, size))
+
+
+@pytest.fixture(scope="session")
+def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A verified, narrow FCN-8s bundle for 96x96; not to be changed by a test."""
+    return fd.export(narrow_options(tmp_path_factory.mktemp("shared") / "bundle")).path
+
+
+@pytest.fixture
+def bundle(shared_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the narrow bundle that a test may damage."""
+    copy = tmp_path / "bundle"
+    copy.mkdir()
+    for file in shared_bundle.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A 60x80 picture with smooth and sharp parts."""
+    rows, columns = np.indices((60, 80))
+    pixels = np.stack([rows * 4, columns * 3, (rows // 20 + columns // 20) % 2 * 255], axis=2).astype(np.uint8)
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path) -> Run:
+    """Run `fcn-deploy` in a process of its own, in the test's own directory."""
+
+    def run(*arguments: object, **options: object) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "fcn_deploy", *map(str, arguments)]
+        given = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300} | options
+        return subprocess.run(command, check=False, **given)  # type: ignore[call-overload, no-any-return]
+
+    return run

