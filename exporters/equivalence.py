@@ -51,13 +51,16 @@ def compare_graphs(before: ir.Model, after: ir.Model) -> Difference:
         ParityError: names or shapes of the outputs differ.
         BundleError: ONNX Runtime refuses what has to be run of either graph.
     """
+    for model in (before, after):
+        # What is cut out below needs the types of its inputs; a rewrite may have dropped the record of them.
+        ir.passes.common.ShapeInferencePass()(model)
     keys_before, keys_after = _value_keys(before), _value_keys(after)
-    shared = set(keys_before.values()) & set(keys_after.values())
-    tails = [_tail(model, keys, shared) for model, keys in ((before, keys_before), (after, keys_after))]
-    if not any(len(tail.graph) for tail in tails):
+    ends = [{v.name: keys[v] for v in m.graph.outputs} for m, keys in ((before, keys_before), (after, keys_after))]
+    if ends[0] == ends[1]:
         return Difference(0, None)
-    # The shapes are the same in both; a rewrite may have dropped the record of them.
-    feeds = _noise({v.name or "": v for tail in reversed(tails) for v in tail.graph.inputs})
+    shared = set(keys_before.values()) & set(keys_after.values()) - {key for end in ends for key in end.values()}
+    tails = [_tail(before, keys_before, shared), _tail(after, keys_after, shared)]
+    feeds = _noise({v.name or "": v for tail in tails for v in tail.graph.inputs})
     outputs = [_run(tail, feeds) for tail in tails]
     return Difference(len(tails[1].graph), compare_outputs(_NOISE_NAME, *outputs))
 
@@ -82,15 +85,25 @@ def _tensor_key(value: ir.Value) -> Hashable:
     return str(tensor.dtype), tuple(tensor.shape), tensor.tobytes()
 
 
-def _attributes(node: ir.Node) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((name, str(attribute.value)) for name, attribute in node.attributes.items()))
+def _attributes(node: ir.Node) -> tuple[tuple[str, Hashable], ...]:
+    return tuple(sorted((name, _attribute_key(attribute)) for name, attribute in node.attributes.items()))
+
+
+def _attribute_key(attribute: ir.Attr) -> Hashable:
+    """A tensor by its bytes, since printing one leaves values out; a subgraph equals nothing but itself."""
+    value = attribute.value
+    if attribute.type is ir.AttributeType.TENSOR:
+        return str(value.dtype), tuple(value.shape), value.tobytes()
+    if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+        return id(value)
+    return str(value)
 
 
 def _tail(model: ir.Model, keys: Keys, shared: set[Hashable]) -> ir.Model:
     """The part of `model` that makes its outputs from values of `shared`, named by their keys."""
     outputs = list(model.graph.outputs)
     bounds: dict[ir.Value, None] = {}
-    pending = [value for value in outputs if keys[value] not in shared]
+    pending = list(outputs)
     for value in pending:
         producer = value.producer()
         for source in producer.inputs if producer is not None else ():
@@ -100,8 +113,6 @@ def _tail(model: ir.Model, keys: Keys, shared: set[Hashable]) -> ir.Model:
                 bounds[source] = None
             elif source not in pending:
                 pending.append(source)
-    if not pending:
-        return ir.Model(ir.Graph([], [], nodes=[], opset_imports=model.opset_imports), ir_version=model.ir_version)
     graph = ir.convenience.extract(model.graph, list(bounds), outputs)
     for value, original in zip(graph.inputs, bounds, strict=True):
         value.name = _feed_name(keys[original])

@@ -66,7 +66,7 @@ def test_palette_is_pascal_vocs() -> None:
 def test_palette_agrees_with_another_implementation() -> None:
     import imgviz
 
-    assert np.array_equal(np.array(voc_palette(256)), imgviz.label_colormap(n_label=256))
+    assert np.array_equal(np.array(voc_palette(256)), imgviz.label_colormap())
 
 
 def test_class_names() -> None:

