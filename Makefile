@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := build/demo
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint clean bench-export
 
 help:
 	@echo "make demo   export FCN-32s, prove it equal to PyTorch, segment a photo with it"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff, mypy --strict, import-linter"
+	@echo "make bench-export  time and memory of an export against a plain script"
 	@echo "make clean  remove .venv and build"
 
 # Made anew only when what to install changes. The marker comes last, so that an interrupted set-up is repeated.
@@ -33,6 +34,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench-export: $(READY)
+	$(BIN)/python -m benchmarks.export_cost
 
 clean:
 	rm -rf $(VENV) build

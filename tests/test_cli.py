@@ -96,7 +96,7 @@ def test_json_is_one_document_and_nothing_else(run_cli: Run, photo: Path, shared
     (("export", "--variant", "8s", "--size", "big"), 2, "is neither a number of pixels"),
     (("export", "--variant", "8s", "--size", "1x2x3"), 2, "is neither a number of pixels"),
     (("export", "--variant", "8s", "--size", "-5"), 2, "is neither a number of pixels"),
-    (("export", "--variant", "16s", "--size", "375x500"), 2, "Use height 373 or 378, or caffe geometry, which fits 375."),
+    (("export", "--variant", "16s", "--size", "375x500"), 2, "Use height 373 or 378, or caffe geometry"),
     (("export", "--variant", "8s", "--size", "10"), 2, "fc6 needs at least 7 pixels after pool5"),
     (("export", "--variant", "8s", "--num-classes", "0"), 2, "0 classes: labels are 8-bit"),
     (("export", "--variant", "8s", "--opset", "9"), 2, "opset 9 is not between 18 and 23"),
@@ -230,6 +230,6 @@ def test_interrupted_while_writing(tmp_path: Path, bundle: Path, number: int, co
 def test_a_closed_pipe_is_no_traceback(shared_bundle: Path) -> None:
     command = f"{sys.executable} -m fcn_deploy inspect {shared_bundle} | head -1"
 
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
 
     assert "Traceback" not in done.stderr

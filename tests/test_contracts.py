@@ -1,4 +1,4 @@
-"""The house budget of CONTRIBUTING.md, kept by tests: sizes of functions and files, docstrings, where names may occur."""
+"""The house budget of CONTRIBUTING.md, kept by tests: sizes of functions and files, and where names may occur."""
 
 import ast
 import statistics
@@ -42,8 +42,8 @@ def test_functions_are_short_on_the_whole() -> None:
 
 
 @pytest.mark.parametrize(("name", "homes"), [
-    ("onnxruntime", {"fcn_deploy/runtime/ort.py"}),
-    ("onnxsim", {"exporters/simplify.py"}),
+    ("onnxruntime", {"fcn_deploy/runtime/ort.py", "benchmarks/plain_export.py"}),  # the peer does without us
+    ("onnxsim", {"exporters/simplify.py", "benchmarks/plain_export.py"}),
 ])  # fmt: skip
 def test_runtimes_are_imported_in_one_place(name: str, homes: set[str]) -> None:
     found = set()

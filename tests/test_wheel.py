@@ -36,9 +36,8 @@ def test_contents(wheel: Path) -> None:
 
 def test_metadata(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
-    texts = {
-        name.rpartition("/")[2]: archive.read(name).decode() for name in archive.namelist() if ".dist-info/" in name
-    }
+    infos = [name for name in archive.namelist() if ".dist-info/" in name]
+    texts = {name.rpartition("/")[2]: archive.read(name).decode() for name in infos}
 
     assert "fcn-deploy = fcn_deploy.cli.app:main" in texts["entry_points.txt"]
     assert "License-Expression: Apache-2.0" in texts["METADATA"]

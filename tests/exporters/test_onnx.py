@@ -36,7 +36,7 @@ def test_the_graph_computes_the_network_in_another_runtime(variant: Variant, geo
     given = image(options)
 
     model = ir.to_proto(export_graph(net, options))
-    found = ReferenceEvaluator(model).run(None, {"image": given})[0]
+    found = np.asarray(next(iter(ReferenceEvaluator(model).run(None, {"image": given}))))
 
     with torch.inference_mode():
         expected = net.double()(torch.from_numpy(given).double()).numpy()
@@ -124,7 +124,7 @@ def test_the_exporter_keeps_no_weights_alive() -> None:
     import weakref
 
     net = network()
-    weight = weakref.ref(net.fc6.weight)
+    weight = weakref.ref(net.get_parameter("fc6.weight"))
     graph = export_graph(net, OnnxOptions(48, 48))
 
     del net, graph

@@ -8,7 +8,6 @@ import onnx_ir as ir
 import onnxsim
 import pytest
 
-from exporters import simplify as module
 from exporters.equivalence import compare_graphs
 from exporters.onnx import OnnxOptions, export_graph
 from exporters.simplify import simplify
@@ -124,7 +123,7 @@ def drop_a_relu(model: onnx.ModelProto) -> None:
 def test_a_broken_simplification_is_rolled_back(
     graph: ir.Model, monkeypatch: pytest.MonkeyPatch, change: Callable[[onnx.ModelProto], None]
 ) -> None:
-    monkeypatch.setattr(module.onnxsim, "simplify", broken(change))
+    monkeypatch.setattr(onnxsim, "simplify", broken(change))
 
     kept, report = simplify(graph)
 
@@ -141,7 +140,7 @@ def test_a_simplified_graph_of_another_shape_is_rolled_back(graph: ir.Model, mon
         for dim in model.graph.output[0].type.tensor_type.shape.dim[2:]:
             dim.dim_value -= 1
 
-    monkeypatch.setattr(module.onnxsim, "simplify", broken(shorten))
+    monkeypatch.setattr(onnxsim, "simplify", broken(shorten))
 
     kept, report = simplify(graph)
 
@@ -153,7 +152,7 @@ def test_an_invalid_graph_is_rolled_back(graph: ir.Model, monkeypatch: pytest.Mo
     def cut(model: onnx.ModelProto) -> None:
         model.graph.node[3].input[0] = "nowhere"
 
-    monkeypatch.setattr(module.onnxsim, "simplify", broken(cut))
+    monkeypatch.setattr(onnxsim, "simplify", broken(cut))
 
     kept, report = simplify(graph)
 
@@ -165,7 +164,7 @@ def test_a_simplifier_that_fails_is_reported(graph: ir.Model, monkeypatch: pytes
     def fail(_: onnx.ModelProto) -> None:
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr(module.onnxsim, "simplify", fail)
+    monkeypatch.setattr(onnxsim, "simplify", fail)
 
     assert simplify(graph)[1].refused == "onnxsim: no such luck"
 
@@ -174,7 +173,7 @@ def test_a_graph_that_grows_is_rolled_back(graph: ir.Model, monkeypatch: pytest.
     def grow(model: onnx.ModelProto) -> None:
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(20_000, np.float32), "folded"))
 
-    monkeypatch.setattr(module.onnxsim, "simplify", broken(grow))
+    monkeypatch.setattr(onnxsim, "simplify", broken(grow))
 
     kept, report = simplify(graph)
 

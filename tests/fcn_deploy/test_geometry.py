@@ -64,7 +64,7 @@ def test_crops_follow_from_the_coordinate_rules() -> None:
             if up.skip:
                 assert pools[up.skip][0] == at[0]
                 assert pools[up.skip][1] - at[1] == up.skip_crop
-        assert at == (1, FINAL_CROPS[Geometry.CAFFE][variant])
+        assert at == (Fraction(1), Fraction(FINAL_CROPS[Geometry.CAFFE][variant]))
         assert output_shift(variant, Geometry.FLOOR) == at[1] - FINAL_CROPS[Geometry.FLOOR][variant]
 
 

@@ -59,7 +59,7 @@ def save(folder: Path, state: object, name: str = "weights.pth") -> Path:
 def load(path: Path, variant: Variant, geometry: Geometry | None = None, classes: int = 21, **options: bool) -> FCN:
     checkpoint = read_checkpoint(path)
     spec = NetworkSpec(variant, geometry or checkpoint.family.geometry, classes, channel_divisor=64)
-    return load_network(spec, checkpoint, WeightsOptions(path, **options))[0]  # type: ignore[arg-type]
+    return load_network(spec, checkpoint, WeightsOptions(path, **options))[0]
 
 
 def assert_equal(actual: FCN, expected: State) -> None:
