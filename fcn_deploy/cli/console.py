@@ -44,8 +44,10 @@ def print_line(text: str, *, to_stderr: bool = False) -> None:
 
 def plain_table(title: str, *columns: str) -> Table:
     """A table whose first column is text and whose others are right-aligned figures."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", header_style="dim", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column(columns[0], no_wrap=True)
     for column in columns[1:]:
-        table.add_column(column, justify="right", overflow="fold")
+        table.add_column(column, justify="right", no_wrap=True)
     return table

@@ -8,7 +8,7 @@ from fcn_deploy.parity.report import ParityReport
 
 def print_parity(report: ParityReport) -> None:
     """Print every comparison, the bounds they were held to, and the verdict."""
-    columns = ("max error / range", "relative L2", "SNR dB", "labels equal", "flips", "clear")
+    columns = ("error/range", "rel. L2", "SNR dB", "labels =", "flips", "clear")
     table = plain_table(f"{report.candidate} against {report.reference}", "input", *columns)
     for c in report.comparisons:
         figures = f"{c.relative_error:.1e}", f"{c.relative_l2:.1e}", f"{c.snr_db:.1f}", f"{c.label_agreement:.3%}"
