@@ -18,6 +18,7 @@ from fcn_deploy.models.vgg import INPUT_CHANNELS
 # The exporter writes 18 natively and newer opsets by conversion; newer ones miss CUDA kernels in ONNX Runtime.
 DEFAULT_OPSET = 18
 OPSETS = range(18, 24)
+MAX_PIXELS = 4096 * 4096
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,12 @@ class OnnxOptions:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise UsageError(f"batch {self.batch} is below 1", remedy="Pass a --batch of at least 1.")
+        if self.batch * self.height * self.width > MAX_PIXELS:
+            raise UsageError(
+                f"{self.batch} x {self.height} x {self.width} pixels: at most {MAX_PIXELS} fit one run "
+                "(conv1_1's map alone then takes 4 GB)",
+                remedy="Pass a smaller --size or --batch.",
+            )
         if self.opset not in OPSETS:
             raise UsageError(
                 f"opset {self.opset} is not between {OPSETS[0]} and {OPSETS[-1]}",

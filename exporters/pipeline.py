@@ -5,11 +5,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnx_ir as ir
+
 from exporters.onnx import OnnxOptions, export_graph
 from exporters.optimize import Optimize
 from exporters.simplify import Simplification, simplify
 from fcn_deploy.bundle import MANIFEST_FILE, MODEL_FILE, write_manifest
+from fcn_deploy.errors import ParityError
 from fcn_deploy.geometry import Geometry, Variant, check_fits
+from fcn_deploy.graph import typed_skeleton
 from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.model_info import ModelInfo, NetworkSpec
 from fcn_deploy.models.checkpoints import read_checkpoint
@@ -140,12 +145,25 @@ def _write_graph(options: ExportOptions, path: Path, on_step: OnStep) -> _Export
     if options.optimize is Optimize.SIMPLIFY:
         with on_step("simplify the graph and compare it with the plain one"):
             graph, simplification = simplify(graph)
-    with on_step("write model.onnx"):
+    with on_step("check and write model.onnx"):
+        _check_graph(graph)
         write_model(graph, path)
     runner = EagerRunner(network, options.onnx.shape)
     inputs = _inputs(options.onnx.shape) if options.verify else ()
     references = run_all(runner, inputs, on_step) if inputs else []
     return _Exported(info, simplification, runner.name, inputs, references)
+
+
+def _check_graph(graph: ir.Model) -> None:
+    """ONNX's own checker with full shape inference, on the graph as it is written.
+
+    Raises:
+        ParityError: the graph is not valid.
+    """
+    try:
+        onnx.checker.check_model(typed_skeleton(graph), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ParityError(f"ONNX's checker refuses the graph: {error}", remedy="Try --optimize none.") from error
 
 
 def _build(options: ExportOptions, on_step: OnStep) -> tuple[FCN, ModelInfo]:

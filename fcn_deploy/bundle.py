@@ -97,11 +97,11 @@ def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_such_number)
         version = manifest["schema_version"]
     except OSError as error:
         raise BundleError(f"{path.parent} is no bundle: {path.name}: {error.strerror}", remedy="Export it.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} is damaged: {error}", remedy="Export the bundle again.") from error
     if version != SCHEMA_VERSION:
         raise BundleError(
@@ -111,6 +111,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if manifest.get(_SELF_HASH) != _self_hash(manifest):
         raise BundleError(f"{path} was edited after it was written", remedy="Export the bundle again.")
     return dict(manifest)
+
+
+def _no_such_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _self_hash(manifest: Mapping[str, Any]) -> str:

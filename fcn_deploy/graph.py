@@ -7,6 +7,7 @@ from math import prod
 import onnx
 import onnx_ir as ir
 
+from fcn_deploy.errors import BundleError
 from fcn_deploy.onnx_file import split_weights
 
 
@@ -30,7 +31,11 @@ class Layer:
 
 
 def layers(model: ir.Model) -> tuple[Layer, ...]:
-    """Every node in graph order, with shapes inferred where the file does not state them."""
+    """Every node in graph order, with shapes inferred where the file does not state them.
+
+    Raises:
+        BundleError: the shapes contradict each other.
+    """
     shapes = _shapes(model)
     return tuple(_layer(node, shapes) for node in model.graph)
 
@@ -49,7 +54,9 @@ def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> Layer:
 
 def _multiply_adds(node: ir.Node, output: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> int:
     """Each weight is used once per output position (Conv) or input position (ConvTranspose) of every image."""
-    if node.op_type not in ("Conv", "ConvTranspose") or node.inputs[1] is None or node.inputs[0] is None:
+    if node.op_type not in ("Conv", "ConvTranspose") or len(node.inputs) < 2:
+        return 0
+    if node.inputs[0] is None or node.inputs[1] is None:
         return 0
     positions = output if node.op_type == "Conv" else shapes.get(node.inputs[0].name or "", _known(node.inputs[0]))
     if not positions:
@@ -63,7 +70,10 @@ def _known(value: ir.Value) -> tuple[int, ...]:
 
 
 def _shapes(model: ir.Model) -> dict[str, tuple[int, ...]]:
-    inferred = onnx.shape_inference.infer_shapes(typed_skeleton(model)).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(typed_skeleton(model)).graph
+    except (onnx.shape_inference.InferenceError, ValueError) as error:
+        raise BundleError(f"the model is not valid: {error}", remedy="Export it again.") from error
     return {
         value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
         for value in (*inferred.value_info, *inferred.output, *inferred.input)

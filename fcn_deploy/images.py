@@ -20,6 +20,8 @@ FloatArray = npt.NDArray[np.float32]
 
 # A decoded image of this many pixels takes 0.5 GB; a few kilobytes of file can claim far more.
 MAX_PIXELS = 178_956_970
+# Formats of photos; others, PostScript among them, are not even tried.
+_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "AVIF", "JPEG2000", "BMP", "GIF", "PPM")
 # What each 16-bit step is worth in 8 bits: 65535 / 255.
 _SIXTEEN_BIT_STEP = 257
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -42,24 +44,38 @@ def read_image(path: Path) -> Pixels:
         with warnings.catch_warnings():
             # Pillow warns from half of MAX_PIXELS; the bound is checked here, before anything is decoded.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=_known_formats()) as image:
                 _check_still(path, image)
                 return _to_rgb(path, image)
     except Image.DecompressionBombError as error:
         raise _too_large(path, str(error)) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"image {path} ({path.stat().st_size} bytes) has no format Pillow knows", remedy="Use a PNG or JPEG file."
+            f"image {path} ({path.stat().st_size} bytes) is of no known format", remedy="Use a PNG or JPEG file."
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
         raise ImageError(f"image {path} is truncated or damaged: {error}", remedy="Copy it again.") from error
+
+
+def _known_formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def readable_suffixes() -> set[str]:
+    """File name suffixes of the formats that are read, lower case, with their dot."""
+    formats = _known_formats()
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
 
 
 def _check_still(path: Path, image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(path, f"{image.width}x{image.height}")
     frames = getattr(image, "n_frames", 1)
-    if frames > 1:
+    # The further frames of a camera's MPO are depth, gain or preview maps of the one photo.
+    if frames > 1 and image.format != "MPO":
         raise ImageError(
             f"image {path} has {frames} frames; one still picture is wanted", remedy="Save the frame you mean as a PNG."
         )
@@ -74,7 +90,7 @@ def _too_large(path: Path, size: str) -> ImageError:
 
 def _to_rgb(path: Path, image: Image.Image) -> Pixels:
     upright = ImageOps.exif_transpose(image)
-    if upright.mode in _SIXTEEN_BIT_MODES:
+    if upright.mode in _SIXTEEN_BIT_MODES or (upright.mode, image.format) == ("I", "PPM"):
         # Pillow's own conversion clips at 255 and would leave a white picture.
         grey = np.rint(np.asarray(upright, dtype=np.float64) / _SIXTEEN_BIT_STEP).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)

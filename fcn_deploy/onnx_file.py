@@ -23,6 +23,7 @@ from fcn_deploy.errors import BundleError, OutputError
 # Smaller tensors (crop offsets, biases) stay in the skeleton, where passes and shape inference see their values.
 LARGE_TENSOR_BYTES = 16 * 1024
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
+MAX_VARINT_BYTES = 10
 
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
@@ -82,7 +83,10 @@ def read_model(path: Path) -> ir.Model:
     Raises:
         BundleError: missing, truncated, or not an ONNX file.
     """
-    model = ir.serde.deserialize_model(onnx.ModelProto.FromString(skeleton_bytes(path)))
+    try:
+        model = ir.serde.deserialize_model(onnx.ModelProto.FromString(skeleton_bytes(path)))
+    except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(path) from error
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value.base_dir = path.parent
@@ -174,6 +178,8 @@ def _read_varint(data: mmap.mmap, position: int) -> tuple[int, int]:
     while True:
         byte = data[position]
         value |= (byte & 0x7F) << shift
+        if shift >= 7 * MAX_VARINT_BYTES:
+            raise ValueError(f"number at byte {position} does not end")
         position, shift = position + 1, shift + 7
         if byte < 0x80:
             return value, position

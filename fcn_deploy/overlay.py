@@ -14,13 +14,11 @@ _NOTE_COLOUR = (170, 30, 30)
 
 def overlay(image: Pixels, labels: Labels, info: ModelInfo) -> Image.Image:
     """Blend the label colours over an H x W photo and put a legend of the largest classes to its right."""
-    colours = np.array(info.palette, dtype=np.float64)[labels]
-    blended = np.rint(image * (1 - OPACITY) + colours * OPACITY).astype(np.uint8)
+    colours = Image.fromarray(np.array(info.palette, dtype=np.uint8)[labels])
+    photo = Image.blend(Image.fromarray(image), colours, OPACITY)
     # Small photos are enlarged by whole factors so that the legend beside them stays readable.
-    factor = max(1, round(320 / min(image.shape[:2])))
-    photo = Image.fromarray(blended).resize(
-        (image.shape[1] * factor, image.shape[0] * factor), Image.Resampling.NEAREST
-    )
+    factor = max(1, min(round(320 / min(photo.size)), 1000 // max(photo.size)))
+    photo = photo.resize((photo.width * factor, photo.height * factor), Image.Resampling.NEAREST)
     return _with_legend(photo, class_shares(labels), info)
 
 

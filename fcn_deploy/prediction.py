@@ -4,15 +4,25 @@ import glob
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from fcn_deploy.bundle import open_bundle
 from fcn_deploy.errors import FcnDeployError, ImageError
-from fcn_deploy.images import Labels, Pixels, Placement, label_image, mean_image, place, preprocess, read_image
+from fcn_deploy.images import (
+    Labels,
+    Pixels,
+    Placement,
+    label_image,
+    mean_image,
+    place,
+    preprocess,
+    read_image,
+    readable_suffixes,
+)
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.overlay import class_shares, overlay
 from fcn_deploy.runtime.ort import OrtRunner
@@ -83,7 +93,7 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
 def _expand(argument: str) -> list[Path]:
     path = Path(argument)
     if path.is_dir():
-        known = Image.registered_extensions()
+        known = readable_suffixes()
         files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in known)
     elif not path.exists() and _GLOB_CHARACTERS & set(argument):
         files = sorted(Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file())  # noqa: PTH207 - absolute patterns
@@ -118,12 +128,20 @@ def predict(path: Path, images: Sequence[Path], options: PredictOptions | None =
 
 
 def _output_names(images: Sequence[Path]) -> dict[Path, str]:
-    """A file name per image: its stem, numbered where several share it."""
-    seen: Counter[str] = Counter()
-    names = {}
+    """A file name per image: its stem, or the first free `stem-2`, `stem-3`, ... where several share it.
+
+    File systems that ignore case are taken into account.
+    """
+    stems = Counter(image.stem.casefold() for image in images)
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
     for image in images:
-        seen[image.stem] += 1
-        names[image] = image.stem if seen[image.stem] == 1 else f"{image.stem}-{seen[image.stem]}"
+        candidates = (image.stem if n == 1 else f"{image.stem}-{n}" for n in count(1))
+        own = image.stem.casefold()
+        names[image] = next(
+            name for name in candidates if (key := name.casefold()) not in taken and (key == own or key not in stems)
+        )
+        taken.add(names[image].casefold())
     return names
 
 

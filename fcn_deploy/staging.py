@@ -1,6 +1,7 @@
-"""Results appear in one move: a directory is written beside its place and renamed into it when it is complete."""
+"""Results appear in one move: they are written beside their place and renamed into it when they are complete."""
 
 import contextlib
+import glob
 import os
 import shutil
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from fcn_deploy.errors import OutputError
 
 _PARTIAL = ".partial-"
+_ASIDE = ".old-"
 
 
 @contextlib.contextmanager
@@ -18,25 +20,29 @@ def staged_directory(target: Path, *, marker: str, force: bool) -> Iterator[Path
     """A new directory beside `target` that becomes it, in one move, when the block ends without an error.
 
     With `force` an existing `target` is replaced if it holds a file named `marker`, or nothing. However the block
-    ends, `target` is either what it was or complete. Leftovers of killed runs are removed first.
+    ends, `target` is either what it was or complete. What killed runs left behind is cleared up first.
 
     Raises:
-        OutputError: `target` exists (without `force`) or is no bundle, or cannot be written.
+        OutputError: `target` exists (without `force`), is no bundle, or cannot be written.
     """
-    _check_target(target, marker, force=force)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}{_PARTIAL}", dir=target.parent))
-    except OSError as error:
-        raise _unwritable(target, error) from error
+    place = target.resolve()
     with contextlib.ExitStack() as cleanup:
-        cleanup.callback(shutil.rmtree, staging, ignore_errors=True)
-        if sys.platform != "win32":
-            cleanup.enter_context(_locked(staging))
         try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(place.parent):
+                _sweep(place)
+                _check_target(target, marker, force=force)
+                staging = Path(tempfile.mkdtemp(prefix=f".{place.name}{_PARTIAL}", dir=place.parent))
+                cleanup.callback(shutil.rmtree, staging, ignore_errors=True)
+                # Held as long as this process lives: by it a running export is told from a leftover.
+                cleanup.enter_context(_locked(staging))
             yield staging
-            _publish(staging, target)
+            for file in staging.iterdir():
+                _flush(file)
+            with _locked(place.parent):
+                # It may have appeared since.
+                _check_target(target, marker, force=force)
+                _publish(staging, place)
         except OSError as error:
             raise _unwritable(target, error) from error
 
@@ -48,10 +54,11 @@ def staged_file(target: Path) -> Iterator[Path]:
     Raises:
         OutputError: it cannot be written.
     """
-    staging = target.with_name(f".{target.name}{_PARTIAL}{os.getpid()}{target.suffix}")
+    staging = target.with_name(f".{target.stem}.partial{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield staging
+        _flush(staging)
         staging.replace(target)
     except OSError as error:
         raise _unwritable(target, error) from error
@@ -73,54 +80,69 @@ def _check_target(target: Path, marker: str, *, force: bool) -> None:
 
 
 def _unwritable(target: Path, error: OSError) -> OutputError:
-    if error.strerror is None:
-        raise error
-    free = f"; {shutil.disk_usage(target.parent).free / 1e6:.0f} MB free" if target.parent.is_dir() else ""
+    room = next((parent for parent in target.absolute().parents if parent.is_dir()), Path.cwd())
+    free = shutil.disk_usage(room).free / 1e6
     return OutputError(
-        f"cannot write {target}: {error.strerror}{free}", remedy="Choose an --output with room that you may write to."
+        f"cannot write {target}: {error.strerror or error}; {free:.0f} MB free",
+        remedy="Choose an --output with room that you may write to.",
     )
 
 
-def _publish(staging: Path, target: Path) -> None:
+def _publish(staging: Path, place: Path) -> None:
+    """A directory cannot be replaced in one move: the old one steps aside, and comes back if anything goes wrong."""
     staging.chmod(0o755)
-    for file in (*staging.iterdir(), staging):
-        _flush(file)
-    if target.exists():
-        # A directory cannot be replaced in one move: the old one steps aside under a name the next run sweeps.
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}{_PARTIAL}", dir=target.parent))
-        target.rename(aside / target.name)
-        staging.rename(target)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        staging.rename(target)
-    _flush(target.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    if not place.exists():
+        staging.rename(place)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{place.name}{_ASIDE}", dir=place.parent))
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        place.rename(aside / place.name)
+        staging.rename(place)
+    except BaseException:
+        _restore(aside, place)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sweep(target: Path) -> None:
-    """Remove what killed exports to `target` left behind; the kernel released their locks."""
-    for leftover in target.parent.glob(f".{target.name}{_PARTIAL}*"):
-        with contextlib.suppress(BlockingIOError), _locked(leftover):
+def _restore(aside: Path, place: Path) -> None:
+    if (aside / place.name).exists() and not place.exists():
+        (aside / place.name).rename(place)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sweep(place: Path) -> None:
+    """Bring back what a killed run had moved aside, and remove what killed runs left; the kernel freed their locks."""
+    name = glob.escape(f".{place.name}")
+    for aside in place.parent.glob(f"{name}{_ASIDE}*"):
+        _restore(aside, place)
+    for leftover in place.parent.glob(f"{name}{_PARTIAL}*"):
+        with contextlib.suppress(BlockingIOError), _locked(leftover, wait=False):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _locked(staging: Path) -> Iterator[None]:
-    """Hold a lock that lasts as long as this process, so that a leftover can be told from a running export."""
+def _locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock on a directory.
+
+    Raises:
+        BlockingIOError: another process holds it and `wait` is False.
+    """
     if sys.platform == "win32":
-        raise BlockingIOError  # directories cannot be locked there: leftovers stay until removed by hand
+        # Directories cannot be locked there, so that leftovers are never known to be leftovers.
+        if not wait:
+            raise BlockingIOError
+        yield
+        return
     import fcntl
 
-    descriptor = os.open(staging, os.O_RDONLY)
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)
+
+
+def _flush(file: Path) -> None:
+    with file.open("r+b") as opened:
+        os.fsync(opened.fileno())

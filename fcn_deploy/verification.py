@@ -1,5 +1,6 @@
 """Prove an artifact: rebuild the network it was exported from, run both on hard inputs, compare."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fcn_deploy.bundle import Bundle, open_bundle
-from fcn_deploy.errors import CheckpointError, UsageError
+from fcn_deploy.errors import CheckpointError, OutputError, UsageError
 from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.models.checkpoints import read_checkpoint
@@ -25,6 +26,8 @@ from fcn_deploy.staging import staged_file
 from fcn_deploy.steps import OnStep, quietly
 
 WORST_INPUT_FILE = "worst-input.npy"
+# Inputs and both sides' outputs are held until they are compared: 45 MB a sample at full size.
+MAX_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,15 @@ class VerifyOptions:
     save_worst: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise UsageError(f"{self.samples} noise samples are below 1", remedy="Pass a --samples of at least 1.")
+        if not 1 <= self.samples <= MAX_SAMPLES:
+            raise UsageError(
+                f"{self.samples} noise samples: 1 to {MAX_SAMPLES} are run at a time",
+                remedy="Pass a --samples within these bounds.",
+            )
+        if self.save_worst is not None and self.save_worst.suffix != ".npy":
+            raise UsageError(
+                f"{self.save_worst} does not end in .npy, which --image needs to replay it", remedy="Name it *.npy."
+            )
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,9 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
 
 
 def _inputs(options: VerifyOptions, shape: Shape) -> tuple[ParityInput, ...]:
-    photos = [photo_input(image, shape) for image in options.images or (SAMPLE_PHOTO,)]
+    paths = list(dict.fromkeys(options.images)) or [SAMPLE_PHOTO]
+    names = Counter(path.name for path in paths)
+    photos = [photo_input(path, shape, path.name if names[path.name] == 1 else str(path)) for path in paths]
     return (*photos, *(noise_input(seed, shape) for seed in range(options.samples)), *hard_inputs(shape))
 
 
@@ -157,12 +169,21 @@ def _distances(
 def _save_worst(
     bundle: Bundle, options: VerifyOptions, parity: ParityReport, inputs: Sequence[ParityInput]
 ) -> Path | None:
-    path = options.save_worst
-    if path is None:
-        if parity.passed:
-            return None
-        path = bundle.model_path.parent / WORST_INPUT_FILE
-    worst = next(given for given in inputs if given.name == parity.worst.input_name)
-    with staged_file(path) as staging:
-        np.save(staging, worst.image)
+    worst = inputs[parity.comparisons.index(parity.worst)]
+    if options.save_worst is not None:
+        _save(worst, options.save_worst)
+        return options.save_worst
+    if parity.passed:
+        return None
+    path = bundle.model_path.parent / WORST_INPUT_FILE
+    try:
+        _save(worst, path)
+    except OutputError:
+        # The verdict matters more than the copy: a bundle may well lie where nobody may write.
+        return None
     return path
+
+
+def _save(given: ParityInput, path: Path) -> None:
+    with staged_file(path) as staging, staging.open("wb") as file:
+        np.save(file, given.image)

@@ -1,8 +1,9 @@
 """Fixtures shared by all tests: narrow networks, and bundles that are exported once per run."""
 
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ import fcn_deploy as fd
 # 16 times narrower than the real network in every layer but the classes: 0.2 % of its work.
 NARROW = 16
 
+# Exit code, stdout, stderr.
+Call = Callable[..., tuple[int, str, str]]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -57,3 +60,23 @@ def run_cli(tmp_path: Path) -> Run:
         return subprocess.run(command, check=False, **given)  # type: ignore[call-overload, no-any-return]
 
     return run
+
+
+@pytest.fixture
+def call_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
+    """Call the command line in this process, which has PyTorch loaded already."""
+    from fcn_deploy.cli.app import main
+
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fcn-deploy", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        output, errors = capsys.readouterr()
+        return int(caught.value.code or 0), output, errors
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import imgviz
 import numpy as np
@@ -15,6 +16,13 @@ from tests.conftest import Run
 MAX_ERROR = 2e-6
 
 
+def assert_only_ties_flip(comparison: dict[str, Any]) -> None:
+    """At most two labels differ, and only where float32 cannot tell the two classes apart."""
+    one_step = np.finfo(np.float32).eps * comparison["logit_range"]
+    assert comparison["flips"] <= 2
+    assert comparison["largest_flip_margin"] <= one_step
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(("variant", "geometry"), [("32s", "floor"), ("16s", "caffe"), ("8s", "floor")])
 def test_end_to_end(run_cli: Run, tmp_path: Path, variant: str, geometry: str) -> None:
@@ -22,7 +30,7 @@ def test_end_to_end(run_cli: Run, tmp_path: Path, variant: str, geometry: str) -
     assert exported.returncode == 0, exported.stderr
     for comparison in json.loads(exported.stdout)["parity"]["comparisons"]:
         assert comparison["relative_error"] <= MAX_ERROR
-        assert comparison["flips"] == 0
+        assert_only_ties_flip(comparison)
 
     bundle = tmp_path / f"fcn{variant}"
     found = fd.inspect(bundle)
@@ -48,7 +56,9 @@ def test_verify_takes_every_input_and_the_file_opens_without_this_toolkit(run_cl
     assert verified.returncode == 0, verified.stderr
     report = json.loads(verified.stdout)["parity"]
     assert len(report["comparisons"]) == 7
-    assert all(c["relative_error"] <= MAX_ERROR and c["clear_flips"] == 0 for c in report["comparisons"])
+    for comparison in report["comparisons"]:
+        assert comparison["relative_error"] <= MAX_ERROR
+        assert_only_ties_flip(comparison)
 
     session = onnxruntime.InferenceSession(tmp_path / "fcn8s" / "model.onnx", providers=["CPUExecutionProvider"])
     assert [(i.name, i.shape, i.type) for i in session.get_inputs()] == [("image", [1, 3, 500, 500], "tensor(float)")]

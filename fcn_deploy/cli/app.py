@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fcn_deploy.cli import doctor, export, inspect, predict, verify
-from fcn_deploy.errors import FcnDeployError
+from fcn_deploy.errors import FcnDeployError, InputFileError
 from fcn_deploy.version import __version__
 
 app = typer.Typer(
@@ -54,6 +54,13 @@ def main() -> NoReturn:
 
         show_error(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        from fcn_deploy.cli.console import show_error
+
+        # A path too long, a directory that may not be read, a full disk behind stdout.
+        problem = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        show_error(InputFileError(problem, remedy="Check the path, its permissions, and the space left there."))
+        sys.exit(InputFileError.exit_code)
     sys.exit(0)
 
 

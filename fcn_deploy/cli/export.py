@@ -77,7 +77,9 @@ def export(
 
 
 def _show(result: "ExportResult") -> None:
-    from fcn_deploy.cli.console import out, print_line
+    from rich.markup import escape
+
+    from fcn_deploy.cli.console import print_line
     from fcn_deploy.cli.parity_table import print_parity
 
     if result.simplification is not None:
@@ -88,14 +90,15 @@ def _show(result: "ExportResult") -> None:
         print_parity(result.parity)
     print_line(f"[bold]{result.info.network}[/], {result.info.provenance}")
     shape = "x".join(str(n) for n in result.input_shape)
-    print_line(f"wrote {result.path}: input {shape}, {result.file_bytes / 1e6:.1f} MB")
-    out.file.flush()
+    print_line(f"wrote {escape(str(result.path))}: input {shape}, {result.file_bytes / 1e6:.1f} MB")
 
 
 def _described(simplification: "Simplification") -> str:
+    from rich.markup import escape
+
     s = simplification
     if s.refused is not None:
-        return f"[yellow]kept the graph as exported[/], {s.nodes_before} nodes: {s.refused}"
+        return f"[yellow]kept the graph as exported[/], {s.nodes_before} nodes: {escape(s.refused)}"
     operators = {*s.before, *s.after}
     changes = [f"{op} {s.before.get(op, 0)} -> {s.after.get(op, 0)}" for op in sorted(operators)]
     changed = ", ".join(c for c in changes if c.split()[1] != c.split()[3]) or "nothing to do"

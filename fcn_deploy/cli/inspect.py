@@ -27,19 +27,20 @@ def _show(inspection: "Inspection") -> None:
 
     from fcn_deploy.cli.console import out, plain_table, print_line
 
-    table = plain_table(str(inspection.path), "layer", "operator", "output", "parameters", "multiply-adds")
+    table = plain_table(escape(str(inspection.path)), "layer", "operator", "output", "parameters", "multiply-adds")
     for layer in inspection.layers:
         shape = "x".join(str(n) for n in layer.shape)
         macs = f"{layer.multiply_adds / 1e9:.3f} G" if layer.multiply_adds else ""
         table.add_row(
-            escape(layer.name), layer.operator, shape, f"{layer.parameters:,}" if layer.parameters else "", macs
+            escape(layer.name), escape(layer.operator), shape, f"{layer.parameters:,}" if layer.parameters else "", macs
         )
     table.add_section()
     table.add_row("total", "", "", f"{inspection.parameters:,}", f"{inspection.multiply_adds / 1e9:.1f} G")
     out.print(table)
     operators = ", ".join(f"{name} {count}" for name, count in inspection.operators.items())
-    print_line(f"in: {', '.join(inspection.inputs)}; out: {', '.join(inspection.outputs)}; opset {inspection.opset}")
-    print_line(f"{inspection.file_bytes / 1e6:.1f} MB, {len(inspection.layers)} nodes: {operators}")
+    ends = f"in: {', '.join(inspection.inputs)}; out: {', '.join(inspection.outputs)}; opset {inspection.opset}"
+    print_line(escape(ends))
+    print_line(escape(f"{inspection.file_bytes / 1e6:.1f} MB, {len(inspection.layers)} nodes: {operators}"))
     for key, value in inspection.metadata.items():
         print_line(f"[dim]{escape(key)}[/] {escape(value)}")
     for note in inspection.notes:

@@ -11,6 +11,9 @@ BundlePath = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 
 
+MAX_DIGITS = 9
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """`500` or `HxW` as (height, width) in pixels.
 
@@ -18,6 +21,6 @@ def parse_size(text: str) -> tuple[int, int]:
         typer.BadParameter: it is neither.
     """
     sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and len(side) <= MAX_DIGITS for side in sides):
         raise typer.BadParameter(f"{text!r} is neither a number of pixels (500) nor HxW (375x500)")
     return int(sides[0]), int(sides[-1])

@@ -60,10 +60,12 @@ def _with_progress(predictions: "Iterator[Prediction]", total: int) -> "Iterator
 
 
 def _show(prediction: "Prediction") -> None:
+    from rich.markup import escape
+
     from fcn_deploy.cli.console import print_line, show_error
 
     if prediction.failure is not None:
         show_error(prediction.failure)
         return
     classes = ", ".join(f"{name} {share:.0%}" for name, share in prediction.shares[:_SHOWN_CLASSES])
-    print_line(f"{prediction.overlay_path}  {classes}")
+    print_line(escape(f"{prediction.overlay_path}  {classes}"))

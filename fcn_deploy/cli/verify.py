@@ -37,6 +37,8 @@ def verify(
 
     Exit code 0 when every bound holds, 5 when one does not; the worst input is then saved for replay.
     """
+    from rich.markup import escape
+
     import fcn_deploy as fd
     from fcn_deploy.cli.console import print_json, print_line, show_step
     from fcn_deploy.cli.parity_table import print_parity
@@ -49,5 +51,5 @@ def verify(
         print_parity(result.parity)
         print_line(f"[bold]{result.info.network}[/], {result.info.provenance}")
         if result.worst_input is not None:
-            print_line(f"saved the worst input: {result.worst_input} (replay it with --image)")
+            print_line(f"saved the worst input: {escape(str(result.worst_input))} (replay it with --image)")
     result.parity.require()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,7 +20,13 @@ from fcn_deploy.errors import CheckpointError
 from fcn_deploy.models.families import FAMILIES, Family, StateDict
 
 # Where training scripts put the state dict inside a checkpoint.
-_CONTAINERS = ("model_state_dict", "state_dict", "model")
+_CONTAINERS = ("model_state_dict", "state_dict", "model_state", "model")
+# wkentaro/pytorch-fcn keeps its best score beside the weights as a NumPy number: data, not code.
+_NUMPY_SCALARS: list[Any] = [
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
+]
 _BLOCKED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 _RESAVE = "Save the bare weights where you trained: torch.save(model.state_dict(), 'weights.pth')."
 _REFETCH = "Copy or download it again, and compare its size with the original."
@@ -81,14 +88,14 @@ def _load(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_SCALARS):
             # Whatever PyTorch warns of while reading either fails below or does not touch the tensors.
             warnings.simplefilter("ignore", UserWarning)
             # Files older than PyTorch 1.6 are plain pickles and cannot be mapped.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise _unsafe(path, str(error)) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError, IndexError, AttributeError, TypeError) as error:
+    except Exception as error:  # the readers raise whatever a damaged file makes them stumble over
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"checkpoint {path} is truncated or not a PyTorch file ({path.stat().st_size} bytes): {reason}",
@@ -117,7 +124,7 @@ def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
     if isinstance(loaded, Mapping):
         inner = next((loaded[key] for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)), loaded)
         if inner and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in inner.items()):
-            return {key.removeprefix("module."): tensor for key, tensor in inner.items()}
+            return _without_prefix(path, inner)
     raise CheckpointError(
         f"checkpoint {path} holds a {type(loaded).__name__} that is no state dict: names to tensors, "
         f"bare or under {', '.join(_CONTAINERS)}",
@@ -125,7 +132,21 @@ def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
     )
 
 
+def _without_prefix(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DataParallel's leading `module.` removed."""
+    stripped = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    if len(stripped) < len(state):
+        twice = next(key for key in state if f"module.{key}" in state)
+        raise CheckpointError(f"checkpoint {path} has both {twice} and module.{twice}", remedy=_RESAVE)
+    return stripped
+
+
 def _as_float32(path: Path, name: str, tensor: Tensor) -> Tensor:
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+        raise CheckpointError(
+            f"checkpoint {path}: {name} is no plain tensor ({tensor.layout}, {tensor.device})",
+            remedy="Convert it where it was trained: {k: v.to_dense().cpu() for k, v in state.items()}.",
+        )
     # float64 would lose digits, and integers are no weights: neither is converted behind the user's back.
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise CheckpointError(

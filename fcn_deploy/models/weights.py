@@ -13,6 +13,7 @@ from fcn_deploy.models.fcn import FCN, empty_network
 from fcn_deploy.models.init import random_network
 
 # fcn8s-atonce multiplies the skips by these inside forward (shelhamer, voc-fcn8s-atonce/net.py).
+SEEDS = 2**63
 AT_ONCE_SCALES = {"score_pool4.weight": 0.01, "score_pool3.weight": 0.0001}
 
 
@@ -29,6 +30,13 @@ class WeightsOptions:
     checkpoint: Path | None = None
     rng_seed: int = 0
     at_once: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rng_seed < SEEDS:
+            raise UsageError(
+                f"seed {self.rng_seed} is not between 0 and {SEEDS - 1}",
+                remedy="Pass an --rng-seed within these bounds.",
+            )
 
 
 def untrained_network(spec: NetworkSpec, options: WeightsOptions) -> tuple[FCN, Provenance]:

@@ -70,7 +70,8 @@ class Comparison:
         """Signal to noise, in decibels; infinite when the two are equal bit for bit."""
         if self.error_norm == 0:
             return float("inf")
-        return float(20 * np.log10(self.reference_norm / self.error_norm))
+        ratio = self.reference_norm / self.error_norm
+        return float(20 * np.log10(ratio)) if ratio else float("-inf")
 
     @property
     def label_agreement(self) -> float:
@@ -114,7 +115,12 @@ def _mismatch(what: str, reference: str, candidate: str) -> ParityError:
 
 
 def compare_logits(input_name: str, reference: Array, candidate: Array) -> Comparison:
-    """Compare two N x K x H x W float logit maps; all sums are in float64."""
+    """Compare two N x K x H x W float logit maps; all sums are in float64, and NaN anywhere gives NaN."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return _compared(input_name, reference, candidate)
+
+
+def _compared(input_name: str, reference: Array, candidate: Array) -> Comparison:
     expected, actual = reference.astype(np.float64), candidate.astype(np.float64)
     error = np.abs(actual - expected)
     logit_range = float(expected.max() - expected.min())

@@ -29,15 +29,15 @@ class ParityInput:
     image: FloatArray
 
 
-def photo_input(path: Path, shape: Shape) -> ParityInput:
-    """A photo stretched to the input, or an input saved earlier as .npy, to replay it.
+def photo_input(path: Path, shape: Shape, name: str | None = None) -> ParityInput:
+    """A photo stretched to the input, or an input saved earlier as .npy, to replay it; called after its file.
 
     Raises:
         ImageError: the file cannot be read, or the saved input has another shape.
     """
     if path.suffix == ".npy":
-        return ParityInput(path.name, _saved_input(path, shape))
-    return ParityInput(path.name, _batch(resize(read_image(path), *shape[2:]), shape))
+        return ParityInput(name or path.name, _saved_input(path, shape))
+    return ParityInput(name or path.name, _batch(resize(read_image(path), *shape[2:]), shape))
 
 
 def noise_input(seed: int, shape: Shape) -> ParityInput:

@@ -69,8 +69,8 @@ class ParityReport:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, for JSON."""
-        return {
+        """Every figure, for JSON; infinities and NaN, which JSON has no numbers for, as strings."""
+        report: dict[str, Any] = {
             "passed": self.passed,
             "reference": self.reference,
             "candidate": self.candidate,
@@ -80,6 +80,7 @@ class ParityReport:
             "comparisons": [c.to_dict() for c in self.comparisons],
             "exact": [asdict(e) for e in self.exact],
         }
+        return {key: json_ready(value) for key, value in report.items()}
 
 
 def json_ready(value: Any) -> Any:

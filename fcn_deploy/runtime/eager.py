@@ -33,10 +33,11 @@ class EagerRunner(Runner):
 
     def _open(self) -> None:
         self.network.eval()
+        usual = bool(torch.backends.mkldnn.enabled)
         for layer in self.network.modules():
             if isinstance(layer, nn.Conv2d) and layer.weight[0].numel() >= LONG_SUM:
                 before = layer.register_forward_pre_hook(lambda *_: _use_onednn(enabled=False))
-                after = layer.register_forward_hook(lambda *_: _use_onednn(enabled=True), always_call=True)
+                after = layer.register_forward_hook(lambda *_: _use_onednn(enabled=usual), always_call=True)
                 self._hooks.callback(before.remove)
                 self._hooks.callback(after.remove)
 

@@ -60,7 +60,9 @@ class OrtRunner(Runner):
             self._session = ort.InferenceSession(skeleton, options, providers=[_PROVIDERS[self.provider]])
         except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
             raise BundleError(f"ONNX Runtime refuses {self.path}: {error}", remedy="Export the model again.") from error
-        self.inputs = tuple(TensorSpec(i.name, tuple(i.shape), _DTYPES[i.type]) for i in self._session.get_inputs())
+        self.inputs = tuple(
+            TensorSpec(i.name, tuple(i.shape), _DTYPES.get(i.type, i.type)) for i in self._session.get_inputs()
+        )
 
     def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         if self._session is None:

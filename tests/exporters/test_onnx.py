@@ -107,6 +107,8 @@ def test_every_opset_on_offer_is_written_and_runs(tmp_path: Path, opset: int) ->
     ({"opset": 17}, "opset 17 is not between 18 and 23"),
     ({"opset": 99}, "opset 99 is not between 18 and 23"),
     ({"batch": 0}, "batch 0 is below 1"),
+    ({"height": 5000, "width": 5000}, "1 x 5000 x 5000 pixels: at most 16777216 fit one run"),
+    ({"batch": 10**8}, "100000000 x 500 x 500 pixels"),
 ])  # fmt: skip
 def test_options_out_of_bounds(options: dict[str, int], message: str) -> None:
     with pytest.raises(UsageError, match=message):

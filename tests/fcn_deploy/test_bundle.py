@@ -65,6 +65,8 @@ def flipped(bundle: Path) -> None:
     (edited(lambda m: m.pop("schema_version")), "manifest.json is damaged"),
     (lambda b: (b / MANIFEST_FILE).write_text("{"), "manifest.json is damaged"),
     (lambda b: (b / MANIFEST_FILE).write_text("[1]"), "manifest.json is damaged"),
+    (lambda b: (b / MANIFEST_FILE).write_text('{"schema_version": NaN}'), "NaN is no JSON number"),
+    (lambda b: (b / MANIFEST_FILE).write_text("[" * 100_000), "manifest.json is damaged"),
     (lambda b: (b / MANIFEST_FILE).unlink(), "is no bundle: manifest.json: No such file"),
     (lambda b: (b / MODEL_FILE).unlink(), "model.onnx has no file; its manifest says"),
     (lambda b: (b / MODEL_FILE).write_bytes((b / MODEL_FILE).read_bytes()[:-1]), "bytes; its manifest says"),

@@ -1,3 +1,4 @@
+import contextlib
 import struct
 import zlib
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_every_truncation_is_reported(tmp_path: Path) -> None:
 
     for share in (0, 0.001, 0.01, 0.5, 0.99):
         path.write_bytes(photo[: int(len(photo) * share)])
-        with pytest.raises(ImageError, match=r"cut.jpg .*(has no format|is truncated or damaged)"):
+        with pytest.raises(ImageError, match=r"cut.jpg .*(is of no known format|is truncated or damaged)"):
             read_image(path)
 
 
@@ -217,3 +218,45 @@ def test_label_images_hold_the_labels_themselves(tmp_path: Path) -> None:
         assert image.mode == "P"
         assert np.array_equal(np.array(image), labels)
         assert np.array_equal(np.array(image.convert("RGB")), np.array(INFO.palette)[labels])
+
+
+def test_a_cameras_second_frame_is_no_animation(tmp_path: Path) -> None:
+    """Phones store depth and gain maps beside the photo, in the format of stereo cameras."""
+    photo, gain = (Image.new("RGB", (8, 8), colour) for colour in ("red", "white"))
+    path = saved(tmp_path, photo, "phone.jpg", format="MPO", save_all=True, append_images=[gain])
+
+    with Image.open(path) as image:
+        assert getattr(image, "n_frames", 1) == 2
+    assert np.abs(read_image(path)[0, 0].astype(int) - [255, 0, 0]).max() <= 2
+
+
+def test_16_bit_pgm(tmp_path: Path) -> None:
+    (tmp_path / "deep.pgm").write_bytes(b"P5 2 1 65535\n" + struct.pack(">2H", 32768, 65535))
+
+    assert read_image(tmp_path / "deep.pgm")[0, :, 0].tolist() == [128, 255]
+
+
+def test_postscript_is_not_even_tried(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+
+    with pytest.raises(ImageError, match="is of no known format"):
+        read_image(tmp_path / "photo.jpg")
+
+
+def test_damaged_bytes_never_get_through_as_another_error(tmp_path: Path) -> None:
+    """Decoders raise TypeErrors and worse: 300 damaged photos, each read or refused, nothing else."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    clean = {
+        name: saved(tmp_path, Image.new("RGB", (16, 16), "red"), name, **options).read_bytes()
+        for name, options in {"a.jpg": {"exif": exif}, "b.png": {}, "c.tiff": {}, "d.webp": {}, "e.bmp": {}}.items()
+    }
+    rng = np.random.default_rng(0)
+    for i in range(300):
+        name = list(clean)[i % len(clean)]
+        data = bytearray(clean[name])
+        for position in rng.integers(0, len(data), 6):
+            data[position] = rng.integers(0, 256)
+        (tmp_path / name).write_bytes(data)
+        with contextlib.suppress(ImageError):
+            assert read_image(tmp_path / name).ndim == 3

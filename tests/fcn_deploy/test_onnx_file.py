@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcn_deploy import BundleError, OutputError, onnx_file
+from fcn_deploy import BundleError, OutputError, inspect, onnx_file
 from fcn_deploy.onnx_file import LARGE_TENSOR_BYTES, read_model, skeleton_bytes, write_model
 
 LARGE = LARGE_TENSOR_BYTES // 4
@@ -139,3 +140,37 @@ def test_protobufs_limit_is_checked_before_anything_is_written(tmp_path: Path, m
         write_model(model_with({"w": np.ones(LARGE, np.float32)}), tmp_path / "model.onnx")
 
     assert not (tmp_path / "model.onnx").exists()
+
+
+def with_proto(folder: Path, change: Callable[[onnx.ModelProto], object]) -> Path:
+    proto = ir.to_proto(model_with({"w": np.ones(4, np.float32)}))
+    change(proto)
+    (folder / "odd.onnx").write_bytes(proto.SerializeToString())
+    return folder / "odd.onnx"
+
+
+def rename_all(proto: onnx.ModelProto) -> None:
+    proto.graph.node.add().CopyFrom(proto.graph.node[0])
+
+
+@pytest.mark.parametrize("change", [lambda p: setattr(p.graph.initializer[0], "data_type", 999), rename_all])
+def test_files_that_parse_and_mean_nothing(tmp_path: Path, change: Callable[[onnx.ModelProto], object]) -> None:
+    with pytest.raises(BundleError, match=r"odd.onnx .* is truncated or not an ONNX model"):
+        inspect(with_proto(tmp_path, change))
+
+
+def test_a_convolution_without_a_weight_is_no_crash(tmp_path: Path) -> None:
+    def strip(proto: onnx.ModelProto) -> None:
+        proto.graph.node[0].op_type = "Conv"
+        proto.graph.node[0].input.pop()
+
+    (layer,) = inspect(with_proto(tmp_path, strip)).layers
+
+    assert (layer.operator, layer.multiply_adds) == ("Conv", 0)
+
+
+def test_a_number_without_an_end_is_given_up_at_once(tmp_path: Path) -> None:
+    (tmp_path / "ff.onnx").write_bytes(b"\xff" * 3_000_000)
+
+    with pytest.raises(BundleError, match=r"ff.onnx \(3000000 bytes\) is truncated or not an ONNX model"):
+        read_model(tmp_path / "ff.onnx")

@@ -25,8 +25,9 @@ def test_pixels_are_blended_and_the_legend_lies_beside_them() -> None:
     blend = np.rint(100 * (1 - OPACITY) + np.array(TRAINED.palette[15]) * OPACITY)
     assert picture.shape[0] == 400
     assert picture.shape[1] > 600
-    assert (picture[:, :250] == round(100 * (1 - OPACITY))).all()
-    assert (picture[:, 250:500] == blend).all()
+    # Pillow blends in its own integers: one step of rounding.
+    assert np.abs(picture[:, :250] - 100.0 * (1 - OPACITY)).max() <= 1
+    assert np.abs(picture[:, 250:500] - blend).max() <= 1
     legend = picture[:, 500:].reshape(-1, 3)
     for label in (0, 15):
         assert (legend == TRAINED.palette[label]).all(axis=1).any()
@@ -45,5 +46,5 @@ def test_any_size_and_all_classes(size: tuple[int, int]) -> None:
 
     picture = overlay(np.zeros((*size, 3), np.uint8), labels, UNTRAINED)
 
-    assert picture.width > size[1]
-    assert picture.height >= size[0]
+    assert size[1] < picture.width < 2000
+    assert size[0] <= picture.height < 2000

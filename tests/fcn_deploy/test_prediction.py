@@ -57,7 +57,7 @@ def test_one_bad_photo_is_reported_and_the_rest_go_on(shared_bundle: Path, photo
 
     assert [p.image for p in found] == photos
     assert [p.failure is None for p in found] == [True, False, False, True]
-    assert "has no format" in str(found[1].failure)
+    assert "is of no known format" in str(found[1].failure)
     assert found[1].to_dict()["labels"] is None
 
 
@@ -126,3 +126,15 @@ def test_an_output_that_cannot_be_written(shared_bundle: Path, photo: Path, tmp_
 
     with pytest.raises(fd.OutputError, match="cannot write"):
         list(fd.predict(shared_bundle, [photo], fd.PredictOptions(tmp_path / "file")))
+
+
+def test_numbers_do_not_run_into_names_that_look_numbered(shared_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    photos = [tmp_path / name for name in ("one/a.png", "two/a.png", "a-2.png", "three/A.png")]
+    for path in photos:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(photo.read_bytes())
+
+    found = list(fd.predict(shared_bundle, photos, fd.PredictOptions(tmp_path / "out")))
+
+    names = [p.labels_path.name for p in found if p.labels_path]
+    assert names == ["a.labels.png", "a-3.labels.png", "a-2.labels.png", "A-4.labels.png"]

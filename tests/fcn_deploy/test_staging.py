@@ -155,3 +155,81 @@ def test_a_staged_file_replaces_in_one_move_or_not_at_all(tmp_path: Path) -> Non
         raise RuntimeError(staging.write_text("two"))
 
     assert contents(tmp_path) == {"new/file.txt": "one"}
+
+
+def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    def late() -> None:
+        with staged_directory(tmp_path / "out", marker=MARKER, force=False) as staging:
+            (staging / MARKER).write_text("new")
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(OutputError, match="exists already"):
+        late()
+    assert contents(tmp_path) == {"out/thesis.txt": "years of work"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_interruption_between_the_two_renames_brings_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    stage(tmp_path / "out", "old")
+    real = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise error("now")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+
+    with pytest.raises((error, OutputError)):
+        stage(tmp_path / "out", force=True)
+    assert contents(tmp_path) == {"out/manifest.json": "old"}
+
+
+def test_a_kill_between_the_two_renames_is_mended_by_the_next_run(tmp_path: Path) -> None:
+    aside = tmp_path / ".out.old-abc"
+    stage(aside / "out", "old")
+
+    with pytest.raises(OutputError, match="exists already"):
+        stage(tmp_path / "out")
+
+    assert contents(tmp_path) == {"out/manifest.json": "old"}
+
+
+def test_links_names_with_brackets_and_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage(tmp_path / "real[1]", "old")
+    (tmp_path / "link").symlink_to("real[1]")
+    (tmp_path / "dangling").symlink_to("later")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    stage(tmp_path / "link", force=True)
+    stage(tmp_path / "dangling")
+    stage(Path(), force=True)
+
+    assert (tmp_path / "link").is_symlink()
+    assert contents(tmp_path / "real[1]") == {MARKER: "new"}
+    assert contents(tmp_path / "later") == {MARKER: "new"}
+    assert contents(tmp_path / "here") == {MARKER: "new"}
+
+
+RACE = """
+    import sys
+    from pathlib import Path
+    from fcn_deploy.staging import staged_directory
+    for _ in range(150):
+        with staged_directory(Path(sys.argv[1]), marker="manifest.json", force=True) as staging:
+            (staging / "manifest.json").write_text("whole")
+"""
+
+
+def test_many_exports_to_one_place_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(RACE), str(tmp_path / "out")]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+
+    messages = [process.communicate(timeout=120)[1] for process in processes]
+
+    assert [process.returncode for process in processes] == [0, 0, 0], messages
+    assert contents(tmp_path) == {"out/manifest.json": "whole"}

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 import fcn_deploy as fd
 from fcn_deploy.models.init import random_network
@@ -119,9 +121,55 @@ def test_a_checkpoint_for_random_weights_is_a_misunderstanding(shared_bundle: Pa
         fd.verify(shared_bundle, fd.VerifyOptions(tmp_path / "weights.pth"))
 
 
-def test_no_samples() -> None:
-    with pytest.raises(fd.UsageError, match="0 noise samples are below 1"):
-        fd.VerifyOptions(samples=0)
+@pytest.mark.parametrize("samples", [0, 65])
+def test_samples_out_of_bounds(samples: int) -> None:
+    with pytest.raises(fd.UsageError, match=f"{samples} noise samples: 1 to 64 are run at a time"):
+        fd.VerifyOptions(samples=samples)
+
+
+def test_a_worst_input_that_could_not_be_replayed() -> None:
+    with pytest.raises(fd.UsageError, match=r"worst.bin does not end in .npy"):
+        fd.VerifyOptions(save_worst=Path("worst.bin"))
+
+
+def test_photos_of_one_name_are_told_apart(damaged: Path, photo: Path) -> None:
+    blank = damaged.parent / "other" / photo.name
+    blank.parent.mkdir()
+    Image.new("RGB", (8, 8)).save(blank)
+
+    result = fd.verify(damaged, fd.VerifyOptions(images=(blank, photo, blank), save_worst=damaged.parent / "w.npy"))
+
+    assert names(result)[:3] == [str(blank), str(photo), "noise 0"]
+    worst = names(result).index(result.parity.worst.input_name)
+    replayed = fd.verify(damaged, fd.VerifyOptions(images=(damaged.parent / "w.npy",)))
+    assert replayed.parity.comparisons[0].max_abs_error == result.parity.comparisons[worst].max_abs_error
+
+
+def test_the_verdict_survives_a_place_that_takes_no_file(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unwritable(*_: object) -> None:
+        raise fd.OutputError("cannot write", remedy="none")
+
+    monkeypatch.setattr("fcn_deploy.verification._save", unwritable)
+
+    result = fd.verify(damaged)
+
+    assert not result.parity.passed
+    assert result.worst_input is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_fail_and_reach_json(shared_bundle: Path, tmp_path: Path, value: float) -> None:
+    model = onnx.load(shared_bundle / "model.onnx")
+    weight = next(t for t in model.graph.initializer if t.name == "score_fr.bias")
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0] = value
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, tmp_path / "odd.onnx")
+
+    result = fd.verify(tmp_path / "odd.onnx")
+
+    assert not result.parity.passed
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["parity"]["passed"] is False
 
 
 def test_a_missing_photo(shared_bundle: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_parameter_names_are_caffes(variant: Variant) -> None:
 
 
 @pytest.mark.parametrize(("variant", "geometry"), ALL)
-@pytest.mark.parametrize("size", [(500, 500), (133, 90)])
+@pytest.mark.parametrize("size", [(205, 171), (133, 90)])
 def test_agrees_with_the_independent_implementation_in_float64(
     variant: Variant, geometry: Geometry, size: tuple[int, int]
 ) -> None:

@@ -1,8 +1,10 @@
+import contextlib
 import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -307,3 +309,45 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) ->
 
     with pytest.raises(CheckpointError, match=r"conv4_2.weight has values that are not finite"):
         read_checkpoint(save(tmp_path, state))
+
+
+def test_a_tensor_with_and_without_prefix_is_not_dropped(tmp_path: Path) -> None:
+    state = state_of(Variant.FCN32S)
+    state["module.conv1_1.weight"] = state["conv1_1.weight"] * 0
+
+    with pytest.raises(CheckpointError, match=r"has both conv1_1.weight and module.conv1_1.weight"):
+        read_checkpoint(save(tmp_path, state))
+
+
+def test_numpy_numbers_beside_the_weights_are_data(tmp_path: Path) -> None:
+    """wkentaro/pytorch-fcn keeps its best mean IU there."""
+    state = state_of(Variant.FCN8S)
+    path = save(tmp_path, {"model_state_dict": state, "best_mean_iu": np.float64(0.655), "epoch": np.int64(3)})
+
+    assert_equal(load(path, Variant.FCN8S, Geometry.FLOOR), state)
+
+
+@pytest.mark.parametrize("odd", [torch.eye(3).to_sparse(), torch.empty(3, device="meta")])
+def test_tensors_that_are_not_plain_are_refused(tmp_path: Path, odd: Tensor) -> None:
+    state = state_of(Variant.FCN32S) | {"fc6.bias": odd}
+
+    with pytest.raises(CheckpointError, match=r"fc6.bias is no plain tensor"):
+        read_checkpoint(save(tmp_path, state))
+
+
+def test_damaged_bytes_are_one_error_family(tmp_path: Path) -> None:
+    whole = save(tmp_path, {"conv1_1.weight": torch.ones(8), "fc7.weight": torch.ones(4)}).read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        data = bytearray(whole)
+        for position in rng.integers(0, len(data), 8):
+            data[position] = rng.integers(0, 256)
+        (tmp_path / "odd.pth").write_bytes(data)
+        with contextlib.suppress(CheckpointError):
+            read_checkpoint(tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_out_of_bounds(seed: int) -> None:
+    with pytest.raises(UsageError, match=f"seed {seed} is not between 0 and"):
+        WeightsOptions(rng_seed=seed)

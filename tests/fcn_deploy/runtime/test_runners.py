@@ -49,6 +49,15 @@ def test_eager_gives_onednn_back_even_after_an_error() -> None:
     assert not wide._forward_pre_hooks
 
 
+def test_a_user_who_turned_onednn_off_finds_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+
+    with eager() as runner:
+        runner.run({"image": IMAGE})
+
+    assert not torch.backends.mkldnn.enabled
+
+
 def test_long_sums_are_closer_to_float64_than_onednns() -> None:
     """fc6 sums 25,088 products: the reference's own error decides what it can judge."""
     torch.manual_seed(0)
