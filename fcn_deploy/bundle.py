@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from fcn_deploy.errors import BundleError
+from fcn_deploy.hashing import file_sha256
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.onnx_file import read_model
 
@@ -89,7 +90,7 @@ def open_bundle(path: Path) -> Bundle:
 def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
     """Write the manifest of the model in `directory`: `facts`, the files' hashes, and its own."""
     model = directory / MODEL_FILE
-    files = {MODEL_FILE: {"bytes": model.stat().st_size, "sha256": _sha256(model)}}
+    files = {MODEL_FILE: {"bytes": model.stat().st_size, "sha256": file_sha256(model)}}
     manifest = {"schema_version": SCHEMA_VERSION, **facts, "files": files}
     manifest[_SELF_HASH] = _self_hash(manifest)
     (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -129,12 +130,7 @@ def _check_file(path: Path, size: int, sha256: str) -> None:
             f"{path} has {'no file' if found is None else f'{found} bytes'}; its manifest says {size} bytes",
             remedy="Copy the bundle again, or export it again.",
         )
-    if _sha256(path) != sha256:
+    if file_sha256(path) != sha256:
         raise BundleError(
             f"{path} is not the file the manifest describes (SHA-256 differs)", remedy="Export the bundle again."
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,5 @@
 """Reading checkpoint files safely: tensors only, never code."""
 
-import hashlib
 import pickle
 import re
 import warnings
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fcn_deploy.errors import CheckpointError
+from fcn_deploy.hashing import file_sha256
 from fcn_deploy.models.families import FAMILIES, Family, StateDict
 
 # Where training scripts put the state dict inside a checkpoint.
@@ -76,12 +76,6 @@ def _converted(path: Path, family: Family, state: StateDict) -> dict[str, Tensor
         return family.convert(state)
     except ValueError as error:
         raise CheckpointError(f"checkpoint {path} names one layer twice: {error}", remedy=_RESAVE) from error
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _load(path: Path) -> Any:
