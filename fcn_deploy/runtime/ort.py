@@ -60,6 +60,12 @@ class OrtRunner(Runner):
             self._session = ort.InferenceSession(skeleton, options, providers=[_PROVIDERS[self.provider]])
         except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
             raise BundleError(f"ONNX Runtime refuses {self.path}: {error}", remedy="Export the model again.") from error
+        running = self._session.get_providers()
+        if _PROVIDERS[self.provider][0] not in running:
+            raise ProviderError(
+                f"provider {self.provider}: ONNX Runtime fell back to {', '.join(running)}",
+                remedy="Run `fcn-deploy doctor`, or pass --provider cpu.",
+            )
         self.inputs = tuple(
             TensorSpec(i.name, tuple(i.shape), _DTYPES.get(i.type, i.type)) for i in self._session.get_inputs()
         )
@@ -100,14 +106,12 @@ def provider_problem(provider: Provider) -> str | None:
     if provider is Provider.CPU:
         return None
     preload_libraries()
-    missing = _library_problem()
-    if missing is not None:
-        return missing
     ort.set_default_logger_severity(_SILENT)
     try:
         ort.InferenceSession(_probe_model(), _session_options(provider), providers=[_PROVIDERS[provider]])
     except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
-        return str(error)
+        # It says only that it would have fallen back; the loader says why.
+        return _library_problem() or str(error)
     return None
 
 
@@ -130,6 +134,10 @@ def installed_wheels() -> dict[str, str]:
 
 
 def _library_problem() -> str | None:
+    """What keeps the CUDA provider's library from loading.
+
+    Only to be asked after ONNX Runtime has tried: the library looks for its host while it is loaded, once and for all.
+    """
     folder = Path(ort.__file__).parent / "capi"
     for name in ("libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so"):
         library = folder / name

@@ -149,6 +149,20 @@ def test_onnxruntime_itself_would_have_fallen_back(shared_bundle: Path) -> None:
     assert session.get_providers() == ["CPUExecutionProvider"]
 
 
+@pytest.mark.skipif(CUDA_PROBLEM is None, reason="CUDA works here")
+def test_a_fall_back_is_found_even_when_nothing_forbade_it(
+    shared_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "require_provider", lambda _: None)
+    monkeypatch.setattr(ort, "_session_options", lambda _: onnxruntime.SessionOptions())
+
+    with (
+        pytest.raises(ProviderError, match="provider cuda: ONNX Runtime fell back to CPUExecutionProvider"),
+        OrtRunner(shared_bundle / "model.onnx", Provider.CUDA),
+    ):
+        pass
+
+
 def test_a_build_without_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
 
