@@ -48,6 +48,9 @@ class ExportOptions:
         verify: compare with PyTorch before the bundle is written.
         force: replace an existing bundle.
         command: what was typed, for the record.
+
+    Raises:
+        UsageError: the number of classes or the divisor is out of its bounds.
     """
 
     variant: Variant
@@ -61,6 +64,13 @@ class ExportOptions:
     verify: bool = True
     force: bool = False
     command: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.network(self.geometry or Geometry.FLOOR)
+
+    def network(self, geometry: Geometry) -> NetworkSpec:
+        """The network to build once its geometry is settled."""
+        return NetworkSpec(self.variant, geometry, self.num_classes, self.channel_divisor)
 
 
 @dataclass(frozen=True)
@@ -172,7 +182,7 @@ def _build(options: ExportOptions, on_step: OnStep) -> tuple[FCN, ModelInfo]:
         with on_step(f"read checkpoint {weights.checkpoint}"):
             checkpoint = read_checkpoint(weights.checkpoint)
         geometry = geometry or checkpoint.family.geometry
-    spec = NetworkSpec(options.variant, geometry or Geometry.FLOOR, options.num_classes, options.channel_divisor)
+    spec = options.network(geometry or Geometry.FLOOR)
     check_fits(options.onnx.height, options.onnx.width, spec.variant, spec.geometry)
     with on_step(f"build {spec}"):
         if checkpoint is None:

@@ -101,7 +101,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_such_number)
         version = manifest["schema_version"]
     except OSError as error:
-        raise BundleError(f"{path.parent} is no bundle: {path.name}: {error.strerror}", remedy="Export it.") from error
+        raise BundleError(
+            f"{path.parent} is no bundle: {path.name}: {error.strerror}", remedy="Pass what `fcn-deploy export` wrote."
+        ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} is damaged: {error}", remedy="Export the bundle again.") from error
     if version != SCHEMA_VERSION:

@@ -177,5 +177,5 @@ def _misfit(axis: str, size: int, variant: Variant, geometry: Geometry) -> str:
 def _ways_out(axis: str, size: int, variant: Variant, geometry: Geometry) -> str:
     near = " or ".join(str(n) for n in nearest_fitting(size, variant, geometry))
     other = Geometry.CAFFE if geometry is Geometry.FLOOR else Geometry.FLOOR
-    other_way = f", or {other} geometry, which fits {size}" if axis_fits(size, variant, other) else ""
-    return f"Use {axis} {near}{other_way}."
+    other_way = f", or --geometry {other}, which fits {size}" if axis_fits(size, variant, other) else ""
+    return f"Use {axis} {near} (--size HxW){other_way}."

@@ -57,6 +57,7 @@ class Prediction:
         overlay_path: the labels over the photo, with a legend; None after a failure.
         shares: each class found with its share of the pixels, largest first.
         failure: what went wrong, or None.
+        untrained: whether the model's weights are random, so that the labels mean nothing.
     """
 
     image: Path
@@ -64,6 +65,7 @@ class Prediction:
     overlay_path: Path | None = None
     shares: tuple[tuple[str, float], ...] = ()
     failure: FcnDeployError | None = None
+    untrained: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Every fact, for JSON."""
@@ -72,6 +74,7 @@ class Prediction:
             "labels": str(self.labels_path) if self.labels_path else None,
             "overlay": str(self.overlay_path) if self.overlay_path else None,
             "classes": dict(self.shares),
+            "untrained": self.untrained,
             "failure": str(self.failure) if self.failure else None,
         }
 
@@ -79,13 +82,14 @@ class Prediction:
 def find_images(arguments: Sequence[str]) -> list[Path]:
     """The image files that paths, directories and glob patterns name, each once, directories and patterns sorted.
 
-    A path that does not exist is kept, to be reported with the rest.
+    A path that does not exist is kept, to be reported with the rest. Of a directory, neither its directories are
+    searched nor what `predict` wrote there is taken.
 
     Raises:
         ImageError: a directory or pattern holds no image.
     """
     found: dict[Path, None] = {}
-    for argument in arguments:
+    for argument in [arguments] if isinstance(arguments, str) else arguments:
         found.update(dict.fromkeys(_expand(argument)))
     return list(found)
 
@@ -94,7 +98,7 @@ def _expand(argument: str) -> list[Path]:
     path = Path(argument)
     if path.is_dir():
         known = readable_suffixes()
-        files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in known)
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in known and p.is_file() and not _is_result(p))
     elif not path.exists() and _GLOB_CHARACTERS & set(argument):
         files = sorted(Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file())  # noqa: PTH207 - absolute patterns
     else:
@@ -102,6 +106,11 @@ def _expand(argument: str) -> list[Path]:
     if not files:
         raise ImageError(f"{argument} names no image", remedy="Check the directory or the pattern.")
     return files
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file is one that `predict` wrote: results may lie beside their photos."""
+    return path.name.endswith((".labels.png", ".overlay.png"))
 
 
 def predict(path: Path, images: Sequence[Path], options: PredictOptions | None = None) -> Iterator[Prediction]:
@@ -122,7 +131,7 @@ def predict(path: Path, images: Sequence[Path], options: PredictOptions | None =
             labels = _segment(runner, [p for p in placed if not isinstance(p, ImageError)], (batch, height, width))
             for image, item in zip(chunk, placed, strict=True):
                 if isinstance(item, ImageError):
-                    yield Prediction(image, failure=item)
+                    yield Prediction(image, failure=item, untrained=info.provenance.untrained)
                 else:
                     yield _write(image, item, next(labels), info, options.output / names[image])
 
@@ -180,4 +189,4 @@ def _write(image: Path, item: _Placed, labels: Labels, info: ModelInfo, stem: Pa
         with staged_file(target) as staging:
             picture.save(staging)
     shares = tuple((info.class_names[label], share) for label, share in class_shares(restored))
-    return Prediction(image, labels_path, overlay_path, shares)
+    return Prediction(image, labels_path, overlay_path, shares, untrained=info.provenance.untrained)

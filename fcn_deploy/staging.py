@@ -80,12 +80,12 @@ def _check_target(target: Path, marker: str, *, force: bool) -> None:
 
 
 def _unwritable(target: Path, error: OSError) -> OutputError:
+    problem = f"cannot write {target}: {error.strerror or error}"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return OutputError(problem, remedy="A part of this path is a file: choose another --output.")
     room = next((parent for parent in target.absolute().parents if parent.is_dir()), Path.cwd())
-    free = shutil.disk_usage(room).free / 1e6
-    return OutputError(
-        f"cannot write {target}: {error.strerror or error}; {free:.0f} MB free",
-        remedy="Choose an --output with room that you may write to.",
-    )
+    free = f"{shutil.disk_usage(room).free / 1e6:.0f} MB free"
+    return OutputError(f"{problem}; {free}", remedy="Choose an --output with room that you may write to.")
 
 
 def _publish(staging: Path, place: Path) -> None:

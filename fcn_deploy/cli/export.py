@@ -32,16 +32,16 @@ def export(
         ),
     ] = None,
     num_classes: Annotated[int, typer.Option(help="Number of classes, background included.")] = 21,
-    size: Annotated[str, typer.Option(help="Fixed input size in pixels: 500 or HxW.", metavar="S")] = "500",
+    size: Annotated[str, typer.Option(help="Fixed input size in pixels: 500 or HxW.", metavar="PIXELS|HxW")] = "500",
     batch: Annotated[int, typer.Option(help="Images per run.")] = 1,
     opset: Annotated[int, typer.Option(help="ONNX operator set; newer ones miss CUDA kernels.")] = 18,
     output: Annotated[
         Path | None, typer.Option(help="The bundle's directory. Default: fcn32s, fcn16s or fcn8s.", show_default=False)
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing bundle.")] = False,
     optimize: Annotated[Optimize, typer.Option(help="How far to rewrite the graph.")] = Optimize.SIMPLIFY,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare with PyTorch.")] = False,
-    at_once: Annotated[bool, typer.Option("--at-once", help="The checkpoint is an fcn8s-atonce.")] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", metavar="", help="Do not compare with PyTorch.")] = False,
+    at_once: Annotated[bool, typer.Option("--at-once", metavar="", help="The checkpoint is an fcn8s-atonce.")] = False,
     rng_seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
     channel_divisor: Annotated[
         int, typer.Option(help="Divide every width, for a quick stand-in of the real network.")
@@ -104,5 +104,5 @@ def _described(simplification: "Simplification") -> str:
     changed = ", ".join(c for c in changes if c.split()[1] != c.split()[3]) or "nothing to do"
     proof = "equal by structure"
     if s.difference is not None:
-        proof = f"{s.compared_nodes} nodes differ in structure and by {s.difference:.1e} of the range in value"
+        proof = f"nodes that differ in structure: {s.compared_nodes}, in value: by {s.difference:.1e} of the range"
     return f"simplified {s.nodes_before} -> {s.nodes_after} nodes ({changed}); {proof}"

@@ -30,7 +30,7 @@ def _show(inspection: "Inspection") -> None:
     table = plain_table(escape(str(inspection.path)), "layer", "operator", "output", "parameters", "multiply-adds")
     for layer in inspection.layers:
         shape = "x".join(str(n) for n in layer.shape)
-        macs = f"{layer.multiply_adds / 1e9:.3f} G" if layer.multiply_adds else ""
+        macs = f"{layer.multiply_adds / 1e6:,.1f} M" if layer.multiply_adds else ""
         table.add_row(
             escape(layer.name), escape(layer.operator), shape, f"{layer.parameters:,}" if layer.parameters else "", macs
         )

@@ -8,7 +8,9 @@ import typer
 BundlePath = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle's directory, or an ONNX file.", show_default=False)
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Json = Annotated[
+    bool, typer.Option("--json", metavar="", help="Print one JSON document on stdout and nothing else there.")
+]
 
 
 MAX_DIGITS = 9
@@ -22,5 +24,5 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isascii() and side.isdigit() and len(side) <= MAX_DIGITS for side in sides):
-        raise typer.BadParameter(f"{text!r} is neither a number of pixels (500) nor HxW (375x500)")
+        raise typer.BadParameter(f"{text!r} is neither a number of pixels (500) nor HxW (375x500)", param_hint="--size")
     return int(sides[0]), int(sides[-1])

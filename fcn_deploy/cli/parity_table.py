@@ -33,8 +33,6 @@ def _print_verdict(report: ParityReport) -> None:
     bounds += [f"clear flips <= {tier.clear_flips}" if tier.clear_flips is not None else ""]
     verdict = "[bold green]passed[/]" if report.passed else "[bold red]FAILED[/]"
     print_line(
-        f"{verdict}  tier {tier.name}: {', '.join(b for b in bounds if b)}; worst input {escape(worst.input_name)}, "
-        f"which a bound of {worst.passing_tolerance:.1e} would just pass"
+        f"{verdict}  tier {tier.name}: {', '.join(b for b in bounds if b)}; worst input {escape(worst.input_name)}"
+        f"{f', which a bound of {worst.passing_tolerance:.1e} would just pass' if report.passed else ''}"
     )
-    for failure in report.failures:
-        print_line(f"  {escape(failure)}")

@@ -21,7 +21,8 @@ def predict(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos, directories or glob patterns.")],
     output: Annotated[Path, typer.Option(help="Directory of the label maps and overlays.")] = Path("predictions"),
     keep_aspect: Annotated[
-        bool, typer.Option("--keep-aspect", help="Pad photos to the input's shape instead of stretching them.")
+        bool,
+        typer.Option("--keep-aspect", metavar="", help="Pad photos to the input's shape instead of stretching them."),
     ] = False,
     provider: Annotated[Provider, typer.Option(help="Where ONNX Runtime runs.")] = Provider.CPU,
     json: Json = False,
@@ -43,9 +44,11 @@ def predict(
             _show(prediction)
     if json:
         print_json([prediction.to_dict() for prediction in found])
+    if any(prediction.untrained for prediction in found):
+        print_line("untrained weights: the labels mean nothing", to_stderr=True)
     failed = sum(prediction.failure is not None for prediction in found)
     if failed:
-        print_line(f"{failed} of {len(found)} images failed", to_stderr=True)
+        print_line(f"{failed} of {len(found)} photos failed", to_stderr=True)
         raise typer.Exit(fd.ImageError.exit_code)
 
 
@@ -68,4 +71,4 @@ def _show(prediction: "Prediction") -> None:
         show_error(prediction.failure)
         return
     classes = ", ".join(f"{name} {share:.0%}" for name, share in prediction.shares[:_SHOWN_CLASSES])
-    print_line(escape(f"{prediction.overlay_path}  {classes}"))
+    print_line(escape(f"{prediction.image} -> {prediction.overlay_path}  {classes}"))

@@ -23,7 +23,8 @@ def verify(
     samples: Annotated[int, typer.Option(help="Number of noise inputs.")] = 1,
     provider: Annotated[Provider, typer.Option(help="Where ONNX Runtime runs the artifact.")] = Provider.CPU,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Measure both sides against float64 too (slow; 5 GB at full size).")
+        bool,
+        typer.Option("--exact", metavar="", help="Measure both sides against float64 too (slow; 5 GB at full size)."),
     ] = False,
     save_worst: Annotated[
         Path | None,

@@ -11,9 +11,11 @@ from fcn_deploy.model_info import NetworkSpec, Provenance
 from fcn_deploy.models.checkpoints import Checkpoint
 from fcn_deploy.models.fcn import FCN, empty_network
 from fcn_deploy.models.init import random_network
+from fcn_deploy.models.vgg import BLOCKS, narrowed
 
 # fcn8s-atonce multiplies the skips by these inside forward (shelhamer, voc-fcn8s-atonce/net.py).
 SEEDS = 2**63
+FULL_WIDTH = BLOCKS[0][0]
 AT_ONCE_SCALES = {"score_pool4.weight": 0.01, "score_pool3.weight": 0.0001}
 
 
@@ -112,6 +114,9 @@ def _remedy(spec: NetworkSpec, state: dict[str, Tensor]) -> str:
     likely = [v for v in Variant if all(f"{up.name}.weight" in state for up in UPSAMPLINGS[v])]
     if likely and spec.variant not in likely:
         return f"The file looks like an FCN-{likely[-1]}: pass --variant {likely[-1]}."
+    first = state.get("conv1_1.weight")
+    if first is not None and first.shape[:1] != (narrowed(FULL_WIDTH, spec.channel_divisor),):
+        return f"The file's layers are of another width: pass --channel-divisor {FULL_WIDTH // max(first.shape[0], 1)}."
     scores = state.get("score_fr.weight")
     if scores is not None and scores.dim() > 0 and scores.shape[0] != spec.num_classes:
         return f"The file scores {scores.shape[0]} classes: pass --num-classes {scores.shape[0]}."

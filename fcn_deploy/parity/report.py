@@ -65,7 +65,8 @@ class ParityReport:
             raise ParityError(
                 f"{self.candidate} does not compute what {self.reference} does "
                 f"(tier {self.tier.name}, worst input {self.worst.input_name}):\n  " + "\n  ".join(self.failures),
-                remedy="Check that the reference has the weights and geometry the artifact was exported from.",
+                remedy="Run `fcn-deploy verify --exact` to see which side is off; export with --optimize none to see "
+                "whether the exporter or the simplifier is.",
             )
 
     def to_dict(self) -> dict[str, Any]:

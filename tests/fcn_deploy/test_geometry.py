@@ -143,7 +143,7 @@ def test_misfit_names_the_axis_the_loss_and_both_ways_out(axis: str) -> None:
     assert caught.value.problem == (
         f"{axis} 375 does not fit FCN-16s in floor geometry: 400 up-sampled pixels less a crop of 27 leave 373 of 375"
     )
-    assert caught.value.remedy == f"Use {axis} 373 or 378, or caffe geometry, which fits 375."
+    assert caught.value.remedy == f"Use {axis} 373 or 378 (--size HxW), or --geometry caffe, which fits 375."
     assert caught.value.exit_code == 2
 
 
@@ -152,7 +152,7 @@ def test_too_small_names_the_minimum() -> None:
         check_fits(25, 500, Variant.FCN32S, Geometry.FLOOR)
 
     assert "fc6 needs at least 7 pixels after pool5, this image gives 6" in caught.value.problem
-    assert caught.value.remedy == "Use height 26, or caffe geometry, which fits 25."
+    assert caught.value.remedy == "Use height 26 (--size HxW), or --geometry caffe, which fits 25."
 
 
 def probe_network(variant: Variant, geometry: Geometry) -> FCN:

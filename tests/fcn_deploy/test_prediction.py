@@ -95,15 +95,17 @@ def test_keep_aspect_differs_from_stretching(shared_bundle: Path, photo: Path, t
 
 
 def test_find_images(tmp_path: Path) -> None:
-    for name in ("b.png", "a.JPG", "notes.txt", "deep/c.png"):
+    for name in ("b.png", "a.JPG", "notes.txt", "b.labels.png", "b.overlay.png", "deep/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
 
     directory, pattern, missing = str(tmp_path), str(tmp_path / "**" / "*.png"), str(tmp_path / "none.png")
 
     assert [p.name for p in find_images([directory])] == ["a.JPG", "b.png"]
-    assert [p.name for p in find_images([pattern])] == ["b.png", "c.png"]
-    assert [p.name for p in find_images([missing, directory, pattern])] == ["none.png", "a.JPG", "b.png", "c.png"]
+    assert find_images(directory) == find_images([directory])
+    assert [p.name for p in find_images([pattern])] == ["b.labels.png", "b.overlay.png", "b.png", "c.png"]
+    found = [p.name for p in find_images([missing, directory, str(tmp_path / "deep" / "*.png"), directory])]
+    assert found == ["none.png", "a.JPG", "b.png", "c.png"]
 
 
 def test_a_name_with_brackets_is_a_name_first(tmp_path: Path) -> None:

@@ -351,3 +351,12 @@ def test_damaged_bytes_are_one_error_family(tmp_path: Path) -> None:
 def test_seeds_out_of_bounds(seed: int) -> None:
     with pytest.raises(UsageError, match=f"seed {seed} is not between 0 and"):
         WeightsOptions(rng_seed=seed)
+
+
+def test_a_narrow_file_names_its_divisor(tmp_path: Path) -> None:
+    path = save(tmp_path, state_of(Variant.FCN32S))
+
+    with pytest.raises(CheckpointError) as caught:
+        load_network(NetworkSpec(Variant.FCN32S, Geometry.CAFFE), read_checkpoint(path), WeightsOptions(path))
+
+    assert caught.value.remedy == "The file's layers are of another width: pass --channel-divisor 64."

@@ -38,6 +38,8 @@ def test_the_published_tiers() -> None:
     (off_by("x", 1.01e-5), ("max error / range 1.01e-05 is not at most 1e-05",)),
     (off_by("x", 0, flips=2), ()),
     (off_by("x", 0, flips=3), ("label agreement 0.999988 is not at least 0.99999",)),
+    (replace(off_by("x", 0, flips=1), pixels=100), ()),
+    (replace(off_by("x", 0, flips=2), pixels=100), ("label agreement 0.98 is not at least 0.99999",)),
     (off_by("x", 0, flips=1, clear=1), ("clear flips 1 is not at most 0",)),
     (off_by("x", float("nan")), ("max error / range nan is not at most 1e-05",)),
     (off_by("x", float("inf")), ("max error / range inf is not at most 1e-05",)),
