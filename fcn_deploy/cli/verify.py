@@ -18,7 +18,10 @@ def verify(
     ] = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option(help="A photo, or an input saved as .npy; may be repeated. Default: a portrait that comes along."),
+        typer.Option(
+            metavar="PATH",
+            help="A photo, or an input saved as .npy; may be repeated. Default: a portrait that comes along.",
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(help="Number of noise inputs.")] = 1,
     provider: Annotated[Provider, typer.Option(help="Where ONNX Runtime runs the artifact.")] = Provider.CPU,
