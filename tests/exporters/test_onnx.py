@@ -32,7 +32,7 @@ def image(options: OnnxOptions) -> np.ndarray:
 def test_the_graph_computes_the_network_in_another_runtime(variant: Variant, geometry: Geometry) -> None:
     """ONNX's own reference evaluator: plain NumPy, no code in common with PyTorch or ONNX Runtime."""
     options = OnnxOptions(height=45, width=33)
-    net = network(variant, geometry)
+    net = network(variant, geometry, divisor=64)
     given = image(options)
 
     model = ir.to_proto(export_graph(net, options))
