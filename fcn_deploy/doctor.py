@@ -1,6 +1,5 @@
 """Is this machine fit to export, verify and run? Each finding comes with a remedy."""
 
-import ctypes
 import os
 import platform
 import shutil
@@ -9,14 +8,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from fcn_deploy.runtime import nvidia
 from fcn_deploy.runtime.provider import Provider
-from fcn_deploy.version import package_versions
+from fcn_deploy.version import onnxruntime_wheels, package_versions
 
 # The most an export of a full-size network holds at once, rounded up.
 NEEDED_MEMORY_BYTES = 3_000_000_000
 NEEDED_DISK_BYTES = 1_200_000_000
 _ORT_REMEDY = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
-_CUDA_REMEDY = "Only for --provider cuda: install an NVIDIA driver, then pip install 'onnxruntime-gpu[cuda,cudnn]'."
 
 
 class Status(StrEnum):
@@ -61,45 +60,41 @@ def _onnxruntime() -> list[Finding]:
         from fcn_deploy.runtime import ort
     except ImportError as error:
         return [Finding("onnxruntime", Status.PROBLEM, f"cannot be imported: {error}", _ORT_REMEDY)]
-    wheels = ort.installed_wheels()
-    findings = []
-    if len(wheels) > 1:
-        both = " and ".join(f"{name} {version}" for name, version in wheels.items())
-        findings.append(Finding("onnxruntime wheels", Status.PROBLEM, f"{both} overwrite each other", _ORT_REMEDY))
-    findings.append(Finding("providers built in", Status.OK, ", ".join(ort.available_providers())))
+    findings = [*_wheels(), Finding("providers built in", Status.OK, ", ".join(ort.available_providers()))]
     for provider in Provider:
         problem = ort.provider_problem(provider)
         if problem is None:
             findings.append(Finding(f"provider {provider}", Status.OK, "loads and runs"))
         else:
-            findings.append(Finding(f"provider {provider}", Status.NOTE, problem, _CUDA_REMEDY))
+            advice = f"Only for --provider {provider}: {nvidia.remedy(problem)}"
+            findings.append(Finding(f"provider {provider}", Status.NOTE, problem, advice))
     return findings
 
 
+def _wheels() -> list[Finding]:
+    clashing, wheels = nvidia.clashing_wheels(), onnxruntime_wheels()
+    if clashing:
+        both = " and ".join(f"{name} {version}" for name, version in clashing.items())
+        return [Finding("onnxruntime wheels", Status.PROBLEM, f"{both} overwrite each other", _ORT_REMEDY)]
+    if len(wheels) > 1:
+        first, *rest = (f"{wheel.name} {wheel.version}" for wheel in wheels)
+        hidden = f"{first} is found first and hides {', '.join(rest)}"
+        return [Finding("onnxruntime wheels", Status.NOTE, hidden, "Uninstall what you do not use.")]
+    return []
+
+
 def _nvidia() -> list[Finding]:
-    driver = _library_version("libcuda.so.1", "cuDriverGetVersion")
+    driver = nvidia.driver_cuda_version()
     if driver is None:
         return [Finding("NVIDIA driver", Status.NOTE, "none (no libcuda.so.1)", "Only needed for --provider cuda.")]
-    findings = [Finding("NVIDIA driver", Status.OK, f"for CUDA {driver // 1000}.{driver % 1000 // 10}")]
-    cudnn = _library_version("libcudnn.so.9", None)
+    findings = [Finding("NVIDIA driver", Status.OK, f"for CUDA up to {driver[0]}.{driver[1]}")]
+    cudnn = nvidia.library_version("libcudnn.so.9", None)
     if cudnn is None:
         return [
             *findings,
             Finding("cuDNN 9", Status.NOTE, "not found", "pip install 'onnxruntime-gpu[cudnn]'."),
         ]
     return [*findings, Finding("cuDNN 9", Status.OK, "found")]
-
-
-def _library_version(name: str, function: str | None) -> int | None:
-    """0 when the library has no such function to ask, None when it cannot be loaded."""
-    try:
-        library = ctypes.CDLL(name)
-    except OSError:
-        return None
-    version = ctypes.c_int(0)
-    if function is not None:
-        getattr(library, function)(ctypes.byref(version))
-    return version.value
 
 
 def _memory() -> Finding:

@@ -3,7 +3,9 @@
 The command line maps `FcnDeployError.exit_code` to the process's exit status; the library only raises.
 """
 
-from typing import ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
 
 
 class FcnDeployError(Exception):
@@ -23,6 +25,10 @@ class FcnDeployError(Exception):
 
     def __str__(self) -> str:
         return f"{self.problem}\n{self.remedy}"
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        # Errors travel between processes; by default only positional arguments would.
+        return partial(type(self), remedy=self.remedy), (self.problem,)
 
 
 class UsageError(FcnDeployError):
@@ -67,3 +73,15 @@ class ParityError(FcnDeployError):
     """The artifact does not compute the network it was exported from (exit code 5)."""
 
     exit_code = 5
+
+
+class MeasurementError(FcnDeployError):
+    """Latencies that cannot be relied on: unstable, or no row could be measured (exit code 6)."""
+
+    exit_code = 6
+
+
+class RegressionError(FcnDeployError):
+    """A comparison of two benchmark reports found a row that became slower (exit code 7)."""
+
+    exit_code = 7

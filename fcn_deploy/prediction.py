@@ -26,6 +26,7 @@ from fcn_deploy.images import (
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.overlay import class_shares, overlay
 from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.runtime.ort_options import OrtOptions
 from fcn_deploy.runtime.provider import Provider
 from fcn_deploy.staging import staged_file
 
@@ -124,7 +125,7 @@ def predict(path: Path, images: Sequence[Path], options: PredictOptions | None =
     bundle = open_bundle(path)
     info, (batch, _, height, width) = bundle.info, bundle.input_shape
     names = _output_names(images)
-    with OrtRunner(bundle.model_path, options.provider) as runner:
+    with OrtRunner(bundle.model_path, OrtOptions(options.provider)) as runner:
         for start in range(0, len(images), batch):
             chunk = images[start : start + batch]
             placed = [_load(image, (height, width), options) for image in chunk]

@@ -21,6 +21,7 @@ from fcn_deploy.parity.run import Outputs, compare_all, run_all
 from fcn_deploy.parity.tolerance import TIERS
 from fcn_deploy.runtime.eager import EagerRunner
 from fcn_deploy.runtime.ort import OrtRunner, require_provider
+from fcn_deploy.runtime.ort_options import OrtOptions
 from fcn_deploy.runtime.provider import Provider
 from fcn_deploy.staging import staged_file
 from fcn_deploy.steps import OnStep, quietly
@@ -99,7 +100,7 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
         info, shape = bundle.info, bundle.input_shape
     inputs = _inputs(options, shape)
     reference_name, references, exact = _reference_outputs(info, options, inputs, shape, on_step)
-    candidate = OrtRunner(bundle.model_path, options.provider)
+    candidate = OrtRunner(bundle.model_path, OrtOptions(options.provider))
     outputs = run_all(candidate, inputs, on_step)
     with on_step("compare"):
         comparisons = compare_all(inputs, references, outputs)

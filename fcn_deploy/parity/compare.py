@@ -17,18 +17,12 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """How far a candidate's logits are from the reference's, for one input.
+class LabelComparison:
+    """How a candidate's labels differ from the reference's, for one input.
 
     Attributes:
         input_name: what both were run on.
-        max_abs_error: largest absolute difference, in logits.
-        mean_abs_error: mean absolute difference, in logits.
         logit_range: the reference's largest logit less its smallest.
-        error_norm: Euclidean norm of the difference.
-        reference_norm: Euclidean norm of the reference.
-        candidate_norm: Euclidean norm of the candidate.
-        dot: inner product of the two.
         pixels: number of labels compared.
         flips: labels that differ.
         clear_flips: flips where the reference's margin over the candidate's label exceeds CLEAR_MARGIN of the range.
@@ -37,18 +31,42 @@ class Comparison:
     """
 
     input_name: str
-    max_abs_error: float
-    mean_abs_error: float
     logit_range: float
-    error_norm: float
-    reference_norm: float
-    candidate_norm: float
-    dot: float
     pixels: int
     flips: int
     clear_flips: int
     largest_flip_margin: float
     mean_iu: float
+
+    @property
+    def label_agreement(self) -> float:
+        """Share of pixels with the same label, 0..1."""
+        return 1 - self.flips / self.pixels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, raw and derived, for JSON."""
+        return asdict(self) | {"label_agreement": self.label_agreement}
+
+
+@dataclass(frozen=True)
+class Comparison(LabelComparison):
+    """How far a candidate's logits are from the reference's, for one input, besides how its labels differ.
+
+    Attributes:
+        max_abs_error: largest absolute difference, in logits.
+        mean_abs_error: mean absolute difference, in logits.
+        error_norm: Euclidean norm of the difference.
+        reference_norm: Euclidean norm of the reference.
+        candidate_norm: Euclidean norm of the candidate.
+        dot: inner product of the two.
+    """
+
+    max_abs_error: float
+    mean_abs_error: float
+    error_norm: float
+    reference_norm: float
+    candidate_norm: float
+    dot: float
 
     @property
     def relative_error(self) -> float:
@@ -74,11 +92,6 @@ class Comparison:
         return float(20 * np.log10(ratio)) if ratio else float("-inf")
 
     @property
-    def label_agreement(self) -> float:
-        """Share of pixels with the same label, 0..1."""
-        return 1 - self.flips / self.pixels
-
-    @property
     def passing_tolerance(self) -> float:
         """The smallest max error / range bound, of two digits, that would just pass."""
         if not np.isfinite(self.relative_error) or self.relative_error == 0:
@@ -88,8 +101,8 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure, raw and derived, for JSON."""
-        derived = ("relative_error", "relative_l2", "cosine", "snr_db", "label_agreement", "passing_tolerance")
-        return asdict(self) | {name: getattr(self, name) for name in derived}
+        derived = ("relative_error", "relative_l2", "cosine", "snr_db", "passing_tolerance")
+        return super().to_dict() | {name: getattr(self, name) for name in derived}
 
 
 def compare_outputs(input_name: str, reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> Comparison:
@@ -120,26 +133,44 @@ def compare_logits(input_name: str, reference: Array, candidate: Array) -> Compa
         return _compared(input_name, reference, candidate)
 
 
+def compare_labels(input_name: str, reference: Array, labels: Array) -> LabelComparison:
+    """Compare an N x H x W map of labels with the N x K x H x W float logits that it should be the largest of.
+
+    Raises:
+        ParityError: the shapes do not fit.
+    """
+    if labels.shape != (reference.shape[0], *reference.shape[2:]):
+        raise _mismatch("shape of the labels", f"logits {reference.shape}", str(labels.shape))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return LabelComparison(input_name=input_name, **_label_figures(reference.astype(np.float64), labels))
+
+
+def _label_figures(expected: Array, candidate_labels: Array) -> dict[str, Any]:
+    logit_range = float(expected.max() - expected.min())
+    labels = expected.argmax(axis=1).astype(np.uint8)
+    margins = _flip_margins(expected, labels, candidate_labels)
+    return {
+        "logit_range": logit_range,
+        "pixels": labels.size,
+        "flips": margins.size,
+        "clear_flips": int((margins > CLEAR_MARGIN * logit_range).sum()),
+        "largest_flip_margin": float(margins.max(initial=0.0)),
+        "mean_iu": Scores(confusion_matrix(labels, candidate_labels, expected.shape[1])).mean_iu,
+    }
+
+
 def _compared(input_name: str, reference: Array, candidate: Array) -> Comparison:
     expected, actual = reference.astype(np.float64), candidate.astype(np.float64)
     error = np.abs(actual - expected)
-    logit_range = float(expected.max() - expected.min())
-    labels, candidate_labels = (maps.argmax(axis=1).astype(np.uint8) for maps in (expected, actual))
-    margins = _flip_margins(expected, labels, candidate_labels)
     return Comparison(
         input_name=input_name,
         max_abs_error=float(error.max()),
         mean_abs_error=float(error.mean()),
-        logit_range=logit_range,
         error_norm=float(np.linalg.norm(error)),
         reference_norm=float(np.linalg.norm(expected)),
         candidate_norm=float(np.linalg.norm(actual)),
         dot=float(np.vdot(expected, actual)),
-        pixels=labels.size,
-        flips=margins.size,
-        clear_flips=int((margins > CLEAR_MARGIN * logit_range).sum()),
-        largest_flip_margin=float(margins.max(initial=0.0)),
-        mean_iu=Scores(confusion_matrix(labels, candidate_labels, reference.shape[1])).mean_iu,
+        **_label_figures(expected, actual.argmax(axis=1).astype(np.uint8)),
     )
 
 

@@ -58,8 +58,13 @@ def hard_inputs(shape: Shape) -> tuple[ParityInput, ...]:
     return (*drawn, ParityInput("zeros", np.zeros(shape, dtype=np.float32)))
 
 
+def rolled_batch(image: Pixels, batch: int) -> Pixels:
+    """An H x W x 3 image as a batch of `batch` different ones: each is rolled by some more columns."""
+    return np.stack([np.roll(image, _ROLL_COLUMNS * i, axis=1) for i in range(batch)])
+
+
 def _batch(image: Pixels, shape: Shape) -> FloatArray:
-    return preprocess(np.stack([np.roll(image, _ROLL_COLUMNS * i, axis=1) for i in range(shape[0])]))
+    return preprocess(rolled_batch(image, shape[0]))
 
 
 def _saved_input(path: Path, shape: Shape) -> FloatArray:

@@ -6,7 +6,7 @@ fail correct exports: rounding grows with the values. docs/parity.md says how th
 
 from dataclasses import dataclass
 
-from fcn_deploy.parity.compare import Comparison
+from fcn_deploy.parity.compare import Comparison, LabelComparison
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,14 @@ class Tier:
     clear_flips: int | None
     mean_iu: float | None = None
 
-    def failures(self, comparison: Comparison) -> tuple[str, ...]:
-        """Every bound that `comparison` breaks, with the value and the bound; empty when it passes."""
+    def failures(self, comparison: LabelComparison) -> tuple[str, ...]:
+        """Every bound that `comparison` breaks, with the value and the bound; empty when it passes.
+
+        Where only labels were compared there is no error to judge.
+        """
         c = comparison
         checks = (
-            ("max error / range", c.relative_error, self.max_error, False),
+            ("max error / range", c.relative_error if isinstance(c, Comparison) else 0.0, self.max_error, False),
             ("label agreement", c.label_agreement if c.flips > 1 else 1.0, self.label_agreement, True),
             ("clear flips", c.clear_flips, self.clear_flips, False),
             ("mean IU", c.mean_iu, self.mean_iu, True),

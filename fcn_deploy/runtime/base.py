@@ -75,5 +75,21 @@ class Runner(ABC):
     def _close(self) -> None: ...
 
 
+class Bound(ABC):
+    """A model with its inputs and outputs in place: what is called again and again, or timed part by part."""
+
+    @abstractmethod
+    def upload(self, feeds: Arrays) -> None:
+        """Put inputs where the model reads them, and wait until they are there."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """Compute the outputs from what was uploaded last, and wait until they are there."""
+
+    @abstractmethod
+    def download(self) -> dict[str, npt.NDArray[Any]]:
+        """Copy what was computed last to the host."""
+
+
 def _listed(specs: "tuple[TensorSpec, ...] | list[TensorSpec]") -> str:
     return ", ".join(str(spec) for spec in specs) or "nothing"

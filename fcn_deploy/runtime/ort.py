@@ -1,36 +1,33 @@
 """ONNX Runtime: the only module that names it.
 
 ONNX Runtime falls back to the CPU by itself, with a warning at most, when the provider asked for cannot be loaded. Here
-that is an error: the provider that was asked for runs, or nothing does.
+that is an error: the provider that was asked for runs every node, or nothing does.
 """
 
 import contextlib
-import ctypes
 import io
-from importlib.metadata import distributions
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
 from fcn_deploy.errors import BundleError, ProviderError
 from fcn_deploy.onnx_file import skeleton_bytes
-from fcn_deploy.runtime.base import Runner, TensorSpec
+from fcn_deploy.runtime import nvidia
+from fcn_deploy.runtime.base import Arrays, Bound, Runner, TensorSpec
+from fcn_deploy.runtime.ort_options import PROVIDER_NAMES, OrtOptions
 from fcn_deploy.runtime.provider import Provider
 
 _SILENT = 4  # every problem reaches the user as an exception; the log would only say it twice
-_FALLBACK_KEY = "session.disable_cpu_ep_fallback"
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
 
-
-# (ONNX Runtime's name, its options). TF32 is off: graph equality is the question here.
-_PROVIDERS: dict[Provider, tuple[str, dict[str, str]]] = {
-    Provider.CPU: ("CPUExecutionProvider", {}),
-    Provider.CUDA: ("CUDAExecutionProvider", {"use_tf32": "0"}),
-}
+# Node names by the execution provider that runs them.
+Placement = Mapping[str, tuple[str, ...]]
 
 
 class OrtRunner(Runner):
@@ -38,46 +35,93 @@ class OrtRunner(Runner):
 
     Args:
         path: the model.
-        provider: where to run it.
+        options: where and how to run it.
+        profile: where ONNX Runtime writes its profile, as the start of a file's name; None profiles nothing.
+
+    Attributes:
+        placement: which provider runs which nodes, as the session says; known once the runner is open.
 
     Raises:
-        ProviderError: on opening, when that provider is not what would run.
+        ProviderError: on opening, when the provider asked for is not what would run every node.
         BundleError: on opening, when ONNX Runtime refuses the model.
     """
 
-    def __init__(self, path: Path, provider: Provider = Provider.CPU) -> None:
+    def __init__(self, path: Path, options: OrtOptions | None = None, profile: Path | None = None) -> None:
         self.path = path
-        self.provider = provider
-        self.name = f"ONNX Runtime {ort.__version__} {provider.upper()}"
+        self.options = options or OrtOptions()
+        self.placement: Placement = {}
+        self.name = f"ONNX Runtime {ort.__version__} {self.options.provider.upper()}"
+        self._profile = profile
         self._session: ort.InferenceSession | None = None
 
     def _open(self) -> None:
-        require_provider(self.provider)
-        options = _session_options(self.provider)
+        provider = self.options.provider
+        require_provider(provider)
+        options = _session_options(self.options)
         options.add_session_config_entry(_FOLDER_KEY, str(self.path.resolve().parent))
+        if self._profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self._profile)
         skeleton = skeleton_bytes(self.path)
         try:
-            self._session = ort.InferenceSession(skeleton, options, providers=[_PROVIDERS[self.provider]])
+            session = _session(skeleton, self.options, options)
         except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
             raise BundleError(f"ONNX Runtime refuses {self.path}: {error}", remedy="Export the model again.") from error
-        running = self._session.get_providers()
-        if _PROVIDERS[self.provider][0] not in running:
-            raise ProviderError(
-                f"provider {self.provider}: ONNX Runtime fell back to {', '.join(running)}",
-                remedy="Run `fcn-deploy doctor`, or pass --provider cpu.",
-            )
-        self.inputs = tuple(
-            TensorSpec(i.name, tuple(i.shape), _DTYPES.get(i.type, i.type)) for i in self._session.get_inputs()
-        )
+        self.placement = _placement(session)
+        _require_placement(provider, session.get_providers(), self.placement)
+        self._session = session
+        self.inputs = tuple(_spec(value) for value in session.get_inputs())
 
     def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        if self._session is None:
-            raise RuntimeError("the runner is not open: use it as a context manager")
-        names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(names, feeds), strict=True))
+        session = self._opened()
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, feeds), strict=True))
 
     def _close(self) -> None:
         self._session = None
+
+    def bind(self) -> "OrtBinding":
+        """Fixed places for inputs and outputs on the device that runs the model, to be run from without copies."""
+        return OrtBinding(self._opened(), self.options.provider)
+
+    def end_profiling(self) -> Path:
+        """Finish the profile; returns the file it was written to."""
+        return Path(self._opened().end_profiling())
+
+    def _opened(self) -> ort.InferenceSession:
+        if self._session is None:
+            raise RuntimeError("the runner is not open: use it as a context manager")
+        return self._session
+
+
+class OrtBinding(Bound):
+    """A session whose inputs and outputs stay at one place: made by `OrtRunner.bind`, valid while it is open."""
+
+    def __init__(self, session: ort.InferenceSession, provider: Provider) -> None:
+        device = "cpu" if provider is Provider.CPU else "cuda"
+        self._session = session
+        self._binding = session.io_binding()
+        self._inputs = {value.name: _allocate(value, device) for value in session.get_inputs()}
+        self._outputs = {value.name: _allocate(value, device) for value in session.get_outputs()}
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, value)
+
+    def upload(self, feeds: Arrays) -> None:
+        """Copy `feeds` to the inputs' place."""
+        for name, value in self._inputs.items():
+            value.update_inplace(np.ascontiguousarray(feeds[name]))
+        self._binding.synchronize_inputs()
+
+    def run(self) -> None:
+        """Compute the outputs at their place."""
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+
+    def download(self) -> dict[str, npt.NDArray[Any]]:
+        """Copy the outputs to the host."""
+        return {name: value.numpy() for name, value in self._outputs.items()}
 
 
 def require_provider(provider: Provider) -> None:
@@ -86,8 +130,14 @@ def require_provider(provider: Provider) -> None:
     Raises:
         ProviderError: it would not; says what could not be loaded.
     """
-    name = _PROVIDERS[provider][0]
-    if name not in ort.get_available_providers():
+    clashing = nvidia.clashing_wheels()
+    if clashing:
+        both = " and ".join(f"{name} {version}" for name, version in clashing.items())
+        raise ProviderError(
+            f"{both} are installed over each other, so it is chance which of them runs",
+            remedy="pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
+        )
+    if PROVIDER_NAMES[provider] not in ort.get_available_providers():
         raise ProviderError(
             f"provider {provider}: this onnxruntime build has only {', '.join(ort.get_available_providers())}",
             remedy="pip uninstall onnxruntime, then pip install onnxruntime-gpu.",
@@ -96,8 +146,7 @@ def require_provider(provider: Provider) -> None:
     if problem is not None:
         raise ProviderError(
             f"provider {provider} cannot run here: {problem}",
-            remedy="Install an NVIDIA driver and the CUDA and cuDNN this build wants "
-            "(pip install 'onnxruntime-gpu[cuda,cudnn]'), or pass --provider cpu; see `fcn-deploy doctor`.",
+            remedy=f"{nvidia.remedy(problem)} Or pass --provider cpu. `fcn-deploy doctor` shows what is there.",
         )
 
 
@@ -108,10 +157,11 @@ def provider_problem(provider: Provider) -> str | None:
     preload_libraries()
     ort.set_default_logger_severity(_SILENT)
     try:
-        ort.InferenceSession(_probe_model(), _session_options(provider), providers=[_PROVIDERS[provider]])
+        _session(_probe_model(), OrtOptions(provider))
     except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
-        # It says only that it would have fallen back; the loader says why.
-        return _library_problem() or str(error)
+        # It says only that it would have fallen back; the driver and the loader say why.
+        driver = nvidia.driver_problem(nvidia.driver_cuda_version(), _built_for_cuda())
+        return driver or nvidia.provider_library_problem(provider) or str(error)
     return None
 
 
@@ -127,34 +177,59 @@ def available_providers() -> tuple[str, ...]:
     return tuple(ort.get_available_providers())
 
 
-def installed_wheels() -> dict[str, str]:
-    """Versions of every installed distribution that provides `onnxruntime`, by name; two of them shadow each other."""
-    found = {d.metadata["Name"].lower().replace("_", "-"): d.version for d in distributions() if d.metadata["Name"]}
-    return {name: version for name, version in sorted(found.items()) if name.split("-")[0] == "onnxruntime"}
+def _built_for_cuda() -> nvidia.Version | None:
+    from onnxruntime.capi import build_and_package_info
+
+    version = getattr(build_and_package_info, "cuda_version", "")
+    major, _, minor = version.partition(".")
+    return (int(major), int(minor or 0)) if major.isdigit() else None
 
 
-def _library_problem() -> str | None:
-    """What keeps the CUDA provider's library from loading.
-
-    Only to be asked after ONNX Runtime has tried: the library looks for its host while it is loaded, once and for all.
-    """
-    folder = Path(ort.__file__).parent / "capi"
-    for name in ("libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so"):
-        library = folder / name
-        if library.exists():
-            try:
-                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-            except OSError as error:
-                return str(error)
-    return None
+def _placement(session: ort.InferenceSession) -> Placement:
+    found: dict[str, tuple[str, ...]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        names = tuple(node.name or node.op_type for node in part.get_nodes())
+        found[part.ep_name] = (*found.get(part.ep_name, ()), *names)
+    return found
 
 
-def _session_options(provider: Provider) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.log_severity_level = _SILENT
-    if provider is not Provider.CPU:
-        options.add_session_config_entry(_FALLBACK_KEY, "1")
-    return options
+def _require_placement(provider: Provider, running: list[str], placement: Placement) -> None:
+    wanted = PROVIDER_NAMES[provider]
+    if wanted not in running:
+        raise ProviderError(
+            f"provider {provider}: ONNX Runtime fell back to {', '.join(running)}",
+            remedy="Run `fcn-deploy doctor`, or pass --provider cpu.",
+        )
+    elsewhere = [f"{name} on {where}" for where, names in placement.items() if where != wanted for name in names]
+    if elsewhere:
+        raise ProviderError(
+            f"provider {provider} does not run {len(elsewhere)} nodes: {', '.join(elsewhere[:5])}",
+            remedy="Export with an older --opset, or pass --provider cpu.",
+        )
+
+
+def _session(model: bytes, options: OrtOptions, session: ort.SessionOptions | None = None) -> ort.InferenceSession:
+    providers = [(PROVIDER_NAMES[options.provider], options.provider_options())]
+    # Without enable_fallback=0 the Python side catches a provider's error, prints it, and runs on the CPU.
+    return ort.InferenceSession(model, session or _session_options(options), providers=providers, enable_fallback=0)
+
+
+def _session_options(options: OrtOptions) -> ort.SessionOptions:
+    session = ort.SessionOptions()
+    session.log_severity_level = _SILENT
+    session.intra_op_num_threads = options.threads or 0
+    for key, value in options.session_config().items():
+        session.add_session_config_entry(key, value)
+    return session
+
+
+def _spec(value: Any) -> TensorSpec:
+    return TensorSpec(value.name, tuple(value.shape), _DTYPES.get(value.type, value.type))
+
+
+def _allocate(value: Any, device: str) -> ort.OrtValue:
+    spec = _spec(value)
+    return ort.OrtValue.ortvalue_from_shape_and_type(list(spec.shape), np.dtype(spec.dtype), device, 0)
 
 
 def _probe_model() -> bytes:

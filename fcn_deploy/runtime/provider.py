@@ -8,3 +8,4 @@ class Provider(StrEnum):
 
     CPU = "cpu"
     CUDA = "cuda"
+    TENSORRT = "tensorrt"

@@ -1,0 +1,143 @@
+"""One row while it is being measured: its process, and what is known of it so far."""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import Case
+from benchmarks.messages import Failure, Job, Opened, Samples
+from benchmarks.processes import Process
+from benchmarks.profile import NodeTime
+from benchmarks.results import Row, RowKey, Status
+from benchmarks.roofline import Work
+from benchmarks.timing import Measurement
+from fcn_deploy.errors import FcnDeployError
+from fcn_deploy.parity.compare import LabelComparison
+from fcn_deploy.parity.tolerance import TIERS
+
+_KEPT_NODES = 12
+
+
+class Contender:
+    """A row that takes its turns. Whatever goes wrong in its process ends this row and no other."""
+
+    def __init__(self, job: Job, key: RowKey, work: Work, log: Path) -> None:
+        self.case: Case = job.case
+        self.key = key
+        self._job, self._work, self._log = job, work, log
+        self._process: Process | None = None
+        self._status, self._problem = Status.PENDING, ""
+        self._opened: Opened | None = None
+        self._comparisons: tuple[LabelComparison, ...] = ()
+        self._first_ns = 0
+        self._rounds: list[tuple[int, ...]] = []
+        self._phases: dict[str, tuple[int, ...]] = {}
+        self._nodes: tuple[NodeTime, ...] = ()
+        self._peak_bytes = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether it still takes part."""
+        return self._process is not None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether it cannot run here."""
+        return self._status is Status.SKIPPED
+
+    @property
+    def last_ns(self) -> int:
+        """Nanoseconds of its latest run; 0 before the first."""
+        return self._rounds[-1][-1] if self._rounds else self._first_ns
+
+    def skip(self, problem: str) -> None:
+        """Leave it out of the measurement, with the reason."""
+        self._status, self._problem = Status.SKIPPED, problem
+
+    def start(self) -> None:
+        """Start its process and let it load the model, without waiting."""
+        self._process = Process(self._log)
+        self._process.send("open", self._job)
+
+    def finish_loading(self) -> None:
+        """Wait until the model is loaded."""
+        self._opened = self._answer(None)
+
+    def first_run(self) -> None:
+        """Run it for the first time, and judge what it computed."""
+        answer = self._answer("first")
+        if answer is None:
+            return
+        self._first_ns, comparisons = answer
+        self._comparisons = tuple(comparisons)
+        tier = TIERS[self.case.precision]
+        problems = [f"{c.input_name}: {p}" for c in self._comparisons for p in tier.failures(c)]
+        if problems:
+            self._end(Status.WRONG, "; ".join(problems))
+
+    def warm_up(self, seconds: float) -> None:
+        """Run it for the rest of its warm-up."""
+        self._answer("warm_up", max(0.0, seconds - self._first_ns / 1e9))
+
+    def sample(self, seconds: float) -> None:
+        """Let it take its turn."""
+        answer: Samples | None = self._answer("sample", seconds)
+        if answer is not None:
+            self._rounds.append(tuple(answer.run_ns))
+            for name, taken in answer.phases_ns.items():
+                self._phases[name] = (*self._phases.get(name, ()), *taken)
+
+    def finish(self) -> None:
+        """Read its memory and its profile, and end it."""
+        self._peak_bytes = self._answer("peak_bytes") or 0
+        if self._process is not None:
+            nodes = self._process.call("profile")
+            # Without a profile the latencies are as good as with one.
+            self._nodes = () if isinstance(nodes, Failure) else nodes[:_KEPT_NODES]
+            self._end(Status.MEASURED, "")
+
+    def close(self) -> None:
+        """End its process; what was measured stays."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def row(self) -> Row:
+        """What is known so far."""
+        measurement = None
+        if self._rounds and self._status in (Status.MEASURED, Status.PENDING):
+            measurement = Measurement(self._first_ns, tuple(self._rounds), self._phases)
+        opened = self._opened or Opened("", "", {}, 0)
+        return Row(
+            key=self.key,
+            runtime=f"{self.case.runtime} {opened.version}".strip(),
+            graph=str(self.case.graph),
+            precision=str(self.case.precision),
+            options=opened.options,
+            end_to_end=self.case.end_to_end,
+            work=self._work,
+            status=Status.MEASURED if measurement else self._status,
+            problem=self._problem,
+            load_ns=opened.load_ns,
+            peak_bytes=self._peak_bytes,
+            placement=opened.placement,
+            parity=tuple(c.to_dict() for c in self._comparisons),
+            measurement=measurement,
+            nodes=self._nodes,
+        )
+
+    def _answer(self, method: str | None, *arguments: Any) -> Any:
+        """What the process answers; None once it failed. Without a method: to what was sent last."""
+        if self._process is None:
+            return None
+        try:
+            answer = self._process.receive() if method is None else self._process.call(method, *arguments)
+        except FcnDeployError as error:
+            answer = Failure(False, error.problem)
+        if isinstance(answer, Failure):
+            self._end(Status.OUT_OF_MEMORY if answer.out_of_memory else Status.FAILED, answer.message)
+            return None
+        return answer
+
+    def _end(self, status: Status, problem: str) -> None:
+        self._status, self._problem = status, problem
+        self.close()

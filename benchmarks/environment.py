@@ -1,0 +1,122 @@
+"""Where a benchmark ran: everything that has to be the same for two figures to be comparable."""
+
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_state import gpu_states
+from benchmarks.timing import clock_overhead_ns
+from fcn_deploy.version import package_versions
+
+_LISTED = ("openvino", "nvidia-cudnn-cu13", "nvidia-cublas", "tensorrt")
+_BUSY_SECONDS = 0.5
+# More than this share of one core taken by others is worth a note.
+_BUSY_NOTE = 0.25
+_PROC_STAT_IDLE = (3, 4)  # idle and iowait, proc(5)
+
+
+def available_cores() -> tuple[int, ...]:
+    """The cores this process may use, one hardware thread of each, as the operating system numbers them."""
+    if not hasattr(os, "sched_getaffinity"):
+        return tuple(range(os.cpu_count() or 1))
+    allowed = sorted(os.sched_getaffinity(0))
+    first_of: dict[str, int] = {}
+    for cpu in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        name = siblings.read_text(encoding="ascii").strip() if siblings.exists() else str(cpu)
+        first_of.setdefault(name, cpu)
+    return tuple(first_of.values())
+
+
+def describe(cores: Sequence[int], command: Sequence[str]) -> dict[str, Any]:
+    """The machine, its state and the software, as a JSON-ready dictionary; half a second is spent on watching it."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(command),
+        "commit": _commit(),
+        "cpu": cpu_name(),
+        "cores": len(cores),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "memory_bytes": _memory_bytes(),
+        "scaling_governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "busy_cores_before": busy_cores(),
+        "clock_overhead_ns": clock_overhead_ns(),
+        "gpus": gpu_states(),
+        "versions": package_versions(_LISTED),
+    }
+
+
+def notes(environment: dict[str, Any]) -> tuple[str, ...]:
+    """What in an environment makes its figures doubtful, in words."""
+    found = []
+    busy = environment.get("busy_cores_before")
+    if busy is not None and busy > _BUSY_NOTE:
+        found.append(f"Before the run other processes kept {busy:.1f} of {environment['cores']} cores busy.")
+    for gpu in environment.get("gpus", []):
+        if gpu.get("other_processes"):
+            taken = gpu["other_processes_bytes"] / 1e9
+            found.append(f"{gpu['name']}: {gpu['other_processes']} other processes hold {taken:.1f} GB on it.")
+        if gpu.get("throttled_by"):
+            found.append(f"{gpu['name']} was throttled: {', '.join(gpu['throttled_by'])}.")
+    return tuple(found)
+
+
+def cpu_name() -> str:
+    """The processor as it calls itself."""
+    text = _read("/proc/cpuinfo") or ""
+    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def busy_cores() -> float | None:
+    """How many cores are at work while this process sleeps; None where the system does not say."""
+    before = _cpu_times()
+    time.sleep(_BUSY_SECONDS)
+    after = _cpu_times()
+    if before is None or after is None:
+        return None
+    total = sum(after) - sum(before)
+    idle = sum(after[i] - before[i] for i in _PROC_STAT_IDLE)
+    return (total - idle) / total * (os.cpu_count() or 1) if total else 0.0
+
+
+def _cpu_times() -> list[int] | None:
+    text = _read("/proc/stat")
+    # The last two fields, of guests, are part of the first two.
+    return [int(field) for field in text.splitlines()[0].split()[1:9]] if text else None
+
+
+def _memory_bytes() -> int | None:
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that can be had without swapping, caches included; None where the system does not say."""
+    text = _read("/proc/meminfo")
+    lines = dict(line.split(":", 1) for line in text.splitlines()) if text else {}
+    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
+
+
+def _commit() -> str | None:
+    """The commit this code was checked out from; None for an installed package."""
+    git, here = shutil.which("git"), Path(__file__).parent
+    if git is None or not (here.parent / ".git").exists():
+        return None
+    done = subprocess.run([git, "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603 - fixed arguments
+    return done.stdout.strip() or None
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None

@@ -1,0 +1,1 @@
+"""The runtimes that are compared, each with its inputs and outputs bound where it computes."""

@@ -1,0 +1,91 @@
+"""The parent's end of a row's process: call its methods, learn how it died, get rid of it."""
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.messages import Failure
+from fcn_deploy.errors import FcnDeployError
+
+_LAST_BYTES = 4000
+
+
+class Process:
+    """A process of `benchmarks.worker`, started at once; what it prints goes to `log`."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        # The same packages as here, and none that lie about in the working directory (-P).
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        with log.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "benchmarks.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                # Ctrl-C is for the parent alone, which decides what becomes of the rows.
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the process's worker: its result, or a `Failure` when it raised or died.
+
+        Raises:
+            FcnDeployError: the worker raised it.
+        """
+        self.send(method, *arguments)
+        return self.receive()
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Call without waiting for the answer, which has to be received before the next call."""
+        # A process that died is found by receive().
+        with contextlib.suppress(BrokenPipeError):
+            stdin = self._process.stdin
+            if stdin is not None:
+                pickle.dump((method, arguments), stdin)
+                stdin.flush()
+
+    def receive(self) -> Any:
+        """The answer to what was sent, or a `Failure`.
+
+        Raises:
+            FcnDeployError: the worker raised it.
+        """
+        try:
+            answer = pickle.load(self._process.stdout)  # type: ignore[arg-type] # noqa: S301 - our own process
+        except (EOFError, pickle.UnpicklingError):
+            return self._death()
+        if isinstance(answer, FcnDeployError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+    def _death(self) -> Failure:
+        code = self._process.wait()
+        if code == -signal.SIGKILL:
+            return Failure(True, "its process was killed, which is how Linux ends one when memory runs out")
+        ending = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        return Failure(False, f"its process ended {ending}{self._last_words()}")
+
+    def _last_words(self) -> str:
+        text = self._log.read_bytes()[-_LAST_BYTES:].decode(errors="replace").strip()
+        return f": {text.splitlines()[-1][:300]}" if text else ""

@@ -1,0 +1,65 @@
+"""Runs a benchmark: checks what is asked for, then measures every row of every bundle."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks import environment
+from benchmarks.cases import choose
+from benchmarks.gpu_state import gpu_states
+from benchmarks.results import BenchReport
+from benchmarks.schedule import BenchOptions, OnProgress, Schedule
+from fcn_deploy.bundle import Bundle, open_bundle
+from fcn_deploy.errors import UsageError
+from fcn_deploy.runtime.ort import require_provider
+
+
+def bench(paths: Sequence[Path], options: BenchOptions, on_progress: OnProgress = lambda _: None) -> BenchReport:
+    """Measure every row of every bundle. A row that fails is marked and the rest go on.
+
+    An interruption (KeyboardInterrupt) ends the run; what was measured until then is returned.
+
+    Raises:
+        UsageError: an unknown row, a batch no bundle has, more threads than cores.
+        BundleError: a bundle is missing, damaged, or was not written by this toolkit.
+        CheckpointError: a bundle was exported from another checkpoint than the one given.
+        ProviderError: the provider would not run.
+    """
+    require_provider(options.provider)
+    cases = choose(options.rows, options.provider)
+    cores = _chosen_cores(options.threads)
+    bundles = [(path, open_bundle(path)) for path in paths]
+    chosen = [bundle for _, bundle in bundles if not options.batches or bundle.input_shape[0] in options.batches]
+    _check_batches(bundles, options.batches)
+    found = environment.describe(cores, options.command)
+    run = Schedule(options, cores, len(chosen), on_progress)
+    interrupted = False
+    try:
+        run.measure_ceilings(cases)
+        for bundle in chosen:
+            run.measure_bundle(bundle, cases)
+    except KeyboardInterrupt:
+        interrupted = True
+    found["gpus_after"] = gpu_states()
+    return BenchReport(found, asdict(options.protocol), run.all_rows(), run.ceilings, interrupted)
+
+
+def _chosen_cores(threads: int | None) -> tuple[int, ...]:
+    cores = environment.available_cores()
+    if threads is not None and not 1 <= threads <= len(cores):
+        raise UsageError(f"{threads} threads: this machine has {len(cores)} cores", remedy="Pass another --threads.")
+    return cores[:threads]
+
+
+def _check_batches(bundles: Sequence[tuple[Path, Bundle]], wanted: Sequence[int]) -> None:
+    there = {bundle.input_shape[0] for _, bundle in bundles}
+    missing = sorted(set(wanted) - there)
+    if missing:
+        path, bundle = bundles[0]
+        variant = bundle.info.network.variant
+        raise UsageError(
+            f"no bundle takes batches of {', '.join(map(str, missing))}: {path} takes {bundle.input_shape[0]}, "
+            "and a bundle's batch is fixed",
+            remedy=f"Export one: fcn-deploy export --variant {variant} --batch {missing[0]} --output "
+            f"{path.name}-b{missing[0]} (with the options {path.name} was exported with), and pass it too.",
+        )

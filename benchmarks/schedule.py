@@ -1,0 +1,217 @@
+"""The order of a benchmark: what rows share is prepared, every row gets a process, and they take turns.
+
+Bundles are measured one after the other; the rows of one bundle are interleaved.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks import environment
+from benchmarks.cases import Case, Graph, Precision, missing_runtime
+from benchmarks.contender import Contender
+from benchmarks.messages import Failure, Job
+from benchmarks.processes import Process
+from benchmarks.results import Row, RowKey
+from benchmarks.roofline import Ceilings, Work, work_of
+from benchmarks.timing import Protocol
+from benchmarks.workspace import Workspace, workspace_of
+from fcn_deploy.bundle import Bundle
+from fcn_deploy.errors import MeasurementError
+from fcn_deploy.graph import layers
+from fcn_deploy.onnx_file import read_model
+from fcn_deploy.runtime.provider import Provider
+
+# A row that takes longer than this per run is not disturbed by what ran before it: it needs no new warm-up.
+_REWARM_S = 0.1
+# Runs before the first round: the first, one more for parity, and what loading takes.
+_RUNS_BEFORE = 3
+# A runtime holds its weights up to three times while it packs them, and its own libraries.
+_MODELS_PER_ROW, _ROW_BYTES = 3, 400_000_000
+_SAME_GRAPH = {"none": Graph.PLAIN, "simplify": Graph.SIMPLIFIED}
+_BYTES = {Precision.FP32: 4, Precision.TF32: 4, Precision.FP16: 2}
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is measured, where, and for how long.
+
+    Attributes:
+        provider: where.
+        rows: names of cases; empty takes all that make sense on the provider.
+        batches: only bundles of these batches; empty takes all.
+        protocol: how samples are taken.
+        threads: cores that every row may use, and no more; None is all there are.
+        checkpoint: what the bundles were exported from, if from one.
+        command: what was typed, for the record.
+    """
+
+    provider: Provider = Provider.CPU
+    rows: tuple[str, ...] = ()
+    batches: tuple[int, ...] = ()
+    protocol: Protocol = field(default_factory=Protocol)
+    threads: int | None = None
+    checkpoint: Path | None = None
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a benchmark is.
+
+    Attributes:
+        step: what is being done.
+        rows: every row so far, finished or not.
+        remaining_s: seconds until its end, as far as can be told; None before that.
+    """
+
+    step: str
+    rows: tuple[Row, ...]
+    remaining_s: float | None = None
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class Schedule:
+    """The rows of one benchmark, bundle after bundle."""
+
+    def __init__(self, options: BenchOptions, cores: tuple[int, ...], bundles: int, on_progress: OnProgress) -> None:
+        self.ceilings: Ceilings | None = None
+        self._options, self._cores, self._bundles, self._on_progress = options, cores, bundles, on_progress
+        self._finished: list[Row] = []
+        self._contenders: list[Contender] = []
+
+    def all_rows(self) -> tuple[Row, ...]:
+        """Every row so far."""
+        return (*self._finished, *(contender.row() for contender in self._contenders))
+
+    def measure_ceilings(self, cases: Sequence[Case]) -> None:
+        """What the device can do at best; stays unknown when the measurement itself fails."""
+        self._tell("measure what the device can do at best")
+        precisions = tuple(sorted({case.precision for case in cases}))
+        with tempfile.TemporaryDirectory() as folder, own_process(Path(folder) / "log") as process:
+            answer = process.call("ceilings", self._options.provider, precisions, self._cores)
+            self.ceilings = None if isinstance(answer, Failure) else answer
+
+    def measure_bundle(self, bundle: Bundle, cases: Sequence[Case]) -> None:
+        """All rows of one bundle."""
+        if not self._options.rows:
+            same = _SAME_GRAPH.get(bundle.manifest["optimize"] if bundle.manifest else "")
+            cases = [case for case in cases if case.graph is not same]
+        with tempfile.TemporaryDirectory() as folder:
+            workspace = workspace_of(bundle, Path(folder), self._options.checkpoint)
+            self._prepare(workspace, cases)
+            self._contenders = self._enter(workspace, bundle, cases)
+            try:
+                for group in self._groups(bundle.model_path.stat().st_size):
+                    self._measure(group)
+            finally:
+                for contender in self._contenders:
+                    contender.close()
+        self._finished += [contender.row() for contender in self._contenders]
+        self._contenders = []
+        self._bundles -= 1
+
+    def _prepare(self, workspace: Workspace, cases: Sequence[Case]) -> None:
+        self._tell(f"export the plain graph of {workspace.info.network}, run the reference")
+        graphs = frozenset(case.graph for case in cases)
+        if graphs - {Graph.BUNDLE}:
+            graphs |= {Graph.PLAIN}
+        with own_process(workspace.folder / "prepare.log") as process:
+            answer = process.call("prepare", workspace, graphs, self._cores)
+        if isinstance(answer, Failure):
+            raise MeasurementError(
+                f"{workspace.info.network} cannot be prepared: {answer.message}",
+                remedy="Close something, or use a smaller batch." if answer.out_of_memory else "Report this.",
+            )
+
+    def _enter(self, workspace: Workspace, bundle: Bundle, cases: Sequence[Case]) -> list[Contender]:
+        contenders = []
+        for case in cases:
+            job = Job(case, workspace, self._options.provider, self._cores)
+            key = RowKey(_network_name(bundle), workspace.shape, case.name, str(self._options.provider))
+            contender = Contender(job, key, _work(workspace, bundle, case), workspace.folder / f"{case.name}.log")
+            problem = missing_runtime(case.runtime)
+            if problem is not None:
+                contender.skip(problem)
+            contenders.append(contender)
+        return contenders
+
+    def _groups(self, model_bytes: int) -> Iterator[list[Contender]]:
+        """Rows that are measured together: all of them, unless memory is too short for that."""
+        able = [contender for contender in self._contenders if not contender.skipped]
+        available = environment.available_memory_bytes()
+        size = len(able)
+        if available is not None:
+            size = max(1, available // (_MODELS_PER_ROW * model_bytes + _ROW_BYTES))
+        for start in range(0, len(able), size):
+            yield able[start : start + size]
+
+    def _measure(self, group: Sequence[Contender]) -> None:
+        protocol = self._options.protocol
+        for contender in group:
+            contender.start()
+        for contender in group:
+            self._tell(f"load {contender.key}")
+            contender.finish_loading()
+        for contender in self._running():
+            self._tell(f"first run and parity of {contender.key}")
+            contender.first_run()
+        for contender in self._running():
+            self._tell(f"warm up {contender.key}")
+            contender.warm_up(protocol.warmup_s)
+        for turn in range(protocol.rounds):
+            self._round(turn)
+        for contender in self._running():
+            self._tell(f"profile {contender.key}")
+            contender.finish()
+
+    def _round(self, turn: int) -> None:
+        """One round, begun by another row each time, so that none always follows the same neighbour."""
+        running = self._running()
+        first = turn % max(len(running), 1)
+        for position, contender in enumerate(running[first:] + running[:first]):
+            step = f"round {turn + 1} of {self._options.protocol.rounds}: {contender.key}"
+            self._tell(step, self._remaining_s(turn, position))
+            if contender.last_ns < _REWARM_S * 1e9:
+                contender.warm_up(_REWARM_S)
+            contender.sample(self._options.protocol.round_s)
+
+    def _running(self) -> list[Contender]:
+        return [contender for contender in self._contenders if contender.running]
+
+    def _tell(self, step: str, remaining_s: float | None = None) -> None:
+        self._on_progress(Progress(step, self.all_rows(), remaining_s))
+
+    def _remaining_s(self, turn: int, position: int) -> float:
+        """What the runs still to come take at their latest pace; later bundles are taken to be like this one."""
+        rounds, running = self._options.protocol.rounds, self._running()
+        per_round = sum(max(self._options.protocol.round_s, contender.last_ns / 1e9) for contender in running)
+        here = per_round * (rounds - turn - position / max(len(running), 1))
+        return here + (self._bundles - 1) * per_round * (rounds + _RUNS_BEFORE)
+
+
+@contextlib.contextmanager
+def own_process(log: Path) -> Iterator[Process]:
+    """A worker process for as long as the block lasts."""
+    process = Process(log)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def _network_name(bundle: Bundle) -> str:
+    network = bundle.info.network
+    return f"FCN-{network.variant}" + (f" / {network.channel_divisor}" if network.channel_divisor > 1 else "")
+
+
+def _work(workspace: Workspace, bundle: Bundle, case: Case) -> Work:
+    model = bundle.model
+    if case.graph is not Graph.BUNDLE:
+        # What simplifying leaves out has no multiply-adds.
+        model = read_model(workspace.graph_path(Graph.PLAIN))
+    return work_of(model, layers(model), _BYTES[case.precision])

@@ -1,0 +1,150 @@
+"""The process that one row is measured in: a runtime of its own, its memory, and its crashes.
+
+Run as `python -m benchmarks.worker`: reads pickled (method, arguments) from stdin, writes pickled answers to stdout.
+What libraries print goes to stderr.
+"""
+
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from benchmarks import timing
+from benchmarks.cases import LABELS_NAME, PIXELS_NAME, Graph, Precision
+from benchmarks.messages import Failure, Job, Opened, Samples
+from benchmarks.profile import NodeTime
+from benchmarks.workspace import Workspace
+from fcn_deploy.errors import FcnDeployError
+from fcn_deploy.model_info import INPUT_NAME, OUTPUT_NAME
+from fcn_deploy.parity.compare import LabelComparison, compare_labels, compare_logits
+from fcn_deploy.runtime.base import Arrays
+from fcn_deploy.runtime.provider import Provider
+
+PROFILED_RUNS = 2
+_PHASE_SAMPLES = 20
+_OUT_OF_MEMORY = (
+    "out of memory", "failed to allocate memory", "bad_alloc", "can't allocate memory", "unable to allocate",
+    "alloc_failed", "cannot allocate memory",
+)  # fmt: skip
+
+
+class Worker:
+    """One row. The methods are called from the parent process by name."""
+
+    def __init__(self) -> None:
+        self._subject: Any = None
+        self._job: Any = None
+
+    def open(self, job: Job) -> Opened:
+        """Load the model; nothing is run yet."""
+        from benchmarks.peers.subject import open_subject
+
+        if job.cores and sys.platform == "linux":
+            os.sched_setaffinity(0, job.cores)
+        self._job = job
+        start = time.perf_counter_ns()
+        self._subject = open_subject(job.case, job.workspace, job.provider, len(job.cores) or None)
+        taken = time.perf_counter_ns() - start
+        return Opened(self._subject.version, self._subject.options, self._subject.placement, taken)
+
+    def first(self) -> tuple[int, list[LabelComparison]]:
+        """Time the very first run, then compare what this very binding computes with the reference."""
+        inputs, references = self._job.workspace.inputs(), self._job.workspace.references()
+        self._subject.bound.upload(self._feeds(0))
+        first_ns = timing.time_once(self._subject.bound.run)
+        compared = [self._compared(inputs[0].name, references[0])]
+        if not self._job.case.end_to_end:
+            self._subject.bound.upload({INPUT_NAME: inputs[1].image})
+            self._subject.bound.run()
+            compared.append(self._compared(inputs[1].name, references[1]))
+            self._subject.bound.upload(self._feeds(0))
+        return first_ns, compared
+
+    def warm_up(self, seconds: float) -> int:
+        """Run for a while without taking samples."""
+        return timing.warm_up(self._subject.bound.run, seconds)
+
+    def sample(self, seconds: float) -> Samples:
+        """One round of samples."""
+        taken = timing.sample(self._subject.bound.run, seconds)
+        if self._job.provider is Provider.CPU:
+            return Samples(taken)
+        return Samples(taken, self._subject.phases(self._feeds(0), _PHASE_SAMPLES))
+
+    def profile(self) -> tuple[NodeTime, ...]:
+        """Times per node of a profiled session; empty where the runtime has none to read."""
+        found: tuple[NodeTime, ...] = self._subject.profile(PROFILED_RUNS)
+        return found
+
+    def peak_bytes(self) -> int:
+        """The most memory this process ever had resident on the host; 0 where that is unknown."""
+        status = Path("/proc/self/status")
+        if not status.exists():
+            return 0
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines() if ":" in line)
+        return int(lines["VmHWM"].split()[0]) * 1024
+
+    def prepare(self, workspace: Workspace, graphs: frozenset[Graph], cores: tuple[int, ...]) -> None:
+        """Make what the rows of a bundle share."""
+        from benchmarks.preparation import prepare
+
+        if cores and sys.platform == "linux":
+            os.sched_setaffinity(0, cores)
+        prepare(workspace, graphs)
+
+    def ceilings(self, provider: Provider, precisions: tuple[Precision, ...], cores: tuple[int, ...]) -> Any:
+        """What the device can do at best."""
+        from benchmarks.ceilings import measure_ceilings
+
+        if cores and sys.platform == "linux":
+            os.sched_setaffinity(0, cores)
+        return measure_ceilings(provider, precisions, len(cores) or None)
+
+    def _feeds(self, index: int) -> Arrays:
+        if self._job.case.end_to_end:
+            return {PIXELS_NAME: self._job.workspace.pixels()}
+        return {INPUT_NAME: self._job.workspace.inputs()[index].image}
+
+    def _compared(self, name: str, reference: Any) -> LabelComparison:
+        outputs = self._subject.bound.download()
+        if self._job.case.end_to_end:
+            return compare_labels(name, reference, outputs[LABELS_NAME])
+        return compare_logits(name, reference, outputs[OUTPUT_NAME])
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer requests until their stream ends."""
+    worker = Worker()
+    while True:
+        try:
+            method, arguments = pickle.load(requests)  # noqa: S301 - written by the parent process
+        except EOFError:
+            return
+        pickle.dump(_answer(getattr(worker, method), arguments), answers)
+        answers.flush()
+
+
+def _answer(method: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    try:
+        return method(*arguments)
+    except FcnDeployError as error:
+        return error
+    except Exception as error:  # whatever a runtime raises ends its row, not the benchmark
+        return failure_of(error)
+
+
+def failure_of(error: Exception) -> Failure:
+    """A runtime's exception in one line, with the memory it ran out of recognised."""
+    text = str(error) or type(error).__name__
+    out_of_memory = isinstance(error, MemoryError) or any(sign in text.lower() for sign in _OUT_OF_MEMORY)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return Failure(out_of_memory, (lines[0] if lines else type(error).__name__)[:300])
+
+
+if __name__ == "__main__":
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    serve(sys.stdin.buffer, answers)

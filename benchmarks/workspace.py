@@ -1,0 +1,59 @@
+"""What the rows of one bundle share, in a temporary directory: graphs, inputs and the reference's outputs.
+
+`benchmarks.preparation` makes its files.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.cases import Graph
+from fcn_deploy.bundle import Bundle
+from fcn_deploy.images import SAMPLE_PHOTO, Pixels, read_image, resize
+from fcn_deploy.model_info import ModelInfo
+from fcn_deploy.parity.inputs import ParityInput, Shape, noise_input, photo_input, rolled_batch
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Files that the rows of one bundle share.
+
+    Attributes:
+        folder: where they are.
+        model_path: the bundle's own model.
+        info: its facts.
+        shape: N x 3 x H x W.
+        opset: of the bundle's model, and so of the graphs exported anew.
+        checkpoint: what the network is rebuilt from; None for one from random weights.
+    """
+
+    folder: Path
+    model_path: Path
+    info: ModelInfo
+    shape: Shape
+    opset: int
+    checkpoint: Path | None
+
+    def graph_path(self, graph: Graph) -> Path:
+        """The ONNX file of a graph."""
+        return self.model_path if graph is Graph.BUNDLE else self.folder / f"{graph}.onnx"
+
+    def pixels(self) -> Pixels:
+        """The photo as a batch: N x H x W x 3 uint8 RGB."""
+        return rolled_batch(resize(read_image(SAMPLE_PHOTO), *self.shape[2:]), self.shape[0])
+
+    def inputs(self) -> tuple[ParityInput, ...]:
+        """What every row is run on: the photo, then noise."""
+        return photo_input(SAMPLE_PHOTO, self.shape), noise_input(0, self.shape)
+
+    def references(self) -> tuple[npt.NDArray[np.float32], ...]:
+        """The reference's logits for `inputs`, mapped from their files."""
+        return tuple(np.load(path, mmap_mode="r") for path in sorted(self.folder.glob("reference-*.npy")))
+
+
+def workspace_of(bundle: Bundle, folder: Path, checkpoint: Path | None) -> Workspace:
+    """The workspace of a bundle, its files not made yet."""
+    opset = bundle.model.opset_imports[""]
+    return Workspace(folder, bundle.model_path.resolve(), bundle.info, bundle.input_shape, opset, checkpoint)
