@@ -99,13 +99,6 @@ def _memory_bytes() -> int | None:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def available_memory_bytes() -> int | None:
-    """Memory that can be had without swapping, caches included; None where the system does not say."""
-    text = _read("/proc/meminfo")
-    lines = dict(line.split(":", 1) for line in text.splitlines()) if text else {}
-    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
-
-
 def _commit() -> str | None:
     """The commit this code was checked out from; None for an installed package."""
     git, here = shutil.which("git"), Path(__file__).parent

@@ -47,6 +47,15 @@ class Ceilings:
             return None
         return max(work.multiply_adds / rate, work.least_bytes / self.copied_bytes_per_s) * 1e9
 
+    def at_best(self, other: "Ceilings | None") -> "Ceilings":
+        """The higher of two measurements of the same device, figure by figure."""
+        if other is None:
+            return self
+        rates = {
+            name: max(rate, other.multiply_adds_per_s.get(name, 0.0)) for name, rate in self.multiply_adds_per_s.items()
+        }
+        return Ceilings(max(self.copied_bytes_per_s, other.copied_bytes_per_s), rates)
+
     def to_dict(self) -> dict[str, Any]:
         """Every figure, for JSON."""
         return asdict(self)

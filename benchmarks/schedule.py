@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import environment
 from benchmarks.cases import Case, Graph, Precision, missing_runtime
 from benchmarks.contender import Contender
 from benchmarks.messages import Failure, Job
@@ -19,6 +18,7 @@ from benchmarks.roofline import Ceilings, Work, work_of
 from benchmarks.timing import Protocol
 from benchmarks.workspace import Workspace, workspace_of
 from fcn_deploy.bundle import Bundle
+from fcn_deploy.doctor import available_memory_bytes
 from fcn_deploy.errors import MeasurementError
 from fcn_deploy.graph import layers
 from fcn_deploy.onnx_file import read_model
@@ -89,12 +89,13 @@ class Schedule:
         return (*self._finished, *(contender.row() for contender in self._contenders))
 
     def measure_ceilings(self, cases: Sequence[Case]) -> None:
-        """What the device can do at best; stays unknown when the measurement itself fails."""
+        """What the device can do at best, over all calls; stays as it was when the measurement itself fails."""
         self._tell("measure what the device can do at best")
         precisions = tuple(sorted({case.precision for case in cases}))
         with tempfile.TemporaryDirectory() as folder, own_process(Path(folder) / "log") as process:
             answer = process.call("ceilings", self._options.provider, precisions, self._cores)
-            self.ceilings = None if isinstance(answer, Failure) else answer
+        if not isinstance(answer, Failure):
+            self.ceilings = answer.at_best(self.ceilings)
 
     def measure_bundle(self, bundle: Bundle, cases: Sequence[Case]) -> None:
         """All rows of one bundle."""
@@ -143,7 +144,7 @@ class Schedule:
     def _groups(self, model_bytes: int) -> Iterator[list[Contender]]:
         """Rows that are measured together: all of them, unless memory is too short for that."""
         able = [contender for contender in self._contenders if not contender.skipped]
-        available = environment.available_memory_bytes()
+        available = available_memory_bytes()
         size = len(able)
         if available is not None:
             size = max(1, available // (_MODELS_PER_ROW * model_bytes + _ROW_BYTES))

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "AxisSizes",
+    "BenchOptions",
+    "BenchReport",
     "Bundle",
     "BundleError",
     "CheckpointError",
@@ -28,18 +30,25 @@ __all__ = [
     "ImageError",
     "InputFileError",
     "Inspection",
+    "Measurement",
+    "MeasurementError",
     "ModelInfo",
     "NetworkSpec",
     "OnnxOptions",
     "Optimize",
+    "OrtOptions",
     "OutputError",
     "ParityError",
     "ParityReport",
     "PredictOptions",
     "Prediction",
+    "Protocol",
     "Provenance",
     "Provider",
     "ProviderError",
+    "RegressionError",
+    "ReportComparison",
+    "Row",
     "SizeError",
     "Tier",
     "UsageError",
@@ -49,7 +58,9 @@ __all__ = [
     "WeightsOptions",
     "__version__",
     "axis_sizes",
+    "bench",
     "check_fits",
+    "compare_reports",
     "examine",
     "export",
     "fcn8s",
@@ -60,10 +71,21 @@ __all__ = [
     "open_bundle",
     "predict",
     "read_checkpoint",
+    "read_report",
+    "require_page",
     "verify",
+    "write_markdown",
+    "write_page",
+    "write_report",
 ]
 
 if TYPE_CHECKING:
+    from benchmarks.comparison import ReportComparison, compare_reports
+    from benchmarks.report import require_page, write_markdown, write_page
+    from benchmarks.results import BenchReport, Row, read_report, write_report
+    from benchmarks.run import bench
+    from benchmarks.schedule import BenchOptions
+    from benchmarks.timing import Measurement, Protocol
     from exporters.onnx import OnnxOptions
     from exporters.optimize import Optimize
     from exporters.pipeline import ExportOptions, ExportResult, export
@@ -75,9 +97,11 @@ if TYPE_CHECKING:
         FcnDeployError,
         ImageError,
         InputFileError,
+        MeasurementError,
         OutputError,
         ParityError,
         ProviderError,
+        RegressionError,
         SizeError,
         UsageError,
     )
@@ -91,18 +115,25 @@ if TYPE_CHECKING:
     from fcn_deploy.parity.report import ParityReport
     from fcn_deploy.parity.tolerance import Tier
     from fcn_deploy.prediction import Prediction, PredictOptions, find_images, predict
+    from fcn_deploy.runtime.ort_options import OrtOptions
     from fcn_deploy.runtime.provider import Provider
     from fcn_deploy.verification import Verification, VerifyOptions, verify
     from fcn_deploy.version import __version__
 
 _ERRORS = "BundleError CheckpointError FcnDeployError ImageError InputFileError OutputError ParityError ProviderError"
 _NAMES_BY_MODULE = {
+    "benchmarks.comparison": "ReportComparison compare_reports",
+    "benchmarks.report": "require_page write_markdown write_page",
+    "benchmarks.results": "BenchReport Row read_report write_report",
+    "benchmarks.run": "bench",
+    "benchmarks.schedule": "BenchOptions",
+    "benchmarks.timing": "Measurement Protocol",
     "exporters.onnx": "OnnxOptions",
     "exporters.optimize": "Optimize",
     "exporters.pipeline": "ExportOptions ExportResult export",
     "fcn_deploy.bundle": "Bundle open_bundle",
     "fcn_deploy.doctor": "Finding examine",
-    "fcn_deploy.errors": f"{_ERRORS} SizeError UsageError",
+    "fcn_deploy.errors": f"{_ERRORS} MeasurementError RegressionError SizeError UsageError",
     "fcn_deploy.geometry": "AxisSizes Geometry Variant axis_sizes check_fits",
     "fcn_deploy.inspection": "Inspection inspect",
     "fcn_deploy.model_info": "ModelInfo NetworkSpec Provenance",
@@ -113,6 +144,7 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.parity.report": "ParityReport",
     "fcn_deploy.parity.tolerance": "Tier",
     "fcn_deploy.prediction": "Prediction PredictOptions find_images predict",
+    "fcn_deploy.runtime.ort_options": "OrtOptions",
     "fcn_deploy.runtime.provider": "Provider",
     "fcn_deploy.verification": "Verification VerifyOptions verify",
     "fcn_deploy.version": "__version__",

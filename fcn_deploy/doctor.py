@@ -98,13 +98,16 @@ def _nvidia() -> list[Finding]:
 
 
 def _memory() -> Finding:
-    if sys.platform == "win32" or "SC_AVPHYS_PAGES" not in os.sysconf_names:
+    available = available_memory_bytes()
+    if available is None:
         return Finding("free memory", Status.NOTE, "unknown on this system", "An export takes up to 3 GB.")
-    available = _available_memory()
     return _enough("free memory", available, NEEDED_MEMORY_BYTES, "Close something, or export on a larger machine.")
 
 
-def _available_memory() -> int:
+def available_memory_bytes() -> int | None:
+    """Memory that can be had without swapping, caches included; None where the system does not say."""
+    if sys.platform == "win32" or "SC_AVPHYS_PAGES" not in os.sysconf_names:
+        return None
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         # Free pages alone leave out the caches that the kernel gives back on demand.

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fcn_deploy.cli import doctor, export, inspect, predict, verify
+from fcn_deploy.cli import bench, compare, doctor, export, inspect, predict, report, verify
 from fcn_deploy.errors import FcnDeployError, InputFileError
 from fcn_deploy.version import __version__
 
@@ -17,7 +17,7 @@ _TERMINATED = 128 + signal.SIGTERM
 
 app = typer.Typer(
     name="fcn-deploy",
-    help="Export FCN-32s, FCN-16s and FCN-8s to ONNX, prove the export equal to PyTorch, and run it.",
+    help="Export FCN-32s, FCN-16s and FCN-8s to ONNX, prove the export equal to PyTorch, run it, measure it.",
     epilog="Example: fcn-deploy export --variant 32s",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -26,6 +26,9 @@ app = typer.Typer(
 app.command(epilog=export.EPILOG)(export.export)
 app.command(epilog=verify.EPILOG)(verify.verify)
 app.command(epilog=predict.EPILOG)(predict.predict)
+app.command(epilog=bench.EPILOG)(bench.bench)
+app.command(epilog=compare.EPILOG)(compare.compare)
+app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=inspect.EPILOG)(inspect.inspect)
 app.command(epilog=doctor.EPILOG)(doctor.doctor)
 
@@ -46,7 +49,7 @@ def _options(
 
 
 def main() -> NoReturn:
-    """Run the command line; exit codes: 0 done, 2 usage, 3 file, 4 provider, 5 parity, 130 interrupted."""
+    """Run the command line; exit codes: 0 done, 2 to 7 as in `fcn_deploy.errors`, 130 interrupted, 143 terminated."""
     # PyTorch then asks for huge pages for its large maps, which saves a fifth of the reference's time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     signal.signal(signal.SIGTERM, _leave)

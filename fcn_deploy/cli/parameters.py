@@ -16,6 +16,18 @@ Json = Annotated[
 MAX_DIGITS = 9
 
 
+def parse_batches(text: str) -> tuple[int, ...]:
+    """`1,2,4` as numbers, each once; nothing for an empty text.
+
+    Raises:
+        typer.BadParameter: it is something else.
+    """
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    if not all(part.isascii() and part.isdigit() and len(part) <= MAX_DIGITS and int(part) for part in parts):
+        raise typer.BadParameter(f"{text!r} is no list of batches such as 1,2,4", param_hint="--batch")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """`500` or `HxW` as (height, width) in pixels.
 

@@ -1,0 +1,182 @@
+"""Reports for readers: a Markdown table, and one self-contained page."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import table
+from benchmarks.results import BenchReport, Row, Status
+from benchmarks.roofline import Work
+from benchmarks.summary import sentences
+from fcn_deploy.errors import UsageError
+from fcn_deploy.staging import staged_file
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATE = "report.html.jinja"
+_NEEDED = ("matplotlib", "jinja2")
+_ALARMING = ("unstable", str(Status.WRONG), str(Status.FAILED), str(Status.OUT_OF_MEMORY))
+
+
+def require_page() -> None:
+    """Check that pages can be made, without loading what makes them.
+
+    Raises:
+        UsageError: a package is missing; names the extra that brings it.
+    """
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"a page needs {' and '.join(missing)}, which is not installed",
+            remedy="pip install 'fcn-deploy[report]', or leave --report out.",
+        )
+
+
+def write_page(reports: Sequence[BenchReport], path: Path) -> None:
+    """Write one page about one or several reports, plots inside, nothing fetched from anywhere.
+
+    Raises:
+        UsageError: a package for it is missing.
+        OutputError: it cannot be written.
+    """
+    require_page()
+    text = page(reports)
+    with staged_file(path) as staging:
+        staging.write_text(text, encoding="utf-8")
+
+
+def write_markdown(reports: Sequence[BenchReport], path: Path) -> None:
+    """Write the reports as Markdown.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with staged_file(path) as staging:
+        staging.write_text("\n".join(markdown(report) for report in reports), encoding="utf-8")
+
+
+def markdown(report: BenchReport) -> str:
+    """A report as Markdown: summary, a table per network and shape, remarks, machine."""
+    lines = [f"# Benchmark: {report.machine}", "", *(f"{sentence}  " for sentence in sentences(report)), ""]
+    for title, rows in table.groups(report):
+        lines += [f"## {title}", "", *markdown_table(report, rows), ""]
+    remarks = table.remarks(report)
+    lines += ["## Remarks", "", *(f"- {remark}" for remark in remarks), ""] if remarks else []
+    lines += ["## Where it was measured", "", *(f"- {name}: {value}" for name, value in facts(report))]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(report: BenchReport, rows: Sequence[Row]) -> list[str]:
+    """The lines of one table."""
+    baseline = table.baseline_of(rows)
+    body = (table.cells(report, row, baseline) for row in rows)
+    return [_line(table.COLUMNS), _line("---" for _ in table.COLUMNS), *(_line(cells) for cells in body)]
+
+
+def facts(report: BenchReport) -> list[tuple[str, str]]:
+    """The machine, its ceilings, its state and the software as pairs of texts."""
+    e = report.environment
+    found = [("date", e["date"]), ("processor", f"{e['cpu']}, {e['cores']} cores used"), ("system", e["system"])]
+    found += [("GPU", _gpu(gpu)) for gpu in e.get("gpus", [])]
+    if report.ceilings is not None:
+        products = ", ".join(f"{n} {rate / 1e9:,.0f} G" for n, rate in report.ceilings.multiply_adds_per_s.items())
+        found += [("largest copy", f"{report.ceilings.copied_bytes_per_s / 1e9:,.1f} GB/s read and written")]
+        found += [("largest matrix product", f"{products} multiply-adds per second")]
+    p = report.protocol
+    found += [("samples", f"{p['duration_s']:g} s a row in {p['rounds']} rounds, rows taking turns")]
+    found += [("timing itself", f"{e['clock_overhead_ns']:.0f} ns a sample")]
+    busy = e.get("busy_cores_before")
+    found += [("other work before", f"{busy:.2f} cores")] if busy is not None else []
+    found += [("versions", ", ".join(f"{name} {version}" for name, version in e["versions"].items()))]
+    found += [("commit", e["commit"])] if e.get("commit") else []
+    return [*found, ("command", " ".join(e["command"]))] if e["command"] else found
+
+
+def page(reports: Sequence[BenchReport]) -> str:
+    """The page's HTML."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(_TEMPLATES)
+    template = jinja2.Environment(loader=loader, autoescape=True).get_template(_TEMPLATE)
+    networks = sorted({row.key.network for report in reports for row in report.rows})
+    return template.render(
+        title=f"Latency of {', '.join(networks)}",
+        columns=table.COLUMNS,
+        alarming=_ALARMING,
+        parts=[_part(report) for report in reports],
+        comparison=_side_by_side(reports) if len(reports) > 1 else None,
+    )
+
+
+def side_by_side(reports: Sequence[BenchReport]) -> list[tuple[str, ...]]:
+    """Medians of every row of the first report that another has too, one column per report."""
+    found = [{row.key: row.measurement for row in report.rows} for report in reports]
+    keys = [key for key in found[0] if any(key in other for other in found[1:])]
+    return [
+        (str(key), *(table.duration(m.median_ns) if (m := other.get(key)) else table.NOTHING for other in found))
+        for key in keys
+    ]
+
+
+def _part(report: BenchReport) -> dict[str, Any]:
+    from benchmarks import plots
+
+    return {
+        "machine": report.machine,
+        "date": report.environment["date"],
+        "sentences": sentences(report),
+        "groups": [_group(report, title, rows) for title, rows in table.groups(report)],
+        "scaling": plots.batch_scaling(report.rows),
+        "remarks": table.remarks(report),
+        "facts": facts(report),
+    }
+
+
+def _group(report: BenchReport, title: str, rows: Sequence[Row]) -> dict[str, Any]:
+    from benchmarks import plots
+
+    baseline = table.baseline_of(rows)
+    measured = [(row.measurement.median_ns, row) for row in rows if row.measurement is not None and not row.end_to_end]
+    best = min(measured, key=lambda pair: pair[0])[1] if measured else None
+    return {
+        "title": title,
+        "baseline": baseline.key.case if baseline else table.NOTHING,
+        "rows": [{"cells": table.cells(report, row, baseline), "best": row is best} for row in rows],
+        "distributions": plots.distributions(rows),
+        "roofline": plots.roofline(report, rows),
+        "nodes": [{"name": row.key.case, "rows": node_rows(report, row)} for row in rows if row.nodes],
+    }
+
+
+def node_rows(report: BenchReport, row: Row) -> list[tuple[str, ...]]:
+    """The slowest nodes as texts: name, operator, time, share of the run, multiply-adds, share of its limit."""
+    total = row.measurement.median_ns if row.measurement else float("nan")
+    found: list[tuple[str, ...]] = []
+    for node in row.nodes:
+        limit = None
+        if report.ceilings is not None:
+            limit = report.ceilings.limit_ns(Work(node.multiply_adds, node.moved_bytes), row.precision)
+        work = f"{node.multiply_adds / 1e9:.2f} G" if node.multiply_adds else table.NOTHING
+        share = f"{limit / node.time_ns:.0%}" if limit else table.NOTHING
+        time = table.duration(node.time_ns)
+        found.append((node.name, node.operator, time, f"{node.time_ns / total:.1%}", work, share))
+    return found
+
+
+def _side_by_side(reports: Sequence[BenchReport]) -> dict[str, Any]:
+    from benchmarks import plots
+
+    names = [f"{report.machine} ({report.environment['date'][:10]})" for report in reports]
+    return {"names": names, "rows": side_by_side(reports), "plot": plots.machines(reports)}
+
+
+def _gpu(gpu: dict[str, Any]) -> str:
+    parts = [gpu["name"], f"driver {gpu['driver']}"]
+    parts += [f"{gpu['memory_bytes'] / 1e9:.0f} GB"] if "memory_bytes" in gpu else []
+    parts += [f"{gpu['sm_mhz']} MHz before"] if "sm_mhz" in gpu else []
+    parts += [f"{gpu['power_w']:.0f} of {gpu['power_limit_w']:.0f} W before"] if "power_w" in gpu else []
+    return ", ".join(parts)
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"

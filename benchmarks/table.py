@@ -1,0 +1,119 @@
+"""A report's rows as text, the same for the terminal, Markdown and the page."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from benchmarks.comparison import Ratio
+from benchmarks.results import BenchReport, Row, RowKey, Status
+from benchmarks.timing import Measurement
+
+BASELINE = "ort-plain"
+COLUMNS = (
+    "row", "computes", "median", "95 % interval", "time ratio", "images/s", "of limit", "memory", "parity", "note",
+)  # fmt: skip
+# Those that fit a terminal of 80 columns.
+NARROW = ("row", "median", "±", "time ratio", "limit", "parity", "note")
+NOTHING = "-"
+
+
+def groups(report: BenchReport) -> list[tuple[str, tuple[Row, ...]]]:
+    """Rows by what was run: (`FCN-8s, 1x3x500x500, cpu`, rows)."""
+    return [(name, tuple(rows)) for name, rows in groupby(report.rows, key=lambda row: title_of(row.key))]
+
+
+def title_of(key: RowKey) -> str:
+    """The network, the shape it takes, and where it ran."""
+    return f"{key.network}, {'x'.join(map(str, key.shape))}, {key.provider}"
+
+
+def baseline_of(rows: Sequence[Row]) -> Row | None:
+    """The row that the others are divided by: the plain graph in ONNX Runtime, or else the first that was measured."""
+    measured = [row for row in rows if row.measurement is not None]
+    return next((row for row in measured if row.key.case == BASELINE), measured[0] if measured else None)
+
+
+def cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[str, ...]:
+    """One text per column."""
+    measured = row.measurement
+    if measured is None:
+        return row.key.case, computes(row), *(NOTHING,) * (len(COLUMNS) - 4), parity(row), str(row.status)
+    share = report.limit_share(row)
+    return (
+        row.key.case,
+        computes(row),
+        duration(measured.median_ns),
+        bounds(measured),
+        ratio(measured, baseline.measurement if baseline and baseline is not row else None),
+        f"{row.images_per_s:.3g}",
+        f"{share:.0%}" if share is not None else NOTHING,
+        f"{row.peak_bytes / 1e9:.1f} GB" if row.peak_bytes else NOTHING,
+        parity(row),
+        "" if measured.stable else "unstable",
+    )
+
+
+def narrow_cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[str, ...]:
+    """One text per column of `NARROW`."""
+    name, _, median, _, times, _, limit, _, equal, note = cells(report, row, baseline)
+    return name, median, half_width(row.measurement) if row.measurement else NOTHING, times, limit, equal, note
+
+
+def computes(row: Row) -> str:
+    """What computes what: runtime, graph, arithmetic."""
+    ends = ", pixels to labels" if row.end_to_end else ""
+    return f"{row.runtime}, {row.graph}, {row.precision}{ends}"
+
+
+def duration(nanoseconds: float) -> str:
+    """With three digits, in the unit that suits."""
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
+        if nanoseconds >= size:
+            return f"{_three_digits(nanoseconds / size)} {unit}"
+    return f"{nanoseconds:.0f} ns"
+
+
+def bounds(measured: Measurement) -> str:
+    """The confidence interval of the median, in one unit where its ends have the same."""
+    (low, unit), (high, other) = (duration(ns).split() for ns in measured.interval_ns)
+    return f"{low} .. {high} {other}" if unit == other else f"{low} {unit} .. {high} {other}"
+
+
+def half_width(measured: Measurement) -> str:
+    """Half the confidence interval of the median, as a share of it."""
+    low, high = measured.interval_ns
+    return f"{(high - low) / 2 / measured.median_ns:.1%}"
+
+
+def ratio(measured: Measurement, baseline: Measurement | None) -> str:
+    """Time over the baseline's with half the width of its interval; 1 for the baseline itself."""
+    if baseline is None:
+        return "1"
+    found = Ratio.of(measured, baseline)
+    return f"{found.value:.2f} ± {(found.high - found.low) / 2:.2f}"
+
+
+def parity(row: Row) -> str:
+    """How far its outputs are from the reference's."""
+    if not row.parity:
+        return NOTHING
+    flips = f"{row.flips} flips" if row.flips != 1 else "1 flip"
+    if row.worst_error is None:
+        return flips
+    return f"{row.worst_error:.1e}" + (f", {flips}" if row.flips else "")
+
+
+def remarks(report: BenchReport) -> list[str]:
+    """What a reader has to know of single rows: why there is no figure, or why not to trust it."""
+    found = []
+    for row in report.rows:
+        if row.problem:
+            found.append(f"{row.key}: {row.status}: {row.problem}")
+        elif row.status is Status.PENDING:
+            found.append(f"{row.key}: interrupted before its first sample")
+        elif row.measurement is not None and not row.measurement.stable:
+            found.append(f"{row.key}: unstable: {'; '.join(row.measurement.instabilities)}")
+    return found
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}"
