@@ -5,12 +5,19 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := build/demo
 
-.PHONY: help demo test lint clean bench-export
+BENCH := build/bench
+# For bench-gpu: a folder for what it writes, and minutes it may take.
+OUT ?= build/bench-gpu
+MINUTES ?= 8
+
+.PHONY: help demo test lint clean bench bench-gpu bench-export
 
 help:
 	@echo "make demo   export FCN-32s, prove it equal to PyTorch, segment a photo with it"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff, mypy --strict, import-linter"
+	@echo "make bench  latency of FCN-8s on this CPU beside its peers: table, JSON, page (5 minutes)"
+	@echo "make bench-gpu     latency of every variant on the GPU, with the packages of \$$(PYTHON), nothing installed"
 	@echo "make bench-export  time and memory of an export against a plain script"
 	@echo "make clean  remove .venv and build"
 
@@ -34,6 +41,18 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Exit code 6 says that some rows were unstable, which the table shows: everything was written all the same.
+bench: $(READY)
+	$(BIN)/fcn-deploy export --variant 8s --output $(BENCH)/fcn8s --force
+	$(BIN)/fcn-deploy bench $(BENCH)/fcn8s --json $(BENCH)/latency.json --markdown $(BENCH)/latency.md --report $(BENCH)/latency.html || [ $$? -eq 6 ]
+
+# From a bare checkout: runs with whatever $(PYTHON) has. Every step may fail without keeping the next from running.
+bench-gpu:
+	mkdir -p $(OUT)
+	-PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) -m fcn_deploy doctor
+	-PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) -m pytest -m gpu -q -o addopts=--import-mode=importlib tests/fcn_deploy/runtime 2>&1 | tee $(OUT)/gpu-tests.txt
+	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) -m benchmarks.gpu_matrix $(OUT) --minutes $(MINUTES)
 
 bench-export: $(READY)
 	$(BIN)/python -m benchmarks.export_cost

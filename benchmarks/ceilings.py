@@ -13,36 +13,41 @@ from fcn_deploy.runtime.provider import Provider
 # Rows of the square factors, and bytes copied: large enough that neither launch costs nor caches count.
 _CPU_ROWS, _GPU_ROWS = 2048, 8192
 _CPU_BYTES, _GPU_BYTES = 2**28, 2**31
-_SECONDS = 1.0
 _DTYPES = {Precision.FP32: torch.float32, Precision.TF32: torch.float32, Precision.FP16: torch.float16}
 
 
-def measure_ceilings(provider: Provider, precisions: tuple[Precision, ...], threads: int | None) -> Ceilings:
-    """The best of repeated products and copies, about a second each."""
+def measure_ceilings(
+    provider: Provider, precisions: tuple[Precision, ...], threads: int | None, seconds: float
+) -> Ceilings:
+    """The best of repeated products and copies, `seconds` of each."""
     torch.set_num_threads(threads or torch.get_num_threads())
     on_cpu = provider is Provider.CPU
     device = torch.device("cpu" if on_cpu else "cuda")
     rows = _CPU_ROWS if on_cpu else _GPU_ROWS
     size = _CPU_BYTES if on_cpu else _GPU_BYTES
     source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
-    copy_s = _best(lambda: target.copy_(source), device)
-    products = {str(precision): rows**3 / _product_s(precision, rows, device) for precision in precisions}
+    copy_s = _best(lambda: target.copy_(source), device, seconds)
+    products = {str(precision): rows**3 / _product_s(precision, rows, device, seconds) for precision in precisions}
+    if not on_cpu:
+        # The process waits for its second turn while the rows run: it must not hold memory that they need.
+        del source, target
+        torch.cuda.empty_cache()
     return Ceilings(2 * size / copy_s, products)
 
 
-def _product_s(precision: Precision, rows: int, device: torch.device) -> float:
+def _product_s(precision: Precision, rows: int, device: torch.device, seconds: float) -> float:
     set_tf32(on=precision is Precision.TF32)
     # Random, because products of constants run faster than real ones on some GPUs.
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(rows, rows, generator=generator, device=device).to(_DTYPES[precision]) for _ in range(2))
     result = torch.empty_like(left)
-    return _best(lambda: torch.mm(left, right, out=result), device)
+    return _best(lambda: torch.mm(left, right, out=result), device, seconds)
 
 
-def _best(call: Callable[[], object], device: torch.device) -> float:
+def _best(call: Callable[[], object], device: torch.device, seconds: float) -> float:
     """Seconds of the fastest of many calls, after one that does not count."""
     call()
-    end, best = time.perf_counter() + _SECONDS, float("inf")
+    end, best = time.perf_counter() + seconds, float("inf")
     while time.perf_counter() < end:
         _wait(device)
         start = time.perf_counter()

@@ -18,6 +18,9 @@ _LISTED = ("openvino", "nvidia-cudnn-cu13", "nvidia-cublas", "tensorrt")
 _BUSY_SECONDS = 0.5
 # More than this share of one core taken by others is worth a note.
 _BUSY_NOTE = 0.25
+# This share of the time, taken away by the hypervisor, explains a few percent of noise.
+_STOLEN_NOTE = 0.01
+_PROC_STAT_STOLEN = 7
 _PROC_STAT_IDLE = (3, 4)  # idle and iowait, proc(5)
 
 
@@ -53,12 +56,27 @@ def describe(cores: Sequence[int], command: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def afterwards(before: Sequence[int] | None) -> dict[str, Any]:
+    """What can only be said once the rows were measured: the GPUs' state, the time the hypervisor took away.
+
+    Args:
+        before: the processor's times when it began, from `cpu_times`.
+    """
+    now, share = cpu_times(), None
+    if before is not None and now is not None and sum(now) > sum(before):
+        share = (now[_PROC_STAT_STOLEN] - before[_PROC_STAT_STOLEN]) / (sum(now) - sum(before))
+    return {"gpus_after": gpu_states(), "stolen_share": share}
+
+
 def notes(environment: dict[str, Any]) -> tuple[str, ...]:
     """What in an environment makes its figures doubtful, in words."""
     found = []
     busy = environment.get("busy_cores_before")
     if busy is not None and busy > _BUSY_NOTE:
         found.append(f"Before the run other processes kept {busy:.1f} of {environment['cores']} cores busy.")
+    stolen = environment.get("stolen_share")
+    if stolen is not None and stolen > _STOLEN_NOTE:
+        found.append(f"The hypervisor gave {stolen:.0%} of the processor's time to other machines.")
     for gpu in environment.get("gpus", []):
         if gpu.get("other_processes"):
             taken = gpu["other_processes_bytes"] / 1e9
@@ -77,9 +95,9 @@ def cpu_name() -> str:
 
 def busy_cores() -> float | None:
     """How many cores are at work while this process sleeps; None where the system does not say."""
-    before = _cpu_times()
+    before = cpu_times()
     time.sleep(_BUSY_SECONDS)
-    after = _cpu_times()
+    after = cpu_times()
     if before is None or after is None:
         return None
     total = sum(after) - sum(before)
@@ -87,7 +105,8 @@ def busy_cores() -> float | None:
     return (total - idle) / total * (os.cpu_count() or 1) if total else 0.0
 
 
-def _cpu_times() -> list[int] | None:
+def cpu_times() -> list[int] | None:
+    """Ticks of all cores by what they were spent on, in the order of proc(5); None where the system does not say."""
     text = _read("/proc/stat")
     # The last two fields, of guests, are part of the first two.
     return [int(field) for field in text.splitlines()[0].split()[1:9]] if text else None

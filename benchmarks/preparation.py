@@ -7,8 +7,6 @@ import numpy as np
 
 from benchmarks.cases import Graph
 from benchmarks.workspace import Workspace
-from exporters.onnx import OnnxOptions, export_graph
-from exporters.simplify import simplify
 from fcn_deploy.model_info import OUTPUT_NAME
 from fcn_deploy.onnx_file import write_model
 from fcn_deploy.parity.run import run_all
@@ -28,6 +26,10 @@ def prepare(workspace: Workspace, graphs: frozenset[Graph]) -> None:
         np.save(workspace.folder / f"reference-{i}.npy", outputs[OUTPUT_NAME])
     if not graphs & {Graph.PLAIN, Graph.SIMPLIFIED}:
         return
+    # Here, because bundles that are measured alone do without the exporter.
+    from exporters.onnx import OnnxOptions, export_graph
+    from exporters.simplify import simplify
+
     batch, _, height, width = workspace.shape
     model = export_graph(network, OnnxOptions(height, width, batch, workspace.opset))
     write_model(model, workspace.graph_path(Graph.PLAIN))

@@ -237,6 +237,6 @@ def _from_dict(document: Mapping[str, Any]) -> BenchReport:
         environment=dict(document["environment"]),
         protocol=dict(document["protocol"]),
         rows=tuple(Row.from_dict(row) for row in document["rows"]),
-        ceilings=Ceilings.from_dict(ceilings) if ceilings else None,
+        ceilings=Ceilings.from_dict(ceilings) if ceilings is not None else None,
         interrupted=bool(document["interrupted"]),
     )

@@ -1,14 +1,14 @@
 """Runs a benchmark: checks what is asked for, then measures every row of every bundle."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import environment
 from benchmarks.cases import choose
-from benchmarks.gpu_state import gpu_states
 from benchmarks.results import BenchReport
-from benchmarks.schedule import BenchOptions, OnProgress, Schedule
+from benchmarks.schedule import BenchOptions, OnProgress, Schedule, own_process
 from fcn_deploy.bundle import Bundle, open_bundle
 from fcn_deploy.errors import UsageError
 from fcn_deploy.runtime.ort import require_provider
@@ -32,17 +32,19 @@ def bench(paths: Sequence[Path], options: BenchOptions, on_progress: OnProgress 
     chosen = [bundle for _, bundle in bundles if not options.batches or bundle.input_shape[0] in options.batches]
     _check_batches(bundles, options.batches)
     found = environment.describe(cores, options.command)
+    ticks = environment.cpu_times()
     run = Schedule(options, cores, len(chosen), on_progress)
     interrupted = False
-    try:
-        run.measure_ceilings(cases)
-        for bundle in chosen:
-            run.measure_bundle(bundle, cases)
-        # A second time, because what disturbs the first would make rows look better than the device.
-        run.measure_ceilings(cases)
-    except KeyboardInterrupt:
-        interrupted = True
-    found["gpus_after"] = gpu_states()
+    with tempfile.TemporaryDirectory() as folder, own_process(Path(folder) / "ceilings.log") as gauge:
+        try:
+            run.measure_ceilings(gauge, cases)
+            for bundle in chosen:
+                run.measure_bundle(bundle, cases)
+            # A second time, because what disturbs the first would make rows look better than the device.
+            run.measure_ceilings(gauge, cases)
+        except KeyboardInterrupt:
+            interrupted = True
+    found |= environment.afterwards(ticks)
     return BenchReport(found, asdict(options.protocol), run.all_rows(), run.ceilings, interrupted)
 
 

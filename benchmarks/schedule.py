@@ -88,20 +88,19 @@ class Schedule:
         """Every row so far."""
         return (*self._finished, *(contender.row() for contender in self._contenders))
 
-    def measure_ceilings(self, cases: Sequence[Case]) -> None:
+    def measure_ceilings(self, process: Process, cases: Sequence[Case]) -> None:
         """What the device can do at best, over all calls; stays as it was when the measurement itself fails."""
         self._tell("measure what the device can do at best")
         precisions = tuple(sorted({case.precision for case in cases}))
-        with tempfile.TemporaryDirectory() as folder, own_process(Path(folder) / "log") as process:
-            answer = process.call("ceilings", self._options.provider, precisions, self._cores)
+        seconds = self._options.protocol.ceiling_s
+        answer = process.call("ceilings", self._options.provider, precisions, self._cores, seconds)
         if not isinstance(answer, Failure):
             self.ceilings = answer.at_best(self.ceilings)
 
     def measure_bundle(self, bundle: Bundle, cases: Sequence[Case]) -> None:
         """All rows of one bundle."""
         if not self._options.rows:
-            same = _SAME_GRAPH.get(bundle.manifest["optimize"] if bundle.manifest else "")
-            cases = [case for case in cases if case.graph is not same]
+            cases = distinct(bundle, cases)
         with tempfile.TemporaryDirectory() as folder:
             workspace = workspace_of(bundle, Path(folder), self._options.checkpoint)
             self._prepare(workspace, cases)
@@ -193,6 +192,12 @@ class Schedule:
         per_round = sum(max(self._options.protocol.round_s, contender.last_ns / 1e9) for contender in running)
         here = per_round * (rounds - turn - position / max(len(running), 1))
         return here + (self._bundles - 1) * per_round * (rounds + _RUNS_BEFORE)
+
+
+def distinct(bundle: Bundle, cases: Sequence[Case]) -> tuple[Case, ...]:
+    """The cases without those whose graph is the bundle's own under another name."""
+    same = _SAME_GRAPH.get(bundle.manifest["optimize"] if bundle.manifest else "")
+    return tuple(case for case in cases if case.graph is not same)
 
 
 @contextlib.contextmanager

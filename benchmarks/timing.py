@@ -31,6 +31,7 @@ class Protocol:
         duration_s: seconds of samples per row, over all rounds.
         warmup_s: seconds of runs before the first sample; the very first run counts towards them.
         rounds: how often the rows take turns; each gives every row one sample at least.
+        ceiling_s: seconds for each of the device's ceilings, before the rows and once more after them.
 
     Raises:
         UsageError: the duration is out of its bounds.
@@ -39,6 +40,7 @@ class Protocol:
     duration_s: float = 10.0
     warmup_s: float = 1.0
     rounds: int = 5
+    ceiling_s: float = 1.0
 
     def __post_init__(self) -> None:
         if not MIN_DURATION_S <= self.duration_s <= MAX_DURATION_S:

@@ -95,13 +95,15 @@ class Worker:
             os.sched_setaffinity(0, cores)
         prepare(workspace, graphs)
 
-    def ceilings(self, provider: Provider, precisions: tuple[Precision, ...], cores: tuple[int, ...]) -> Any:
+    def ceilings(
+        self, provider: Provider, precisions: tuple[Precision, ...], cores: tuple[int, ...], seconds: float
+    ) -> Any:
         """What the device can do at best."""
         from benchmarks.ceilings import measure_ceilings
 
         if cores and sys.platform == "linux":
             os.sched_setaffinity(0, cores)
-        return measure_ceilings(provider, precisions, len(cores) or None)
+        return measure_ceilings(provider, precisions, len(cores) or None, seconds)
 
     def _feeds(self, index: int) -> Arrays:
         if self._job.case.end_to_end:

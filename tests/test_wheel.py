@@ -29,8 +29,12 @@ def test_contents(wheel: Path) -> None:
         for package in ("fcn_deploy", "exporters", "benchmarks")
         for p in (ROOT / package).rglob("*.py")
     }
-    assert tracked <= set(names)
-    assert {"fcn_deploy/py.typed", "fcn_deploy/assets/astronaut.jpg"} <= set(names)
+    repository_only = {"benchmarks/readme.py"}
+    assert tracked - repository_only == {name for name in names if name.endswith(".py")}
+    assert {
+        "fcn_deploy/py.typed", "fcn_deploy/assets/astronaut.jpg", "benchmarks/templates/report.html.jinja",
+    } <= set(names)  # fmt: skip
+    assert not any("results/" in name for name in names)
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"fcn_deploy", "exporters", "benchmarks"}
 
 

@@ -89,6 +89,9 @@ def _channels_last(case: Case) -> bool:
 def set_tf32(*, on: bool) -> None:
     """Let CUDA round float32 products to TF32, or not; also lets cuDNN try its algorithms out."""
     arithmetic = "tf32" if on else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = arithmetic
-    torch.backends.cudnn.conv.fp32_precision = arithmetic  # type: ignore[attr-defined] # not in PyTorch's stubs
-    torch.backends.cudnn.benchmark = True
+    backends: Any = torch.backends  # conv and rnn are not in PyTorch's stubs
+    backends.cuda.matmul.fp32_precision = arithmetic
+    # Both, because PyTorch refuses to read its older switch, which torch.export does, when the two differ.
+    backends.cudnn.conv.fp32_precision = arithmetic
+    backends.cudnn.rnn.fp32_precision = arithmetic
+    backends.cudnn.benchmark = True

@@ -6,7 +6,8 @@ import pytest
 
 import fcn_deploy as fd
 from fcn_deploy import doctor
-from fcn_deploy.runtime import ort
+from fcn_deploy.runtime import nvidia, ort
+from fcn_deploy.version import Wheel
 
 
 def findings() -> dict[str, fd.Finding]:
@@ -32,13 +33,25 @@ def test_every_provider_is_tried() -> None:
 
 
 def test_two_wheels_are_a_problem_that_names_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort, "installed_wheels", lambda: {"onnxruntime": "1.31.0", "onnxruntime-gpu": "1.30.0"})
+    wheels = Wheel("onnxruntime", "1.31.0", "/a"), Wheel("onnxruntime-gpu", "1.30.0", "/a")
+    monkeypatch.setattr(nvidia, "onnxruntime_wheels", lambda: wheels)
 
     found = findings()["onnxruntime wheels"]
 
     assert found.status == "problem"
     assert found.value == "onnxruntime 1.31.0 and onnxruntime-gpu 1.30.0 overwrite each other"
     assert "pip uninstall" in found.remedy
+
+
+def test_a_hidden_wheel_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels = Wheel("onnxruntime-gpu", "1.31.0", "/b"), Wheel("onnxruntime", "1.30.0", "/a")
+    for module in (nvidia, doctor):
+        monkeypatch.setattr(module, "onnxruntime_wheels", lambda: wheels)
+
+    found = findings()["onnxruntime wheels"]
+
+    assert found.status == "note"
+    assert found.value == "onnxruntime-gpu 1.31.0 is found first and hides onnxruntime 1.30.0"
 
 
 def test_no_onnxruntime_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

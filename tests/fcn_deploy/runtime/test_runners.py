@@ -10,7 +10,7 @@ import torch
 import fcn_deploy as fd
 from fcn_deploy import BundleError, ProviderError, UsageError
 from fcn_deploy.models.init import random_network
-from fcn_deploy.runtime import ort
+from fcn_deploy.runtime import nvidia, ort
 from fcn_deploy.runtime.eager import EagerRunner
 from fcn_deploy.runtime.ort import OrtRunner, provider_problem, require_provider
 from fcn_deploy.runtime.ort_options import OrtOptions
@@ -155,7 +155,9 @@ def test_a_fall_back_is_found_even_when_nothing_forbade_it(
     shared_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ort, "require_provider", lambda _: None)
-    monkeypatch.setattr(ort, "_session_options", lambda _: onnxruntime.SessionOptions())
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    monkeypatch.setattr(ort, "_session_options", lambda _: options)
 
     with (
         pytest.raises(ProviderError, match="provider cuda: ONNX Runtime fell back to CPUExecutionProvider"),
@@ -178,6 +180,7 @@ def test_a_library_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatc
     def hidden(name: str, **_: object) -> None:
         raise OSError(f"{Path(name).name}: libcudnn.so.9: cannot open shared object file")
 
+    monkeypatch.setattr(nvidia, "driver_cuda_version", lambda: (99, 0))
     monkeypatch.setattr(ctypes, "CDLL", hidden)
     if not (Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so").exists():
         pytest.skip("needs a build with CUDA")

@@ -1,0 +1,38 @@
+"""Made-up reports for the tests of what is done with them."""
+
+from dataclasses import replace
+
+from benchmarks.results import BenchReport, Row, RowKey, Status
+from benchmarks.roofline import Ceilings, Work
+from benchmarks.timing import Measurement
+
+ENVIRONMENT = {
+    "date": "2026-01-02T03:04:05+00:00", "command": ["fcn-deploy", "bench", "fcn8s"], "commit": "abc",
+    "cpu": "Test CPU", "cores": 2, "system": "Linux", "python": "3.11", "memory_bytes": 1, "scaling_governor": None,
+    "busy_cores_before": 0.0, "clock_overhead_ns": 50.0, "gpus": [], "versions": {"torch": "2.13"},
+}  # fmt: skip
+PROTOCOL = {"duration_s": 10.0, "warmup_s": 1.0, "rounds": 5}
+MILLISECOND = 1_000_000
+
+
+def row(case: str, *milliseconds: float, batch: int = 1, provider: str = "cpu") -> Row:
+    """A measured row whose rounds have one sample each; no samples leave it pending."""
+    rounds = tuple((round(ms * MILLISECOND),) for ms in milliseconds)
+    return Row(
+        key=RowKey("FCN-8s", (batch, 3, 500, 500), case, provider),
+        runtime="ONNX Runtime 1.31",
+        graph="plain",
+        precision="fp32",
+        options="2 threads",
+        end_to_end=False,
+        work=Work(175 * 10**9, 6 * 10**8),
+        status=Status.MEASURED if rounds else Status.PENDING,
+        parity=({"input_name": "photo", "relative_error": 5e-7, "flips": 0},),
+        measurement=Measurement(10**10, rounds) if rounds else None,
+    )
+
+
+def report(*rows: Row, **changes: object) -> BenchReport:
+    ceilings = Ceilings(2e10, {"fp32": 9e10})
+    made = BenchReport(ENVIRONMENT, PROTOCOL, rows, ceilings)
+    return replace(made, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.comparison import Ratio, Verdict, compare_reports
+from benchmarks.timing import Measurement
+from fcn_deploy import MeasurementError, RegressionError, UsageError
+from tests.benchmarks.reports import report, row
+
+BEFORE = (2000.0, 2004.0, 1998.0, 2001.0, 2003.0)
+
+
+def scaled(factor: float, shift: float = 1.0) -> tuple[float, ...]:
+    return tuple(ms * factor + shift for ms in BEFORE)
+
+
+@pytest.mark.parametrize(("after", "verdict"), [
+    (scaled(1.0), Verdict.SAME),
+    (scaled(1.05), Verdict.SLOWER),
+    (scaled(0.95), Verdict.FASTER),
+    (scaled(1.015), Verdict.SAME),  # certain, but too small to be news
+    ((1700.0, 2600.0, 2100.0, 1900.0, 2500.0), Verdict.SAME),  # large, but uncertain
+])  # fmt: skip
+def test_verdicts(after: tuple[float, ...], verdict: Verdict) -> None:
+    found = compare_reports(report(row("ort", *BEFORE)), report(row("ort", *after)))
+
+    assert [change.verdict for change in found.changes] == [verdict]
+    assert found.changes[0].ratio.value == pytest.approx(np.median(after) / 2001)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32 - 1))
+def test_a_report_never_differs_from_itself(seed: int) -> None:
+    samples = np.random.default_rng(seed).normal(100, 5, 30)
+    one = report(row("ort", *samples))
+
+    (change,) = compare_reports(one, one, threshold=0.0).changes
+
+    assert change.verdict is Verdict.SAME
+    assert change.ratio.value == 1
+    assert change.ratio.low <= 1 <= change.ratio.high
+
+
+def test_five_percent_are_found_in_the_noise_of_a_quiet_machine() -> None:
+    """Half a percent of noise, five rounds of one sample each: what the default duration gives at full size."""
+    generator = np.random.default_rng(3)
+    found = []
+    for _ in range(40):
+        before, after = generator.normal(2000, 10, 5), generator.normal(2100, 10, 5)
+        changes = compare_reports(report(row("ort", *before)), report(row("ort", *after))).changes
+        found.append(changes[0].verdict)
+
+    assert found.count(Verdict.SLOWER) >= 39
+
+
+def test_the_interval_of_a_ratio_agrees_with_a_second_bootstrap() -> None:
+    generator = np.random.default_rng(4)
+    first, second = generator.normal(100, 3, 60), generator.normal(90, 3, 60)
+    ratios = [np.median(generator.choice(second, 60)) / np.median(generator.choice(first, 60)) for _ in range(4000)]
+
+    found = Ratio.of(*(Measurement(1, tuple((int(v * 1e6),) for v in values)) for values in (second, first)))
+
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(ratios, (0.025, 0.975))), rel=0.004)
+
+
+def test_a_slower_row_is_an_error_of_its_own() -> None:
+    found = compare_reports(report(row("ort", *BEFORE)), report(row("ort", *scaled(1.1))))
+
+    with pytest.raises(RegressionError, match=r"FCN-8s 500x500 batch 1 ort on cpu takes 1.10 times as long") as caught:
+        found.require_no_regression()
+    assert caught.value.exit_code == 7
+
+
+def test_a_row_that_is_gone_is_a_regression_and_a_new_one_is_not() -> None:
+    found = compare_reports(
+        report(row("ort", *BEFORE), row("pytorch", *BEFORE)), report(row("ort", *BEFORE), row("compile", *BEFORE))
+    )
+
+    assert [key.case for key in found.gained] == ["compile"]
+    with pytest.raises(RegressionError, match="pytorch on cpu is not measured any more"):
+        found.require_no_regression()
+
+
+def test_an_unstable_row_is_no_clean_bill() -> None:
+    found = compare_reports(report(row("ort", *BEFORE)), report(row("ort", 2000, 2000, 2000, 2600, 2000)))
+
+    with pytest.raises(MeasurementError, match="unstable: FCN-8s") as caught:
+        found.require_no_regression()
+    assert caught.value.exit_code == 6
+
+
+def test_equal_and_stable_passes() -> None:
+    compare_reports(report(row("ort", *BEFORE)), report(row("ort", *BEFORE))).require_no_regression()
+
+
+def test_rows_that_only_share_their_case_are_not_compared() -> None:
+    with pytest.raises(UsageError, match=r"no row in common: .* batch 1 ort on cpu against .* batch 2 ort on cpu"):
+        compare_reports(report(row("ort", *BEFORE)), report(row("ort", *BEFORE, batch=2)))
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.0, float("nan")])
+def test_thresholds_out_of_their_bounds(threshold: float) -> None:
+    one = report(row("ort", *BEFORE))
+
+    with pytest.raises(UsageError, match=r"threshold .* is not within 0..1"):
+        compare_reports(one, one, threshold)

@@ -1,0 +1,93 @@
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import environment, gpu_state
+
+
+def test_this_machine() -> None:
+    found = environment.describe((0, 1), ("fcn-deploy", "bench"))
+
+    assert found["cores"] == 2
+    assert found["cpu"]
+    assert found["date"].endswith("+00:00")
+    assert 0 <= found["busy_cores_before"] <= (os.cpu_count() or 1)
+    assert found["versions"]["fcn-deploy"]
+
+
+def test_nothing_of_the_machines_owner_is_recorded() -> None:
+    text = str(environment.describe((0,), ()))
+
+    assert os.path.expanduser("~") == "/" or os.path.expanduser("~") not in text  # noqa: PTH111 - as the user sees it
+    assert os.uname().nodename not in text or len(os.uname().nodename) < 4
+
+
+def test_cores_are_those_this_process_may_use() -> None:
+    found = environment.available_cores()
+
+    assert set(found) <= os.sched_getaffinity(0)
+    assert found
+
+
+def test_busy_neighbours_are_noted() -> None:
+    assert environment.notes({"busy_cores_before": 0.2, "cores": 2, "gpus": []}) == ()
+    assert environment.notes({"busy_cores_before": 0.5, "cores": 2, "gpus": []}) == (
+        "Before the run other processes kept 0.5 of 2 cores busy.",
+    )
+
+
+@pytest.mark.parametrize(("bits", "names"), [
+    (0x0, []), (0x1, []), (0x4, ["power cap"]), (0x8 | 0x40, ["hardware slowdown", "thermal (hardware)"]),
+    (0x20 | 0x80, ["thermal (software)", "power brake"]),
+])  # fmt: skip
+def test_throttling_by_nvmls_bits(bits: int, names: list[str]) -> None:
+    assert gpu_state.throttling(bits) == names
+
+
+class NVMLError(Exception):
+    pass
+
+
+def nvml(**changes: object) -> SimpleNamespace:
+    """NVML as its binding offers it: one GPU, two processes, one of them this one."""
+
+    def refused(*_: object) -> None:
+        raise NVMLError("not supported")
+
+    processes = [SimpleNamespace(pid=os.getpid(), usedGpuMemory=9), SimpleNamespace(pid=1, usedGpuMemory=2_000_000_000)]
+    offered: dict[str, object] = {
+        "NVMLError": NVMLError, "NVML_CLOCK_SM": 1, "NVML_CLOCK_MEM": 2,
+        "nvmlInit": lambda: None, "nvmlShutdown": lambda: None, "nvmlDeviceGetCount": lambda: 1,
+        "nvmlDeviceGetHandleByIndex": lambda i: i, "nvmlDeviceGetName": lambda _: "NVIDIA H100",
+        "nvmlSystemGetDriverVersion": lambda: "580.1",
+        "nvmlDeviceGetMemoryInfo": lambda _: SimpleNamespace(total=80, used=3),
+        "nvmlDeviceGetClockInfo": lambda _, kind: {1: 1980, 2: 2619}[kind],
+        "nvmlDeviceGetPowerUsage": lambda _: 98_500, "nvmlDeviceGetEnforcedPowerLimit": refused,
+        "nvmlDeviceGetCurrentClocksThrottleReasons": lambda _: 0x4,
+        "nvmlDeviceGetComputeRunningProcesses": lambda _: processes,
+    }  # fmt: skip
+    return SimpleNamespace(**offered | changes)
+
+
+def test_what_a_gpu_refuses_to_say_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml())
+
+    assert gpu_state.gpu_states() == [
+        {
+            "name": "NVIDIA H100", "driver": "580.1", "memory_bytes": 80, "used_bytes": 3, "sm_mhz": 1980,
+            "memory_mhz": 2619, "throttled_by": ["power cap"], "other_processes": 1,
+            "other_processes_bytes": 2_000_000_000,
+        }
+    ]  # fmt: skip
+
+
+def test_without_a_driver_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> None:
+        raise NVMLError("driver not loaded")
+
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(nvmlInit=refused))
+    assert gpu_state.gpu_states() == []
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpu_state.gpu_states() == []

@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu_matrix import MatrixOptions, main, measure_matrix
+from benchmarks.results import read_report
+from benchmarks.schedule import BenchOptions
+from benchmarks.timing import Protocol
+from fcn_deploy import Provider, Variant
+from fcn_deploy.runtime.ort import provider_problem
+
+QUICK = BenchOptions(Provider.CPU, ("ort",), protocol=Protocol(duration_s=0.02, warmup_s=0.0, rounds=2, ceiling_s=0.05))
+
+
+def test_bundles_are_measured_in_order_and_one_that_fails_leaves_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = ((Variant.FCN8S, 0), (Variant.FCN8S, 1), (Variant.FCN32S, 2))
+
+    report = measure_matrix(MatrixOptions(tmp_path, QUICK, plan, 600, 96, 16))
+
+    assert report is not None
+    assert "FCN-8s, batch 0: batch 0 is below 1" in capsys.readouterr().err
+    assert [(row.key.network, row.batch) for row in report.rows] == [("FCN-8s / 16", 1), ("FCN-32s / 16", 2)]
+    assert all(row.measurement is not None for row in report.rows)
+    assert read_report(tmp_path / "latency.json").rows == report.rows
+    assert {p.name for p in tmp_path.iterdir()} == {"latency.json", "latency.md", "latency.html"}
+
+
+def test_no_bundle_is_begun_without_time(tmp_path: Path) -> None:
+    assert measure_matrix(MatrixOptions(tmp_path, QUICK, seconds=-1)) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(provider_problem(Provider.CUDA) is None, reason="CUDA works here")
+def test_without_a_gpu_it_says_what_to_install(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "out")]) == 4
+    assert "provider cuda" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,214 @@
+import html.parser
+import importlib.util
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import table
+from benchmarks.profile import NodeTime
+from benchmarks.report import markdown, page, require_page, write_page
+from benchmarks.results import Row, Status
+from benchmarks.summary import sentences
+from fcn_deploy import UsageError
+from tests.benchmarks.reports import ENVIRONMENT, report, row
+
+ROWS = (
+    row("pytorch", 3000, 3010, 2990, 3005, 2995),
+    row("ort-plain", 2000, 2010, 1990, 2005, 1995),
+    row("ort", 1500, 1505, 1495, 1502, 1498),
+)
+REPORT = report(*ROWS)
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would find: elements that are opened and closed in order, and everything it would fetch."""
+
+    VOID = frozenset({"meta", "br", "link", "img"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.seen: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.fetched += [v for k, v in attributes if k in ("src", "href", "xlink:href") and v and not v.startswith("#")]
+
+    def handle_startendtag(self, tag: str, _attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_page_is_well_formed_and_fetches_nothing() -> None:
+    found = Page(page([REPORT]))
+
+    assert found.open == []
+    assert found.fetched == []
+    assert "script" not in found.seen
+    assert found.seen.count("svg") == 2
+    assert "http" not in " ".join(found.words)
+
+
+def test_plots_take_the_pages_colour_and_width() -> None:
+    text = page([REPORT])
+
+    assert "currentColor" in text
+    assert "#010203" not in text
+    assert not re.search(r"<svg [^>]*width=", text)
+
+
+def test_ids_of_several_plots_do_not_clash() -> None:
+    ids = re.findall(r'<(?:clipPath|path|g|use) id="([^"]+)"', page([REPORT]))
+    clips = [i for i in ids if not re.fullmatch(r"[a-z]+\d*_\d+|(figure|axes|patch|line2d|text|matplotlib)[.\w]*", i)]
+
+    assert len(clips) == len(set(clips))
+
+
+def test_names_in_a_page_are_escaped() -> None:
+    strange = replace(ROWS[0], problem="<b>&", status=Status.FAILED, measurement=None)
+
+    text = page([report(strange, *ROWS[1:])])
+
+    assert "&lt;b&gt;&amp;" in text
+    assert "<b>&" not in text
+
+
+def test_the_table_in_markdown() -> None:
+    lines = markdown(REPORT).splitlines()
+    body = [line for line in lines if line.startswith("| ort ")]
+
+    assert [cell.strip() for cell in body[0].split("|")][1:-1] == [
+        "ort", "ONNX Runtime 1.31, plain, fp32", "1.50 s", "1.50 .. 1.50 s", "0.75 ± 0.00", "0.667", "130%", "-",
+        "5.0e-07", "",
+    ]  # fmt: skip
+    assert "| ort-plain | ONNX Runtime 1.31, plain, fp32 | 2.00 s | 1.99 .. 2.01 s | 1 | 0.5 | 97% |" in "".join(lines)
+
+
+def test_every_line_of_a_table_has_its_columns() -> None:
+    failed = replace(ROWS[0], status=Status.OUT_OF_MEMORY, problem="too large", measurement=None)
+
+    for one in (*ROWS, failed):
+        assert len(table.cells(REPORT, one, ROWS[1])) == len(table.COLUMNS)
+        assert len(table.narrow_cells(REPORT, one, ROWS[1])) == len(table.NARROW)
+    assert table.cells(REPORT, failed, ROWS[1])[-1] == "out of memory"
+
+
+@pytest.mark.parametrize(("nanoseconds", "text"), [
+    (1_234_567_890, "1.23 s"), (999_000_000, "999 ms"), (12_345_678, "12.3 ms"), (1_000, "1.00 µs"), (999, "999 ns"),
+    (123_456_789_000, "123 s"),
+])  # fmt: skip
+def test_durations_have_three_digits(nanoseconds: float, text: str) -> None:
+    assert table.duration(nanoseconds) == text
+
+
+def test_the_summary_says_it_plainly() -> None:
+    assert sentences(REPORT)[:3] == [
+        "FCN-8s, 1x3x500x500, cpu: ONNX Runtime 1.31 takes 1.50 s per run of the plain graph "
+        "(95 % sure: 1.50 .. 1.50 s), 0.667 images per second.",
+        "That is 1.33 times as fast as the plainly exported graph in the same runtime and 2.00 times as fast as "
+        "PyTorch eager.",
+        "It reaches 130% of what this device can do: the limit follows from its multiply-adds and bytes and from the "
+        "fastest matrix product and copy measured in the same run.",
+    ]
+
+
+def test_no_difference_is_called_no_difference() -> None:
+    same = report(row("ort-plain", 2000, 2010, 1990), row("ort", 2001, 2008, 1992))
+
+    assert "That is no measurable difference from the plainly exported graph" in sentences(same)[1]
+
+
+def test_doubts_are_stated() -> None:
+    environment = ENVIRONMENT | {
+        "busy_cores_before": 1.5,
+        "gpus": [
+            {
+                "name": "NVIDIA T4", "driver": "580", "other_processes": 2, "other_processes_bytes": 3e9,
+                "throttled_by": ["power cap"],
+            }
+        ],
+    }  # fmt: skip
+    unstable, wrong = row("ort", 100, 100, 150), replace(row("compile"), status=Status.WRONG, problem="worse")
+
+    found = sentences(report(unstable, wrong, environment=environment, interrupted=True))
+
+    assert found[-6:] == [
+        "Before the run other processes kept 1.5 of 2 cores busy.",
+        "NVIDIA T4: 2 other processes hold 3.0 GB on it.",
+        "NVIDIA T4 was throttled: power cap.",
+        "1 of 2 rows are unstable: do not build on their figures.",
+        "Wrong outputs, so no latency: compile.",
+        "The run was interrupted: what follows is what was measured until then.",
+    ]
+
+
+def test_remarks_name_every_row_without_a_trustworthy_figure() -> None:
+    failed = replace(row("pytorch"), status=Status.FAILED, problem="its process ended by SIGSEGV")
+
+    assert table.remarks(report(failed, row("compile"), row("ort", 100, 100, 150), row("ort-plain", 1, 1, 1))) == [
+        "FCN-8s 500x500 batch 1 pytorch on cpu: failed: its process ended by SIGSEGV",
+        "FCN-8s 500x500 batch 1 compile on cpu: interrupted before its first sample",
+        "FCN-8s 500x500 batch 1 ort on cpu: unstable: the last 3 windows' medians differ by 50%; "
+        "the median is known to 25% only",
+    ]
+
+
+def test_batches_are_plotted_only_when_there_are_several() -> None:
+    several = report(*ROWS, row("ort", 2800, 2810, 2790, batch=2))
+
+    assert "images per second</" in page([several])
+    assert "images per second</" not in page([REPORT])
+
+
+def test_several_machines_stand_side_by_side() -> None:
+    other = report(*ROWS[1:], environment={**ENVIRONMENT, "cpu": "Other CPU"})
+
+    text = page([REPORT, other])
+
+    assert "Side by side" in text
+    assert text.count("Other CPU, 2 cores") >= 2
+    assert Page(text).open == []
+
+
+def test_slowest_nodes_with_their_share_and_limit() -> None:
+    nodes = (NodeTime("conv1", "Conv", 5e8, 36 * 10**9, 10**8), NodeTime("slice", "Slice", 1e6, 0, 10**7))
+
+    text = page([report(ROWS[1], replace(ROWS[2], nodes=nodes))])
+
+    cells = re.findall(r"<td>([^<]*)</td>", text)
+    assert cells[-12:] == [
+        "conv1", "Conv", "500 ms", "33.3%", "36.00 G", "80%", "slice", "Slice", "1.00 ms", "0.1%", "-", "50%",
+    ]  # fmt: skip
+
+
+def test_a_page_needs_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else object())
+
+    with pytest.raises(UsageError, match="a page needs matplotlib, which is not installed") as caught:
+        require_page()
+    assert "pip install 'fcn-deploy[report]'" in caught.value.remedy
+
+
+def test_nothing_half_written_stays(tmp_path: Path) -> None:
+    write_page([REPORT], tmp_path / "page.html")
+
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_report_without_any_figure_still_makes_a_page() -> None:
+    empty: tuple[Row, ...] = (replace(row("ort"), status=Status.FAILED, problem="odd"),)
+
+    assert Page(page([report(*empty, ceilings=None)])).open == []
+    assert "odd" in markdown(report(*empty))

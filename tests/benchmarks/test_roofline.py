@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+import fcn_deploy as fd
+from benchmarks.cases import Precision
+from benchmarks.roofline import Ceilings, Work, work_of
+from benchmarks.schedule import own_process
+from fcn_deploy.graph import layers
+
+CEILINGS = Ceilings(copied_bytes_per_s=1e9, multiply_adds_per_s={"fp32": 1e11})
+
+
+def test_the_larger_of_the_two_times_is_the_limit() -> None:
+    assert CEILINGS.limit_ns(Work(multiply_adds=10**11, least_bytes=10**6), "fp32") == 1e9
+    assert CEILINGS.limit_ns(Work(multiply_adds=10**6, least_bytes=10**9), "fp32") == 1e9
+    assert CEILINGS.limit_ns(Work(1, 1), "fp16") is None
+
+
+def test_the_better_of_two_measurements_counts() -> None:
+    other = Ceilings(5e8, {"fp32": 2e11, "fp16": 1e12})
+
+    assert CEILINGS.at_best(other) == Ceilings(1e9, {"fp32": 2e11})
+    assert CEILINGS.at_best(None) is CEILINGS
+
+
+def test_ceilings_survive_json() -> None:
+    assert Ceilings.from_dict(CEILINGS.to_dict()) == CEILINGS
+
+
+def test_work_of_a_real_graph(shared_bundle: Path) -> None:
+    """Multiply-adds against the inspection's sum; bytes against the file, which holds hardly more than the weights."""
+    bundle = fd.open_bundle(shared_bundle)
+    inspection = fd.inspect(shared_bundle)
+
+    work = work_of(bundle.model, layers(bundle.model), element_bytes=4)
+
+    assert work.multiply_adds == inspection.multiply_adds
+    ends = (3 + 21) * 96 * 96
+    assert work.least_bytes == (inspection.parameters + ends) * 4
+    assert abs(work.least_bytes - 4 * ends - inspection.file_bytes) < 20_000
+
+
+def test_work_in_half_precision_moves_half_the_bytes(shared_bundle: Path) -> None:
+    model = fd.open_bundle(shared_bundle).model
+
+    whole, half = (work_of(model, layers(model), size) for size in (4, 2))
+
+    assert half == Work(whole.multiply_adds, whole.least_bytes // 2)
+
+
+def test_this_machines_ceilings_are_those_of_a_computer(tmp_path: Path) -> None:
+    with own_process(tmp_path / "log") as process:
+        found = process.call("ceilings", fd.Provider.CPU, (Precision.FP32,), (), 0.05)
+
+    assert 1e8 < found.copied_bytes_per_s < 1e13
+    assert 1e8 < found.multiply_adds_per_s["fp32"] < 1e14
+
+
+@pytest.mark.full
+def test_the_published_count_of_the_full_network(tmp_path: Path) -> None:
+    """175.4 G multiply-adds for FCN-32s at 500x500 (docs/geometry.md's sizes times VGG16's widths)."""
+    from exporters.onnx import export_graph
+
+    model = export_graph(fd.fcn32s().eval(), fd.OnnxOptions())
+
+    assert round(work_of(model, layers(model), 4).multiply_adds / 1e9, 1) == 175.4

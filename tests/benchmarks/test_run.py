@@ -1,0 +1,244 @@
+"""Whole benchmarks of a narrow network: real processes, real runtimes."""
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import fcn_deploy as fd
+from benchmarks import cases
+from benchmarks.results import Row, Status
+from benchmarks.schedule import Progress, distinct
+from fcn_deploy import BenchOptions, Protocol, Provider
+from tests.conftest import narrow_options
+
+PRLIMIT = shutil.which("prlimit") or ""
+QUICK = Protocol(duration_s=0.05, warmup_s=0.01, rounds=3, ceiling_s=0.05)
+
+
+def options(*rows: str, provider: Provider = Provider.CPU) -> BenchOptions:
+    return BenchOptions(provider, rows, protocol=QUICK, command=("fcn-deploy", "bench"))
+
+
+@pytest.fixture(scope="module")
+def report(shared_bundle: Path) -> fd.BenchReport:
+    """All rows of the narrow bundle but torch.compile, which takes half a minute to compile."""
+    return fd.bench([shared_bundle], options("pytorch", "openvino-plain", "openvino", "ort-plain", "ort", "ort-e2e"))
+
+
+def rows(report: fd.BenchReport) -> dict[str, Row]:
+    return {row.key.case: row for row in report.rows}
+
+
+def test_every_row_is_measured(report: fd.BenchReport) -> None:
+    assert {name: str(row.status) for name, row in rows(report).items()} == dict.fromkeys(rows(report), "measured")
+    for row in report.rows:
+        assert row.measurement is not None
+        assert len(row.measurement.rounds_ns) == 3
+        assert row.measurement.first_ns > 0
+        assert row.load_ns > 0
+
+
+def test_every_row_computes_the_network(report: fd.BenchReport) -> None:
+    for name, row in rows(report).items():
+        assert [c["input_name"] for c in row.parity][:1] == ["astronaut.jpg"]
+        assert row.flips == 0
+        if name != "ort-e2e":
+            assert len(row.parity) == 2
+            assert row.worst_error is not None
+            assert row.worst_error < 1e-5
+
+
+def test_the_end_to_end_row_compares_labels(report: fd.BenchReport) -> None:
+    (compared,) = rows(report)["ort-e2e"].parity
+
+    assert rows(report)["ort-e2e"].end_to_end
+    assert compared["pixels"] == 96 * 96
+    assert "relative_error" not in compared
+
+
+def test_every_node_is_placed(report: fd.BenchReport, shared_bundle: Path) -> None:
+    nodes = len(fd.inspect(shared_bundle).layers)
+
+    assert rows(report)["ort"].placement == {"CPUExecutionProvider": nodes}
+    assert rows(report)["ort-plain"].placement["CPUExecutionProvider"] > nodes
+
+
+def test_the_profile_names_the_slowest_nodes(report: fd.BenchReport) -> None:
+    nodes = rows(report)["ort"].nodes
+
+    assert nodes
+    assert nodes[0].time_ns >= nodes[-1].time_ns
+    assert any(node.operator == "Conv" for node in nodes)
+
+
+def test_work_and_limit_are_known(report: fd.BenchReport, shared_bundle: Path) -> None:
+    expected = fd.inspect(shared_bundle).multiply_adds
+
+    assert {row.work.multiply_adds for row in report.rows} == {expected}
+    assert all(0 < (report.limit_share(row) or 0) < 1.5 for row in report.rows)
+
+
+def test_the_environment_says_where(report: fd.BenchReport) -> None:
+    environment = report.environment
+
+    assert environment["cores"] >= 1
+    assert environment["versions"]["torch"]
+    assert 0 < environment["clock_overhead_ns"] < 10_000
+    assert environment["command"] == ["fcn-deploy", "bench"]
+
+
+@pytest.mark.parametrize(("level", "left_out"), [("simplify", "ort-simplified"), ("none", "ort-plain"), ("exact", "")])
+def test_a_graph_that_the_bundle_has_itself_is_not_measured_twice(
+    shared_bundle: Path, level: str, left_out: str
+) -> None:
+    from dataclasses import replace
+
+    bundle = fd.open_bundle(shared_bundle)
+    bundle = replace(bundle, manifest={**(bundle.manifest or {}), "optimize": level})
+    chosen = cases.choose((), Provider.CPU)
+
+    found = {case.name for case in distinct(bundle, chosen)}
+
+    assert {"ort", "ort-plain", "ort-simplified"} - found == ({left_out} if left_out else set())
+
+
+def test_a_row_that_dies_leaves_the_others_and_an_interruption_what_was_measured(shared_bundle: Path) -> None:
+    def kill_one(progress: Progress) -> None:
+        if progress.step.startswith("round 3"):
+            raise KeyboardInterrupt
+        if progress.step.startswith("round 2") and progress.step.endswith("ort-plain on cpu"):
+            os.kill(workers()[1], signal.SIGSEGV)
+
+    report = fd.bench([shared_bundle], options("ort-plain", "ort"), kill_one)
+    found = rows(report)
+
+    assert found["ort-plain"].status is Status.FAILED
+    assert found["ort-plain"].problem.startswith("its process ended by SIGSEGV")
+    assert found["ort-plain"].measurement is None
+    assert found["ort"].measurement is not None
+    assert len(found["ort"].measurement.rounds_ns) == 2
+    assert report.interrupted
+    assert workers() == []
+
+
+@pytest.mark.skipif(not PRLIMIT, reason="needs prlimit")
+def test_too_little_memory_marks_the_row_and_the_run_goes_on(tmp_path: Path, shared_bundle: Path) -> None:
+    """A batch that needs more than the limit on address space set for its process, beside a network that does not."""
+    large = fd.export(narrow_options_of_batch(tmp_path / "large", 16)).path
+
+    def limit(progress: Progress) -> None:
+        if progress.step.startswith("first run") and "batch 16" in progress.step:
+            for pid in workers()[1:]:
+                mapped = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+                subprocess.run([PRLIMIT, f"--pid={pid}", f"--as={mapped + 50_000_000}"], check=True)
+
+    found = fd.bench([large, shared_bundle], options("ort"), limit)
+
+    first, second = found.rows
+    assert first.status is Status.OUT_OF_MEMORY
+    assert first.measurement is None
+    assert second.status is Status.MEASURED
+
+
+def narrow_options_of_batch(output: Path, batch: int) -> fd.ExportOptions:
+    from dataclasses import replace
+
+    return replace(narrow_options(output), onnx=fd.OnnxOptions(224, 224, batch), verify=False)
+
+
+def test_a_runtime_that_is_not_installed_is_skipped_with_its_remedy(
+    shared_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", hide("openvino"))
+    chosen = [case for case in cases.CASES if case.name in ("openvino", "ort")]
+    monkeypatch.setattr(cases, "CASES", tuple(chosen))
+
+    found = rows(fd.bench([shared_bundle], BenchOptions(protocol=QUICK)))
+
+    assert found["openvino"].status is Status.SKIPPED
+    assert found["openvino"].problem == "OpenVINO is not installed: pip install 'fcn-deploy[openvino]'"
+    assert found["ort"].status is Status.MEASURED
+
+
+def hide(hidden: str) -> object:
+    real = importlib.util.find_spec
+    return lambda name, *rest: None if name == hidden else real(name, *rest)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 10_000])
+def test_threads_out_of_their_bounds(shared_bundle: Path, threads: int) -> None:
+    with pytest.raises(fd.UsageError, match=f"{threads} threads: this machine has"):
+        fd.bench([shared_bundle], BenchOptions(threads=threads))
+
+
+def test_threads_are_kept_to(shared_bundle: Path) -> None:
+    cores: list[set[int]] = []
+
+    def look(progress: Progress) -> None:
+        if progress.step.startswith("round 1"):
+            cores.extend(os.sched_getaffinity(pid) for pid in workers()[1:])
+
+    report = fd.bench([shared_bundle], BenchOptions(rows=("ort",), threads=1, protocol=QUICK), look)
+
+    assert [len(found) for found in cores] == [1]
+    assert report.rows[0].options == "1 threads"
+
+
+def test_a_batch_no_bundle_has(shared_bundle: Path) -> None:
+    with pytest.raises(fd.UsageError, match=r"no bundle takes batches of 2, 4: .* takes 1") as caught:
+        fd.bench([shared_bundle], BenchOptions(batches=(1, 2, 4)))
+
+    assert "fcn-deploy export --variant 8s --batch 2 --output bundle-b2" in caught.value.remedy
+
+
+def test_the_wrong_checkpoint_is_refused(shared_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(fd.UsageError, match="this artifact was exported from no checkpoint"):
+        fd.bench([shared_bundle], BenchOptions(rows=("ort",), checkpoint=tmp_path / "x.pth", protocol=QUICK))
+
+
+def test_a_parent_that_is_killed_leaves_no_children(shared_bundle: Path) -> None:
+    """Killed outright, the parent cannot end its children: they find their input closed."""
+    import sys
+    import time
+
+    code = "import fcn_deploy as fd; fd.bench([fd_path], fd.BenchOptions(rows=('ort',)))".replace(
+        "fd_path", f"__import__('pathlib').Path({str(shared_bundle)!r})"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 60
+    while not (children := workers(parent.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while any(alive(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+    assert children
+    assert not any(alive(pid) for pid in children)
+
+
+def workers(parent: int | None = None) -> list[int]:
+    """Process numbers of this process's children, oldest first: what measures the ceilings, then the rows."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError, ValueError):
+                command = (folder / "cmdline").read_bytes().split(b"\0")
+                status = (folder / "status").read_text()
+                of = int(status.split("PPid:")[1].split()[0])
+                if b"benchmarks.worker" in command and of == (parent or os.getpid()) and "State:\tZ" not in status:
+                    found.append(int(folder.name))
+    return sorted(found)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
