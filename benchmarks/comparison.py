@@ -32,8 +32,17 @@ class Ratio:
     high: float
 
     @classmethod
-    def of(cls, measured: Measurement, baseline: Measurement) -> "Ratio":
-        """How many times as long `measured` takes as `baseline`."""
+    def within(cls, measured: Measurement, baseline: Measurement) -> "Ratio":
+        """How many times as long `measured` takes as `baseline`, both rows of one report.
+
+        The same rounds are drawn for both: what slowed a whole round down slowed both, and cancels.
+        """
+        resampled = measured.bootstrap_ns / baseline.bootstrap_ns
+        return cls(measured.median_ns / baseline.median_ns, *statistics.interval(resampled))
+
+    @classmethod
+    def between(cls, measured: Measurement, baseline: Measurement) -> "Ratio":
+        """How many times as long `measured` takes as `baseline`, of two reports, whose rounds have nothing in common."""
         # Another seed: two resamplings of the same samples must not move together.
         resampled = statistics.bootstrap_medians(measured.rounds_ns, _OTHER_SEED) / baseline.bootstrap_ns
         return cls(measured.median_ns / baseline.median_ns, *statistics.interval(resampled))
@@ -146,7 +155,7 @@ def compare_reports(before: BenchReport, after: BenchReport, threshold: float = 
         )
     changes = []
     for key in (key for key in first if key in second):
-        ratio = Ratio.of(second[key], first[key])
+        ratio = Ratio.between(second[key], first[key])
         changes.append(RowChange(key, first[key], second[key], ratio, ratio.verdict(threshold)))
     lost = tuple(key for key in first if key not in second)
     gained = tuple(key for key in second if key not in first)

@@ -88,7 +88,7 @@ def ratio(measured: Measurement, baseline: Measurement | None) -> str:
     """Time over the baseline's with half the width of its interval; 1 for the baseline itself."""
     if baseline is None:
         return "1"
-    found = Ratio.of(measured, baseline)
+    found = Ratio.within(measured, baseline)
     return f"{found.value:.2f} ± {(found.high - found.low) / 2:.2f}"
 
 

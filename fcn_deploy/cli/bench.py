@@ -12,7 +12,7 @@ from fcn_deploy.runtime.provider import Provider
 if TYPE_CHECKING:
     from benchmarks.results import BenchReport
 
-EPILOG = "Example: fcn-deploy bench fcn8s --duration 20 --report latency.html --json latency.json"
+EPILOG = "Example: fcn-deploy bench fcn8s --report latency.html"
 
 
 def bench(
