@@ -42,7 +42,7 @@ class Ratio:
 
     @classmethod
     def between(cls, measured: Measurement, baseline: Measurement) -> "Ratio":
-        """How many times as long `measured` takes as `baseline`, of two reports, whose rounds have nothing in common."""
+        """How many times as long `measured` takes as `baseline`, of another report, whose rounds were others."""
         # Another seed: two resamplings of the same samples must not move together.
         resampled = statistics.bootstrap_medians(measured.rounds_ns, _OTHER_SEED) / baseline.bootstrap_ns
         return cls(measured.median_ns / baseline.median_ns, *statistics.interval(resampled))

@@ -60,6 +60,8 @@ def markdown(report: BenchReport) -> str:
     lines = [f"# Benchmark: {report.machine}", "", *(f"{sentence}  " for sentence in sentences(report)), ""]
     for title, rows in table.groups(report):
         lines += [f"## {title}", "", *markdown_table(report, rows), ""]
+        apart = table.parts(rows)
+        lines += ["Parts of a run, medians:", "", *(f"- {part}" for part in apart), ""] if apart else []
     remarks = table.remarks(report)
     lines += ["## Remarks", "", *(f"- {remark}" for remark in remarks), ""] if remarks else []
     lines += ["## Where it was measured", "", *(f"- {name}: {value}" for name, value in facts(report))]
@@ -142,6 +144,7 @@ def _group(report: BenchReport, title: str, rows: Sequence[Row]) -> dict[str, An
         "title": title,
         "baseline": baseline.key.case if baseline else table.NOTHING,
         "rows": [{"cells": table.cells(report, row, baseline), "best": row is best} for row in rows],
+        "apart": table.parts(rows),
         "distributions": plots.distributions(rows),
         "roofline": plots.roofline(report, rows),
         "nodes": [{"name": row.key.case, "rows": node_rows(report, row)} for row in rows if row.nodes],

@@ -9,8 +9,9 @@ from benchmarks import environment
 from benchmarks.cases import choose
 from benchmarks.results import BenchReport
 from benchmarks.schedule import BenchOptions, OnProgress, Schedule, own_process
-from fcn_deploy.bundle import Bundle, open_bundle
-from fcn_deploy.errors import UsageError
+from fcn_deploy.bundle import Bundle, check_checkpoint, open_bundle
+from fcn_deploy.errors import CheckpointError, UsageError
+from fcn_deploy.hashing import file_sha256
 from fcn_deploy.runtime.ort import require_provider
 
 
@@ -31,6 +32,7 @@ def bench(paths: Sequence[Path], options: BenchOptions, on_progress: OnProgress 
     bundles = [(path, open_bundle(path)) for path in paths]
     chosen = [bundle for _, bundle in bundles if not options.batches or bundle.input_shape[0] in options.batches]
     _check_batches(bundles, options.batches)
+    _check_checkpoint(chosen, options.checkpoint)
     found = environment.describe(cores, options.command)
     ticks = environment.cpu_times()
     run = Schedule(options, cores, len(chosen), on_progress)
@@ -53,6 +55,18 @@ def _chosen_cores(threads: int | None) -> tuple[int, ...]:
     if threads is not None and not 1 <= threads <= len(cores):
         raise UsageError(f"{threads} threads: this machine has {len(cores)} cores", remedy="Pass another --threads.")
     return cores[:threads]
+
+
+def _check_checkpoint(bundles: Sequence[Bundle], path: Path | None) -> None:
+    """Before anything is measured, because the last bundle's would be found missing after minutes only."""
+    for bundle in bundles:
+        check_checkpoint(bundle.info.provenance, path)
+    if path is not None:
+        if not path.is_file():
+            raise CheckpointError(f"checkpoint {path} is not a file", remedy="Check the path.")
+        sha256 = file_sha256(path)
+        for bundle in bundles:
+            check_checkpoint(bundle.info.provenance, path, sha256)
 
 
 def _check_batches(bundles: Sequence[tuple[Path, Bundle]], wanted: Sequence[int]) -> None:

@@ -19,7 +19,6 @@ from benchmarks.timing import Protocol
 from benchmarks.workspace import Workspace, workspace_of
 from fcn_deploy.bundle import Bundle
 from fcn_deploy.doctor import available_memory_bytes
-from fcn_deploy.errors import MeasurementError
 from fcn_deploy.graph import layers
 from fcn_deploy.onnx_file import read_model
 from fcn_deploy.runtime.provider import Provider
@@ -103,8 +102,8 @@ class Schedule:
             cases = distinct(bundle, cases)
         with tempfile.TemporaryDirectory() as folder:
             workspace = workspace_of(bundle, Path(folder), self._options.checkpoint)
-            self._prepare(workspace, cases)
-            self._contenders = self._enter(workspace, bundle, cases)
+            problem = self._prepare(workspace, cases)
+            self._contenders = self._enter(workspace, bundle, cases, problem)
             try:
                 for group in self._groups(bundle.model_path.stat().st_size):
                     self._measure(group)
@@ -115,28 +114,27 @@ class Schedule:
         self._contenders = []
         self._bundles -= 1
 
-    def _prepare(self, workspace: Workspace, cases: Sequence[Case]) -> None:
+    def _prepare(self, workspace: Workspace, cases: Sequence[Case]) -> str | None:
+        """Make what the rows share; the reason why that failed, which is then every row's."""
         self._tell(f"export the plain graph of {workspace.info.network}, run the reference")
         graphs = frozenset(case.graph for case in cases)
         if graphs - {Graph.BUNDLE}:
             graphs |= {Graph.PLAIN}
         with own_process(workspace.folder / "prepare.log") as process:
             answer = process.call("prepare", workspace, graphs, self._cores)
-        if isinstance(answer, Failure):
-            raise MeasurementError(
-                f"{workspace.info.network} cannot be prepared: {answer.message}",
-                remedy="Close something, or use a smaller batch." if answer.out_of_memory else "Report this.",
-            )
+        return f"its reference could not be run: {answer.message}" if isinstance(answer, Failure) else None
 
-    def _enter(self, workspace: Workspace, bundle: Bundle, cases: Sequence[Case]) -> list[Contender]:
+    def _enter(
+        self, workspace: Workspace, bundle: Bundle, cases: Sequence[Case], problem: str | None
+    ) -> list[Contender]:
         contenders = []
         for case in cases:
             job = Job(case, workspace, self._options.provider, self._cores)
             key = RowKey(_network_name(bundle), workspace.shape, case.name, str(self._options.provider))
             contender = Contender(job, key, _work(workspace, bundle, case), workspace.folder / f"{case.name}.log")
-            problem = missing_runtime(case.runtime)
-            if problem is not None:
-                contender.skip(problem)
+            reason = problem or missing_runtime(case.runtime)
+            if reason is not None:
+                contender.skip(reason)
             contenders.append(contender)
         return contenders
 
@@ -217,7 +215,8 @@ def _network_name(bundle: Bundle) -> str:
 
 def _work(workspace: Workspace, bundle: Bundle, case: Case) -> Work:
     model = bundle.model
-    if case.graph is not Graph.BUNDLE:
+    plain = workspace.graph_path(Graph.PLAIN)
+    if case.graph is not Graph.BUNDLE and plain.exists():
         # What simplifying leaves out has no multiply-adds.
-        model = read_model(workspace.graph_path(Graph.PLAIN))
+        model = read_model(plain)
     return work_of(model, layers(model), _BYTES[case.precision])

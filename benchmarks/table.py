@@ -9,7 +9,8 @@ from benchmarks.timing import Measurement
 
 BASELINE = "ort-plain"
 COLUMNS = (
-    "row", "computes", "median", "95 % interval", "time ratio", "images/s", "of limit", "memory", "parity", "note",
+    "row", "computes", "median", "95 % interval", "time ratio", "images/s", "of limit", "tail", "first run", "memory",
+    "parity", "note",
 )  # fmt: skip
 # Those that fit a terminal of 80 columns.
 NARROW = ("row", "median", "±", "time ratio", "limit", "parity", "note")
@@ -36,16 +37,18 @@ def cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[str, ...
     """One text per column."""
     measured = row.measurement
     if measured is None:
-        return row.key.case, computes(row), *(NOTHING,) * (len(COLUMNS) - 4), parity(row), str(row.status)
+        return row.key.case, described(row), *(NOTHING,) * (len(COLUMNS) - 4), parity(row), str(row.status)
     share = report.limit_share(row)
     return (
         row.key.case,
-        computes(row),
+        described(row),
         duration(measured.median_ns),
         bounds(measured),
         ratio(measured, baseline.measurement if baseline and baseline is not row else None),
         f"{row.images_per_s:.3g}",
         f"{share:.0%}" if share is not None else NOTHING,
+        tail(measured),
+        duration(measured.first_ns),
         f"{row.peak_bytes / 1e9:.1f} GB" if row.peak_bytes else NOTHING,
         parity(row),
         "" if measured.stable else "unstable",
@@ -54,14 +57,39 @@ def cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[str, ...
 
 def narrow_cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[str, ...]:
     """One text per column of `NARROW`."""
-    name, _, median, _, times, _, limit, _, equal, note = cells(report, row, baseline)
-    return name, median, half_width(row.measurement) if row.measurement else NOTHING, times, limit, equal, note
+    texts = dict(zip(COLUMNS, cells(report, row, baseline), strict=True))
+    width = half_width(row.measurement) if row.measurement else NOTHING
+    return tuple({**texts, "±": width, "limit": texts["of limit"]}[name] for name in NARROW)
 
 
 def computes(row: Row) -> str:
     """What computes what: runtime, graph, arithmetic."""
     ends = ", pixels to labels" if row.end_to_end else ""
     return f"{row.runtime}, {row.graph}, {row.precision}{ends}"
+
+
+def described(row: Row) -> str:
+    """The same with what was set."""
+    return f"{computes(row)}; {row.options}" if row.options else computes(row)
+
+
+def tail(measured: Measurement) -> str:
+    """The highest percentile that enough samples lie beyond."""
+    found = measured.percentiles_ns
+    if not found:
+        return NOTHING
+    name = max(found)
+    return f"{name} {duration(found[name])}"
+
+
+def parts(rows: Sequence[Row]) -> list[str]:
+    """What was timed besides whole runs: moving data to a GPU and back, and the run between CUDA events."""
+    found = []
+    for row in rows:
+        medians = row.measurement.phase_medians_ns if row.measurement else {}
+        if medians:
+            found.append(f"{row.key.case}: {', '.join(f'{name} {duration(ns)}' for name, ns in medians.items())}")
+    return found
 
 
 def duration(nanoseconds: float) -> str:

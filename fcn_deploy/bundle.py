@@ -12,9 +12,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from fcn_deploy.errors import BundleError
+from fcn_deploy.errors import BundleError, CheckpointError, UsageError
 from fcn_deploy.hashing import file_sha256
-from fcn_deploy.model_info import ModelInfo
+from fcn_deploy.model_info import ModelInfo, Provenance
 from fcn_deploy.onnx_file import read_model
 
 SCHEMA_VERSION = 1
@@ -85,6 +85,34 @@ def open_bundle(path: Path) -> Bundle:
             f"{path}: manifest and {MODEL_FILE} describe different models", remedy="Export the bundle again."
         )
     return bundle
+
+
+def check_checkpoint(made_from: Provenance, path: Path | None, sha256: str | None = None) -> None:
+    """Check that `path` can be the checkpoint an artifact was exported from: given exactly when there was one.
+
+    Args:
+        made_from: the artifact's provenance.
+        path: the checkpoint the user names, or None.
+        sha256: of that file; None leaves its content unchecked.
+
+    Raises:
+        CheckpointError: the artifact came from a checkpoint and none, or another one, is given.
+        UsageError: it came from random weights and a checkpoint is given.
+    """
+    if made_from.checkpoint_sha256 is None:
+        if path is not None:
+            raise UsageError("this artifact was exported from no checkpoint", remedy="Leave --checkpoint out.")
+        return
+    if path is None:
+        raise CheckpointError(
+            f"this artifact was exported from a checkpoint (SHA-256 {made_from.checkpoint_sha256})",
+            remedy="Pass that file with --checkpoint: the proof needs the network as it was trained.",
+        )
+    if sha256 is not None and sha256 != made_from.checkpoint_sha256:
+        raise CheckpointError(
+            f"checkpoint {path} has SHA-256 {sha256}; the artifact was exported from {made_from.checkpoint_sha256}",
+            remedy="Pass the checkpoint it was exported from, or export this one.",
+        )
 
 
 def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fcn_deploy.bundle import Bundle, open_bundle
-from fcn_deploy.errors import CheckpointError, OutputError, UsageError
+from fcn_deploy.bundle import Bundle, check_checkpoint, open_bundle
+from fcn_deploy.errors import OutputError, UsageError
 from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.models.checkpoints import read_checkpoint
@@ -138,23 +138,12 @@ def rebuild(info: ModelInfo, checkpoint_path: Path | None) -> FCN:
         UsageError: it came from random weights and a checkpoint is given.
     """
     made_from = info.provenance
+    check_checkpoint(made_from, checkpoint_path)
     options = WeightsOptions(checkpoint_path, made_from.rng_seed or 0, made_from.at_once)
-    if made_from.checkpoint_sha256 is None:
-        if checkpoint_path is not None:
-            raise UsageError("this artifact was exported from no checkpoint", remedy="Leave --checkpoint out.")
-        return untrained_network(info.network, options)[0]
     if checkpoint_path is None:
-        raise CheckpointError(
-            f"this artifact was exported from a checkpoint (SHA-256 {made_from.checkpoint_sha256})",
-            remedy="Pass that file with --checkpoint: the proof needs the network as it was trained.",
-        )
+        return untrained_network(info.network, options)[0]
     checkpoint = read_checkpoint(checkpoint_path)
-    if checkpoint.sha256 != made_from.checkpoint_sha256:
-        raise CheckpointError(
-            f"checkpoint {checkpoint_path} has SHA-256 {checkpoint.sha256}; the artifact was exported from "
-            f"{made_from.checkpoint_sha256}",
-            remedy="Pass the checkpoint it was exported from, or export this one.",
-        )
+    check_checkpoint(made_from, checkpoint_path, checkpoint.sha256)
     return load_network(info.network, checkpoint, options)[0]
 
 

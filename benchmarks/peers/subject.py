@@ -26,6 +26,7 @@ class Subject:
         bound: the thing itself.
         version: of the runtime.
         options: what was set, for the report.
+        on_own_stream: whether CUDA events of this process can time it.
         placement: number of nodes per execution provider; empty where a runtime has no such notion.
         profiled: runs a profiled copy a number of times and gives the time of each node, or None.
     """
@@ -33,6 +34,7 @@ class Subject:
     bound: Bound
     version: str
     options: str
+    on_own_stream: bool = True
     placement: Mapping[str, int] = field(default_factory=dict)
     profiled: Callable[[int], tuple[NodeTime, ...]] | None = None
 
@@ -44,11 +46,13 @@ class Subject:
         """Nanoseconds of moving inputs to a GPU, of the run between CUDA events, and of moving outputs back."""
         from benchmarks.peers.cuda import between_events_ns
 
-        return {
+        found = {
             "upload": [timing.time_once(lambda: self.bound.upload(feeds)) for _ in range(samples)],
-            "device": [between_events_ns(self.bound.run) for _ in range(samples)],
             "download": [timing.time_once(self.bound.download) for _ in range(samples)],
         }
+        if self.on_own_stream:
+            found["device"] = [between_events_ns(self.bound.run) for _ in range(samples)]
+        return found
 
 
 def open_subject(case: Case, workspace: Workspace, provider: Provider, threads: int | None) -> Subject:
@@ -109,7 +113,7 @@ def _open_onnxruntime(case: Case, workspace: Workspace, provider: Provider, thre
     placement = {name: len(nodes) for name, nodes in runner.placement.items()}
     version = runner.name.split()[2]
     profiled = _profiler(path, options, workspace) if on_cpu and not case.end_to_end else None
-    return Subject(bound, version, str(options), placement, profiled)
+    return Subject(bound, version, str(options), not case.cuda_graph, placement, profiled)
 
 
 def _profiler(path: Path, options: OrtOptions, workspace: Workspace) -> Callable[[int], tuple[NodeTime, ...]]:

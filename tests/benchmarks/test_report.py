@@ -11,6 +11,7 @@ from benchmarks.profile import NodeTime
 from benchmarks.report import markdown, page, require_page, write_page
 from benchmarks.results import Row, Status
 from benchmarks.summary import sentences
+from benchmarks.timing import Measurement
 from fcn_deploy import UsageError
 from tests.benchmarks.reports import ENVIRONMENT, report, row
 
@@ -90,10 +91,28 @@ def test_the_table_in_markdown() -> None:
     body = [line for line in lines if line.startswith("| ort ")]
 
     assert [cell.strip() for cell in body[0].split("|")][1:-1] == [
-        "ort", "ONNX Runtime 1.31, plain, fp32", "1.50 s", "1.50 .. 1.50 s", "0.75 ± 0.00", "0.667", "130%", "-",
-        "5.0e-07", "",
+        "ort", "ONNX Runtime 1.31, plain, fp32; 2 threads", "1.50 s", "1.50 .. 1.50 s", "0.75 ± 0.00", "0.667", "130%",
+        "-", "10.0 s", "-", "5.0e-07", "",
     ]  # fmt: skip
-    assert "| ort-plain | ONNX Runtime 1.31, plain, fp32 | 2.00 s | 1.99 .. 2.01 s | 1 | 0.5 | 97% |" in "".join(lines)
+    plain = "| ort-plain | ONNX Runtime 1.31, plain, fp32; 2 threads | 2.00 s | 1.99 .. 2.01 s | 1 | 0.5 | 97% | - |"
+    assert plain in "".join(lines)
+
+
+def test_the_tail_is_the_highest_percentile_that_can_be_told() -> None:
+    many = Measurement(1, tuple((i * 1_000_000,) for i in range(1, 201)))
+
+    assert table.tail(many) == "p95 190 ms"
+    assert table.tail(Measurement(1, ((1,), (2,)))) == "-"
+
+
+def test_parts_of_a_run_are_listed_where_they_were_timed() -> None:
+    measured = ROWS[2].measurement
+    assert measured is not None
+    timed = replace(measured, phases_ns={"upload": (2_000_000, 1_000_000, 3_000_000), "device": (5_000_000,)})
+
+    assert table.parts([ROWS[1], replace(ROWS[2], measurement=timed)]) == ["ort: upload 2.00 ms, device 5.00 ms"]
+    assert "Parts of a run" in markdown(report(replace(ROWS[2], measurement=timed)))
+    assert "Parts of a run" not in markdown(REPORT)
 
 
 def test_every_line_of_a_table_has_its_columns() -> None:

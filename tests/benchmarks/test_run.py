@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,27 @@ def test_a_row_that_dies_leaves_the_others_and_an_interruption_what_was_measured
     assert workers() == []
 
 
+def test_a_bundle_whose_reference_cannot_be_run_leaves_the_others(shared_bundle: Path) -> None:
+    def kill_preparation() -> None:
+        deadline = time.monotonic() + 60
+        while len(workers()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(workers()[-1], signal.SIGKILL)
+
+    killers: list[threading.Thread] = []
+
+    def kill_first(progress: Progress) -> None:
+        if progress.step.startswith("export the plain graph") and not killers:
+            killers.append(threading.Thread(target=kill_preparation))
+            killers[0].start()
+
+    first, second = fd.bench([shared_bundle, shared_bundle], options("ort"), kill_first).rows
+
+    assert first.status is Status.SKIPPED
+    assert first.problem.startswith("its reference could not be run: its process was killed")
+    assert second.status is Status.MEASURED
+
+
 @pytest.mark.skipif(not PRLIMIT, reason="needs prlimit")
 def test_too_little_memory_marks_the_row_and_the_run_goes_on(tmp_path: Path, shared_bundle: Path) -> None:
     """A batch that needs more than the limit on address space set for its process, beside a network that does not."""
@@ -199,13 +222,35 @@ def test_a_batch_no_bundle_has(shared_bundle: Path) -> None:
 
 def test_the_wrong_checkpoint_is_refused(shared_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(fd.UsageError, match="this artifact was exported from no checkpoint"):
-        fd.bench([shared_bundle], BenchOptions(rows=("ort",), checkpoint=tmp_path / "x.pth", protocol=QUICK))
+        fd.bench([shared_bundle], BenchOptions(checkpoint=tmp_path / "x.pth"))
+
+
+def test_a_trained_bundle_needs_its_very_checkpoint(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    import torch
+
+    path, other = tmp_path / "fcn8s.pth", tmp_path / "other.pth"
+    network = fd.fcn8s(channel_divisor=16)
+    torch.save(network.state_dict(), path)
+    torch.save({name: value + 1 for name, value in network.state_dict().items()}, other)
+    trained = replace(narrow_options(tmp_path / "trained"), weights=fd.WeightsOptions(path), verify=False)
+    bundle = fd.export(trained).path
+
+    for wrong, problem in (
+        (None, "was exported from a checkpoint"),
+        (other, "SHA-256"),
+        (tmp_path / "x", "is not a file"),
+    ):
+        with pytest.raises(fd.CheckpointError, match=problem):
+            fd.bench([bundle], BenchOptions(checkpoint=wrong))
+    (row,) = fd.bench([bundle], replace(options("pytorch"), checkpoint=path)).rows
+    assert row.status is Status.MEASURED
 
 
 def test_a_parent_that_is_killed_leaves_no_children(shared_bundle: Path) -> None:
     """Killed outright, the parent cannot end its children: they find their input closed."""
     import sys
-    import time
 
     code = "import fcn_deploy as fd; fd.bench([fd_path], fd.BenchOptions(rows=('ort',)))".replace(
         "fd_path", f"__import__('pathlib').Path({str(shared_bundle)!r})"
