@@ -51,7 +51,7 @@ bench: $(READY)
 bench-gpu:
 	mkdir -p $(OUT)
 	-PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) -m fcn_deploy doctor
-	-PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) -m pytest -m gpu -q -o addopts=--import-mode=importlib tests/fcn_deploy/runtime 2>&1 | tee $(OUT)/gpu-tests.txt
+	-PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) -m pytest -m gpu -q -o addopts=--import-mode=importlib -o filterwarnings=default tests/fcn_deploy/runtime 2>&1 | tee $(OUT)/gpu-tests.txt
 	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) -m benchmarks.gpu_matrix $(OUT) --minutes $(MINUTES)
 
 bench-export: $(READY)

@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.results import BenchReport, Row
+from benchmarks.results import BenchReport, Row, RowKey
 
 # Stands for the page's own text colour until the picture is finished.
 _INK = "#010203"
@@ -106,20 +106,20 @@ def roofline(report: BenchReport, rows: Sequence[Row]) -> str:
     return _svg(draw, height_in=4.6, salt="roofline")
 
 
-def machines(reports: Sequence[BenchReport]) -> str:
-    """Medians of the rows that several reports share, a bar per report; milliseconds, on a logarithmic scale."""
-    keys = [row.key for row in reports[0].rows if row.measurement is not None]
+def machines(reports: Sequence[BenchReport], names: Sequence[str], keys: Sequence[RowKey]) -> str:
+    """Medians of the rows `keys`, a bar per report, which is called as in `names`; milliseconds."""
 
     def draw(axes: Axes) -> None:
         height = 0.8 / len(reports)
-        for number, report in enumerate(reports):
+        for number, (report, name) in enumerate(zip(reports, names, strict=True)):
             found = {row.key: row.measurement for row in report.rows if row.measurement is not None}
             there = [(i, m.median_ns / _MILLISECOND) for i, key in enumerate(keys) if (m := found.get(key)) is not None]
             positions = [len(keys) - 1 - i + 0.4 - height * (number + 0.5) for i, _ in there]
-            axes.barh(positions, [value for _, value in there], height=height * 0.9, label=report.machine)
-        axes.set_yticks(range(len(keys)), [key.case for key in reversed(keys)])
+            colour = _COLOURS[number % len(_COLOURS)]
+            axes.barh(positions, [value for _, value in there], height=height * 0.9, label=name, color=colour)
+        axes.set_yticks(range(len(keys)), [f"{key.network} {key.case}" for key in reversed(keys)])
         axes.set_xlabel("milliseconds per run")
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
     return _svg(draw, height_in=1.0 + 0.5 * len(keys), salt="machines")
 

@@ -2,11 +2,12 @@
 
 import importlib.util
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks import table
-from benchmarks.results import BenchReport, Row, Status
+from benchmarks.results import BenchReport, Row, RowKey, Status
 from benchmarks.roofline import Work
 from benchmarks.summary import sentences
 from fcn_deploy.errors import UsageError
@@ -78,7 +79,7 @@ def markdown_table(report: BenchReport, rows: Sequence[Row]) -> list[str]:
 def facts(report: BenchReport) -> list[tuple[str, str]]:
     """The machine, its ceilings, its state and the software as pairs of texts."""
     e = report.environment
-    found = [("date", e["date"]), ("processor", f"{e['cpu']}, {e['cores']} cores used"), ("system", e["system"])]
+    found = [("date", _date(report)), ("processor", f"{e['cpu']}, {e['cores']} cores used"), ("system", e["system"])]
     found += [("GPU", _gpu(gpu)) for gpu in e.get("gpus", [])]
     if report.ceilings is not None:
         products = ", ".join(f"{n} {rate / 1e9:,.0f} G" for n, rate in report.ceilings.multiply_adds_per_s.items())
@@ -113,11 +114,19 @@ def page(reports: Sequence[BenchReport]) -> str:
 def side_by_side(reports: Sequence[BenchReport]) -> list[tuple[str, ...]]:
     """Medians of every row of the first report that another has too, one column per report."""
     found = [{row.key: row.measurement for row in report.rows} for report in reports]
-    keys = [key for key in found[0] if any(key in other for other in found[1:])]
     return [
         (str(key), *(table.duration(m.median_ns) if (m := other.get(key)) else table.NOTHING for other in found))
-        for key in keys
+        for key in _shared(reports)
     ]
+
+
+def _shared(reports: Sequence[BenchReport]) -> list[RowKey]:
+    first, *others = ({row.key for row in report.rows if row.measurement is not None} for report in reports)
+    return [row.key for row in reports[0].rows if row.key in first and any(row.key in other for other in others)]
+
+
+def _date(report: BenchReport) -> str:
+    return datetime.fromisoformat(report.environment["date"]).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _part(report: BenchReport) -> dict[str, Any]:
@@ -125,7 +134,7 @@ def _part(report: BenchReport) -> dict[str, Any]:
 
     return {
         "machine": report.machine,
-        "date": report.environment["date"],
+        "date": _date(report),
         "sentences": sentences(report),
         "groups": [_group(report, title, rows) for title, rows in table.groups(report)],
         "scaling": plots.batch_scaling(report.rows),
@@ -138,12 +147,10 @@ def _group(report: BenchReport, title: str, rows: Sequence[Row]) -> dict[str, An
     from benchmarks import plots
 
     baseline = table.baseline_of(rows)
-    measured = [(row.measurement.median_ns, row) for row in rows if row.measurement is not None and not row.end_to_end]
-    best = min(measured, key=lambda pair: pair[0])[1] if measured else None
     return {
         "title": title,
         "baseline": baseline.key.case if baseline else table.NOTHING,
-        "rows": [{"cells": table.cells(report, row, baseline), "best": row is best} for row in rows],
+        "rows": [{"cells": table.cells(report, row, baseline), "ours": row.key.case == table.SUBJECT} for row in rows],
         "apart": table.parts(rows),
         "distributions": plots.distributions(rows),
         "roofline": plots.roofline(report, rows),
@@ -169,8 +176,10 @@ def node_rows(report: BenchReport, row: Row) -> list[tuple[str, ...]]:
 def _side_by_side(reports: Sequence[BenchReport]) -> dict[str, Any]:
     from benchmarks import plots
 
-    names = [f"{report.machine} ({report.environment['date'][:10]})" for report in reports]
-    return {"names": names, "rows": side_by_side(reports), "plot": plots.machines(reports)}
+    names = [f"{report.machine}, {_date(report)}" for report in reports]
+    keys = _shared(reports)
+    plot = plots.machines(reports, names, keys) if keys else ""
+    return {"names": names, "rows": side_by_side(reports), "plot": plot}
 
 
 def _gpu(gpu: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from benchmarks import environment
 from benchmarks.comparison import Ratio
 from benchmarks.results import BenchReport, Row, Status
-from benchmarks.table import bounds, duration, groups
+from benchmarks.table import SUBJECT, bounds, duration, groups
 
 # (how a case is called in a sentence, its name)
 _PEERS = (
@@ -22,7 +22,7 @@ def sentences(report: BenchReport) -> list[str]:
     found = []
     for title, rows in groups(report):
         by_case = {row.key.case: row for row in rows if row.measurement is not None}
-        subject = by_case.get("ort") or next(iter(by_case.values()), None)
+        subject = by_case.get(SUBJECT) or next(iter(by_case.values()), None)
         if subject is not None:
             found += [_headline(title, subject), *_against(subject, by_case), *_shares(report, subject, by_case)]
     return [*found, *_doubts(report)]

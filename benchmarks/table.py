@@ -7,7 +7,8 @@ from benchmarks.comparison import Ratio
 from benchmarks.results import BenchReport, Row, RowKey, Status
 from benchmarks.timing import Measurement
 
-BASELINE = "ort-plain"
+# What is shipped, and what it is compared with.
+SUBJECT, BASELINE = "ort", "ort-plain"
 COLUMNS = (
     "row", "computes", "median", "95 % interval", "time ratio", "images/s", "of limit", "tail", "first run", "memory",
     "parity", "note",
