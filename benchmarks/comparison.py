@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from benchmarks import statistics
-from benchmarks.results import BenchReport, RowKey
+from benchmarks.results import BenchReport, Row, RowKey
 from benchmarks.timing import Measurement
 from fcn_deploy.errors import MeasurementError, RegressionError, UsageError
 
@@ -37,15 +37,28 @@ class Ratio:
 
         The same rounds are drawn for both: what slowed a whole round down slowed both, and cancels.
         """
-        resampled = measured.bootstrap_ns / baseline.bootstrap_ns
-        return cls(measured.median_ns / baseline.median_ns, *statistics.interval(resampled))
+        return cls._of(measured, baseline, measured.bootstrap_ns)
 
     @classmethod
     def between(cls, measured: Measurement, baseline: Measurement) -> "Ratio":
         """How many times as long `measured` takes as `baseline`, of another report, whose rounds were others."""
         # Another seed: two resamplings of the same samples must not move together.
-        resampled = statistics.bootstrap_medians(measured.rounds_ns, _OTHER_SEED) / baseline.bootstrap_ns
-        return cls(measured.median_ns / baseline.median_ns, *statistics.interval(resampled))
+        return cls._of(measured, baseline, statistics.bootstrap_medians(measured.rounds_ns, _OTHER_SEED))
+
+    @classmethod
+    def of_rows(cls, row: Row, baseline: Row) -> "Ratio":
+        """The same for two rows of one report that were both measured, whether they took turns or not."""
+        if row.measurement is None or baseline.measurement is None:
+            raise ValueError("a row without a measurement has no ratio")
+        took_turns = row.group == baseline.group and row.key.shape == baseline.key.shape
+        kind = cls.within if took_turns else cls.between
+        return kind(row.measurement, baseline.measurement)
+
+    @classmethod
+    def _of(cls, measured: Measurement, baseline: Measurement, resampled: statistics.Floats) -> "Ratio":
+        value = measured.median_ns / baseline.median_ns
+        draws = min(measured.draws, baseline.draws)
+        return cls(value, *statistics.interval(resampled / baseline.bootstrap_ns, value, draws))
 
     def verdict(self, threshold: float = THRESHOLD) -> Verdict:
         """Faster or slower when the interval leaves no doubt of it and the difference is worth mentioning."""

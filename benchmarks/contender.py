@@ -1,10 +1,11 @@
 """One row while it is being measured: its process, and what is known of it so far."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case
-from benchmarks.messages import Failure, Job, Opened, Samples
+from benchmarks.messages import Failure, FirstRuns, Job, Opened, Samples
 from benchmarks.processes import Process
 from benchmarks.profile import NodeTime
 from benchmarks.results import Row, RowKey, Status
@@ -28,11 +29,11 @@ class Contender:
         self._status, self._problem = Status.PENDING, ""
         self._opened: Opened | None = None
         self._comparisons: tuple[LabelComparison, ...] = ()
-        self._first_ns = 0
+        self._first_ns = self._next_ns = 0
         self._rounds: list[tuple[int, ...]] = []
         self._phases: dict[str, tuple[int, ...]] = {}
         self._nodes: tuple[NodeTime, ...] = ()
-        self._peak_bytes = 0
+        self._peak_bytes = self._group = 0
 
     @property
     def running(self) -> bool:
@@ -46,16 +47,18 @@ class Contender:
 
     @property
     def last_ns(self) -> int:
-        """Nanoseconds of its latest run; 0 before the first."""
-        return self._rounds[-1][-1] if self._rounds else self._first_ns
+        """Nanoseconds of its latest run, the very first apart; 0 before there was one."""
+        return self._rounds[-1][-1] if self._rounds else self._next_ns
 
     def skip(self, problem: str) -> None:
         """Leave it out of the measurement, with the reason."""
         self._status, self._problem = Status.SKIPPED, problem
 
-    def start(self) -> None:
-        """Start its process and let it load the model, without waiting."""
-        self._process = Process(self._log)
+    def start(self, group: int) -> None:
+        """Start its process and let it load the model, without waiting; it takes turns with the rows of `group`."""
+        self._group = group
+        # A cache of its own, empty: the first run is to show what compiling costs.
+        self._process = Process(self._log, {"TORCHINDUCTOR_CACHE_DIR": str(self._log.with_suffix(".inductor"))})
         self._process.send("open", self._job)
 
     def finish_loading(self) -> None:
@@ -64,19 +67,19 @@ class Contender:
 
     def first_run(self) -> None:
         """Run it for the first time, and judge what it computed."""
-        answer = self._answer("first")
+        answer: FirstRuns | None = self._answer("first")
         if answer is None:
             return
-        self._first_ns, comparisons = answer
-        self._comparisons = tuple(comparisons)
+        self._first_ns, self._next_ns = answer.first_ns, answer.next_ns
+        self._comparisons = tuple(answer.comparisons)
         tier = TIERS[self.case.precision]
         problems = [f"{c.input_name}: {p}" for c in self._comparisons for p in tier.failures(c)]
         if problems:
             self._end(Status.WRONG, "; ".join(problems))
 
     def warm_up(self, seconds: float) -> None:
-        """Run it for the rest of its warm-up."""
-        self._answer("warm_up", max(0.0, seconds - self._first_ns / 1e9))
+        """Run it for a while without taking samples; what the run before took counts, the very first does not."""
+        self._answer("warm_up", max(0.0, seconds - self.last_ns / 1e9))
 
     def sample(self, seconds: float) -> None:
         """Let it take its turn."""
@@ -87,13 +90,14 @@ class Contender:
                 self._phases[name] = (*self._phases.get(name, ()), *taken)
 
     def finish(self) -> None:
-        """Read its memory and its profile, and end it."""
-        self._peak_bytes = self._answer("peak_bytes") or 0
+        """Read its memory and its profile, and end it; its latencies are as good without them."""
+        self._status = Status.MEASURED
         if self._process is not None:
-            nodes = self._process.call("profile")
-            # Without a profile the latencies are as good as with one.
-            self._nodes = () if isinstance(nodes, Failure) else nodes[:_KEPT_NODES]
-            self._end(Status.MEASURED, "")
+            with contextlib.suppress(FcnDeployError):
+                peak_bytes, nodes = self._process.call("peak_bytes"), self._process.call("profile")
+                self._peak_bytes = 0 if isinstance(peak_bytes, Failure) else peak_bytes
+                self._nodes = () if isinstance(nodes, Failure) else nodes[:_KEPT_NODES]
+        self.close()
 
     def close(self) -> None:
         """End its process; what was measured stays."""
@@ -123,6 +127,7 @@ class Contender:
             parity=tuple(c.to_dict() for c in self._comparisons),
             measurement=measurement,
             nodes=self._nodes,
+            group=self._group,
         )
 
     def _answer(self, method: str | None, *arguments: Any) -> Any:

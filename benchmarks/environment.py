@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_state import gpu_states
+from benchmarks.processes import HUGE_PAGES
 from benchmarks.timing import clock_overhead_ns
 from fcn_deploy.version import package_versions
 
@@ -51,21 +51,23 @@ def describe(cores: Sequence[int], command: Sequence[str]) -> dict[str, Any]:
         "scaling_governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "busy_cores_before": busy_cores(),
         "clock_overhead_ns": clock_overhead_ns(),
-        "gpus": gpu_states(),
+        "gpus": [],
+        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", HUGE_PAGES["THP_MEM_ALLOC_ENABLE"]) == "1",
         "versions": package_versions(_LISTED),
     }
 
 
-def afterwards(before: Sequence[int] | None) -> dict[str, Any]:
-    """What can only be said once the rows were measured: the GPUs' state, the time the hypervisor took away.
+def stolen_share(before: Sequence[int] | None) -> float | None:
+    """The share of the processor's time that the hypervisor gave to other machines; None where that is unknown.
 
     Args:
-        before: the processor's times when it began, from `cpu_times`.
+        before: the processor's times when the run began, from `cpu_times`.
     """
-    now, share = cpu_times(), None
-    if before is not None and now is not None and sum(now) > sum(before):
-        share = (now[_PROC_STAT_STOLEN] - before[_PROC_STAT_STOLEN]) / (sum(now) - sum(before))
-    return {"gpus_after": gpu_states(), "stolen_share": share}
+    now = cpu_times()
+    if before is None or now is None or sum(now) <= sum(before):
+        return None
+    return (now[_PROC_STAT_STOLEN] - before[_PROC_STAT_STOLEN]) / (sum(now) - sum(before))
 
 
 def notes(environment: dict[str, Any]) -> tuple[str, ...]:
@@ -73,7 +75,7 @@ def notes(environment: dict[str, Any]) -> tuple[str, ...]:
     found = []
     busy = environment.get("busy_cores_before")
     if busy is not None and busy > _BUSY_NOTE:
-        found.append(f"Before the run other processes kept {busy:.1f} of {environment['cores']} cores busy.")
+        found.append(f"Before the run other processes kept {busy:.1f} cores busy.")
     stolen = environment.get("stolen_share")
     if stolen is not None and stolen > _STOLEN_NOTE:
         found.append(f"The hypervisor gave {stolen:.0%} of the processor's time to other machines.")
@@ -81,8 +83,9 @@ def notes(environment: dict[str, Any]) -> tuple[str, ...]:
         if gpu.get("other_processes"):
             taken = gpu["other_processes_bytes"] / 1e9
             found.append(f"{gpu['name']}: {gpu['other_processes']} other processes hold {taken:.1f} GB on it.")
-        if gpu.get("throttled_by"):
-            found.append(f"{gpu['name']} was throttled: {', '.join(gpu['throttled_by'])}.")
+    for gpu in environment.get("gpus_during", []):
+        reasons = ", ".join(gpu.get("throttled_by", []))
+        found += [f"{gpu['name']} was throttled: {reasons}."] if reasons else []
     return tuple(found)
 
 
@@ -101,7 +104,7 @@ def busy_cores() -> float | None:
     if before is None or after is None:
         return None
     total = sum(after) - sum(before)
-    idle = sum(after[i] - before[i] for i in _PROC_STAT_IDLE)
+    idle = sum(after[i] - before[i] for i in (*_PROC_STAT_IDLE, _PROC_STAT_STOLEN))
     return (total - idle) / total * (os.cpu_count() or 1) if total else 0.0
 
 

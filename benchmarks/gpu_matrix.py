@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.options import BenchOptions
 from benchmarks.report import require_page, write_markdown, write_page
-from benchmarks.results import BenchReport, write_report
+from benchmarks.results import BenchReport, Status, write_report
 from benchmarks.run import bench
-from benchmarks.schedule import BenchOptions
 from benchmarks.timing import Protocol
 from exporters.onnx import OnnxOptions
 from exporters.pipeline import ExportOptions, export
-from fcn_deploy.errors import FcnDeployError, UsageError
+from fcn_deploy.errors import FcnDeployError, MeasurementError, ParityError, UsageError
 from fcn_deploy.geometry import Variant
 from fcn_deploy.runtime.ort import require_provider
 from fcn_deploy.runtime.provider import Provider
@@ -64,8 +64,10 @@ def measure_matrix(options: MatrixOptions) -> BenchReport | None:
     merged: BenchReport | None = None
     for variant, batch in options.plan:
         begun = time.monotonic()
-        if begun - start + longest > options.seconds:
-            break
+        # Longer batches take longer, how much is not known before: what is left has to cover twice the longest.
+        expected = longest * (2 if batch > 1 else 1)
+        if begun - start + expected > options.seconds:
+            continue
         _say(f"{begun - start:6.1f} s  FCN-{variant}, batch {batch}")
         found = _measure_one(options, variant, batch)
         if found is not None:
@@ -100,7 +102,10 @@ def _joined(first: BenchReport | None, second: BenchReport) -> BenchReport:
         rows=(*first.rows, *second.rows),
         ceilings=ceilings,
         interrupted=second.interrupted,
-        environment={**first.environment, "gpus_after": second.environment["gpus_after"]},
+        environment={
+            **first.environment,
+            "gpus_during": [*first.environment["gpus_during"], *second.environment["gpus_during"]],
+        },
     )
 
 
@@ -142,7 +147,16 @@ def main(arguments: Sequence[str]) -> int:
         _say("no bundle was measured")
         return 1
     sys.stdout.write((given.output / "latency.md").read_text(encoding="utf-8"))
-    return 0
+    return exit_code(report)
+
+
+def exit_code(report: BenchReport) -> int:
+    """0 when every row was measured or could not run here, 5 when one computes something else, 6 when one failed."""
+    statuses = {row.status for row in report.rows}
+    if Status.WRONG in statuses:
+        return ParityError.exit_code
+    failed = statuses & {Status.FAILED, Status.OUT_OF_MEMORY, Status.PENDING} or Status.MEASURED not in statuses
+    return MeasurementError.exit_code if failed else 0
 
 
 if __name__ == "__main__":

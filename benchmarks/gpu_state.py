@@ -10,6 +10,7 @@ _THROTTLING = {
     0x4: "power cap", 0x8: "hardware slowdown", 0x20: "thermal (software)", 0x40: "thermal (hardware)",
     0x80: "power brake",
 }  # fmt: skip
+_WATCHED = ("sm_mhz", "memory_mhz", "power_w")
 
 
 def gpu_states() -> list[dict[str, Any]]:
@@ -28,6 +29,37 @@ def gpu_states() -> list[dict[str, Any]]:
         return []
     with _shutdown(pynvml):
         return [_state(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+
+
+def visible_gpus() -> list[dict[str, Any]]:
+    """The GPUs that CUDA programs started from here see, as far as CUDA_VISIBLE_DEVICES names them by number."""
+    states, chosen = gpu_states(), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if not all(number.strip().isdigit() for number in chosen):
+        return states
+    return [states[int(number)] for number in chosen if int(number) < len(states)]
+
+
+class GpuWatch:
+    """What the visible GPUs did while rows ran on them: looked at after every turn of a row."""
+
+    def __init__(self) -> None:
+        self._looks: list[list[dict[str, Any]]] = []
+
+    def look(self) -> None:
+        """Take a reading now."""
+        self._looks.append(visible_gpus())
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Per GPU: its name, every clock and power as (lowest, highest), and everything that ever throttled it."""
+        found = []
+        for readings in zip(*self._looks, strict=False):
+            ranges: dict[str, list[float]] = {}
+            for name in _WATCHED:
+                values = [reading[name] for reading in readings if name in reading]
+                ranges |= {name: [min(values), max(values)]} if values else {}
+            reasons = sorted({reason for reading in readings for reason in reading.get("throttled_by", [])})
+            found.append({"name": readings[0]["name"], **ranges, "throttled_by": reasons})
+        return found
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.cases import Case
 from benchmarks.workspace import Workspace
+from fcn_deploy.parity.compare import LabelComparison
 from fcn_deploy.runtime.provider import Provider
 
 
@@ -25,6 +26,15 @@ class Opened:
     options: str
     placement: dict[str, int]
     load_ns: int
+
+
+@dataclass(frozen=True)
+class FirstRuns:
+    """Nanoseconds of the very first run and of the one after it, and what was computed against the reference."""
+
+    first_ns: int
+    next_ns: int
+    comparisons: list[LabelComparison]
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def facts(report: BenchReport) -> list[tuple[str, str]]:
     e = report.environment
     found = [("date", _date(report)), ("processor", f"{e['cpu']}, {e['cores']} cores used"), ("system", e["system"])]
     found += [("GPU", _gpu(gpu)) for gpu in e.get("gpus", [])]
+    found += [("GPU while rows ran", _gpu_during(gpu)) for gpu in e.get("gpus_during", [])]
     if report.ceilings is not None:
         products = ", ".join(f"{n} {rate / 1e9:,.0f} G" for n, rate in report.ceilings.multiply_adds_per_s.items())
         found += [("largest copy", f"{report.ceilings.copied_bytes_per_s / 1e9:,.1f} GB/s read and written")]
@@ -185,9 +186,14 @@ def _side_by_side(reports: Sequence[BenchReport]) -> dict[str, Any]:
 def _gpu(gpu: dict[str, Any]) -> str:
     parts = [gpu["name"], f"driver {gpu['driver']}"]
     parts += [f"{gpu['memory_bytes'] / 1e9:.0f} GB"] if "memory_bytes" in gpu else []
-    parts += [f"{gpu['sm_mhz']} MHz before"] if "sm_mhz" in gpu else []
-    parts += [f"{gpu['power_w']:.0f} of {gpu['power_limit_w']:.0f} W before"] if "power_w" in gpu else []
+    parts += [f"power limit {gpu['power_limit_w']:.0f} W"] if "power_limit_w" in gpu else []
     return ", ".join(parts)
+
+
+def _gpu_during(gpu: dict[str, Any]) -> str:
+    units = {"sm_mhz": "MHz SM clock", "memory_mhz": "MHz memory clock", "power_w": "W"}
+    parts = [f"{gpu[name][0]:.0f} to {gpu[name][1]:.0f} {unit}" for name, unit in units.items() if name in gpu]
+    return ", ".join([*parts, f"throttled: {', '.join(gpu['throttled_by']) or 'never'}"])
 
 
 def _line(cells: Any) -> str:

@@ -70,6 +70,7 @@ class Row:
         parity: for every input, how its outputs differ from the reference's, as figures by name.
         measurement: its latencies, or None.
         nodes: the slowest nodes, where the runtime has a profiler that can be read.
+        group: rows of one bundle and group took turns; there is more than one where memory was too short for all.
     """
 
     key: RowKey
@@ -87,6 +88,7 @@ class Row:
     parity: tuple[Mapping[str, Any], ...] = ()
     measurement: Measurement | None = None
     nodes: tuple[NodeTime, ...] = ()
+    group: int = 0
 
     @property
     def batch(self) -> int:
@@ -123,6 +125,7 @@ class Row:
             "placement": dict(self.placement),
             "parity": [json_ready(c) for c in self.parity],
             "measurement": self.measurement.to_dict() if self.measurement else None,
+            "group": self.group,
             "nodes": [node.to_dict() for node in self.nodes],
         }
 
@@ -132,7 +135,7 @@ class Row:
         height_and_others = document["shape"]
         batch, channels, height, width = (int(n) for n in height_and_others)
         measured = document["measurement"]
-        names = ("runtime", "graph", "precision", "options", "end_to_end", "problem", "load_ns", "peak_bytes")
+        names = ("runtime", "graph", "precision", "options", "end_to_end", "problem", "load_ns", "peak_bytes", "group")
         return cls(
             key=RowKey(document["network"], (batch, channels, height, width), document["case"], document["provider"]),
             work=Work(int(document["multiply_adds"]), int(document["least_bytes"])),

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from benchmarks import environment
 from benchmarks.cases import choose
+from benchmarks.gpu_state import visible_gpus
+from benchmarks.options import BenchOptions, OnProgress
 from benchmarks.results import BenchReport
-from benchmarks.schedule import BenchOptions, OnProgress, Schedule, own_process
+from benchmarks.schedule import Schedule, network_name, own_process
 from fcn_deploy.bundle import Bundle, check_checkpoint, open_bundle
 from fcn_deploy.errors import CheckpointError, UsageError
 from fcn_deploy.hashing import file_sha256
@@ -21,19 +23,22 @@ def bench(paths: Sequence[Path], options: BenchOptions, on_progress: OnProgress 
     An interruption (KeyboardInterrupt) ends the run; what was measured until then is returned.
 
     Raises:
-        UsageError: an unknown row, a batch no bundle has, more threads than cores.
+        UsageError: an unknown row, a batch no bundle has, two bundles alike, more threads than cores.
         BundleError: a bundle is missing, damaged, or was not written by this toolkit.
         CheckpointError: a bundle was exported from another checkpoint than the one given.
         ProviderError: the provider would not run.
     """
+    # Before anything of ours touches a GPU: whoever is on it now is somebody else.
+    gpus = visible_gpus()
     require_provider(options.provider)
     cases = choose(options.rows, options.provider)
     cores = _chosen_cores(options.threads)
     bundles = [(path, open_bundle(path)) for path in paths]
     chosen = [bundle for _, bundle in bundles if not options.batches or bundle.input_shape[0] in options.batches]
     _check_batches(bundles, options.batches)
+    _check_distinct(chosen)
     _check_checkpoint(chosen, options.checkpoint)
-    found = environment.describe(cores, options.command)
+    found = environment.describe(cores, options.command) | {"gpus": gpus}
     ticks = environment.cpu_times()
     run = Schedule(options, cores, len(chosen), on_progress)
     interrupted = False
@@ -46,7 +51,7 @@ def bench(paths: Sequence[Path], options: BenchOptions, on_progress: OnProgress 
             run.measure_ceilings(gauge, cases)
         except KeyboardInterrupt:
             interrupted = True
-    found |= environment.afterwards(ticks)
+    found |= {"gpus_during": run.gpus.summary(), "stolen_share": environment.stolen_share(ticks)}
     return BenchReport(found, asdict(options.protocol), run.all_rows(), run.ceilings, interrupted)
 
 
@@ -55,6 +60,16 @@ def _chosen_cores(threads: int | None) -> tuple[int, ...]:
     if threads is not None and not 1 <= threads <= len(cores):
         raise UsageError(f"{threads} threads: this machine has {len(cores)} cores", remedy="Pass another --threads.")
     return cores[:threads]
+
+
+def _check_distinct(bundles: Sequence[Bundle]) -> None:
+    names = [f"{network_name(bundle)} {'x'.join(map(str, bundle.input_shape))}" for bundle in bundles]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f"two bundles of {', '.join(twice)}: their rows could not be told apart",
+            remedy="Measure them one by one with --json, then `fcn-deploy compare` the two files.",
+        )
 
 
 def _check_checkpoint(bundles: Sequence[Bundle], path: Path | None) -> None:

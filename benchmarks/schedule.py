@@ -4,22 +4,27 @@ Bundles are measured one after the other; the rows of one bundle are interleaved
 """
 
 import contextlib
+import math
+import random
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.cases import Case, Graph, Precision, missing_runtime
 from benchmarks.contender import Contender
+from benchmarks.gpu_state import GpuWatch, visible_gpus
 from benchmarks.messages import Failure, Job
+from benchmarks.options import BenchOptions, OnProgress, Progress
 from benchmarks.processes import Process
 from benchmarks.results import Row, RowKey
 from benchmarks.roofline import Ceilings, Work, work_of
-from benchmarks.timing import Protocol
 from benchmarks.workspace import Workspace, workspace_of
 from fcn_deploy.bundle import Bundle
 from fcn_deploy.doctor import available_memory_bytes
+from fcn_deploy.geometry import Geometry
 from fcn_deploy.graph import layers
+from fcn_deploy.model_info import VOC_CLASSES
 from fcn_deploy.onnx_file import read_model
 from fcn_deploy.runtime.provider import Provider
 
@@ -28,50 +33,9 @@ _REWARM_S = 0.1
 # Runs before the first round: the first, one more for parity, and what loading takes.
 _RUNS_BEFORE = 3
 # A runtime holds its weights up to three times while it packs them, and its own libraries.
-_MODELS_PER_ROW, _ROW_BYTES = 3, 400_000_000
+_MODELS_PER_ROW, _MAPS_PER_ROW, _ROW_BYTES = 3, 6, 400_000_000
 _SAME_GRAPH = {"none": Graph.PLAIN, "simplify": Graph.SIMPLIFIED}
 _BYTES = {Precision.FP32: 4, Precision.TF32: 4, Precision.FP16: 2}
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """What is measured, where, and for how long.
-
-    Attributes:
-        provider: where.
-        rows: names of cases; empty takes all that make sense on the provider.
-        batches: only bundles of these batches; empty takes all.
-        protocol: how samples are taken.
-        threads: cores that every row may use, and no more; None is all there are.
-        checkpoint: what the bundles were exported from, if from one.
-        command: what was typed, for the record.
-    """
-
-    provider: Provider = Provider.CPU
-    rows: tuple[str, ...] = ()
-    batches: tuple[int, ...] = ()
-    protocol: Protocol = field(default_factory=Protocol)
-    threads: int | None = None
-    checkpoint: Path | None = None
-    command: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a benchmark is.
-
-    Attributes:
-        step: what is being done.
-        rows: every row so far, finished or not.
-        remaining_s: seconds until its end, as far as can be told; None before that.
-    """
-
-    step: str
-    rows: tuple[Row, ...]
-    remaining_s: float | None = None
-
-
-OnProgress = Callable[[Progress], None]
 
 
 class Schedule:
@@ -79,6 +43,7 @@ class Schedule:
 
     def __init__(self, options: BenchOptions, cores: tuple[int, ...], bundles: int, on_progress: OnProgress) -> None:
         self.ceilings: Ceilings | None = None
+        self.gpus = GpuWatch()
         self._options, self._cores, self._bundles, self._on_progress = options, cores, bundles, on_progress
         self._finished: list[Row] = []
         self._contenders: list[Contender] = []
@@ -105,8 +70,8 @@ class Schedule:
             problem = self._prepare(workspace, cases)
             self._contenders = self._enter(workspace, bundle, cases, problem)
             try:
-                for group in self._groups(bundle.model_path.stat().st_size):
-                    self._measure(group)
+                for number, group in enumerate(self._groups(bundle)):
+                    self._measure(group, number)
             finally:
                 for contender in self._contenders:
                     contender.close()
@@ -130,7 +95,7 @@ class Schedule:
         contenders = []
         for case in cases:
             job = Job(case, workspace, self._options.provider, self._cores)
-            key = RowKey(_network_name(bundle), workspace.shape, case.name, str(self._options.provider))
+            key = RowKey(network_name(bundle), workspace.shape, case.name, str(self._options.provider))
             contender = Contender(job, key, _work(workspace, bundle, case), workspace.folder / f"{case.name}.log")
             reason = problem or missing_runtime(case.runtime)
             if reason is not None:
@@ -138,23 +103,23 @@ class Schedule:
             contenders.append(contender)
         return contenders
 
-    def _groups(self, model_bytes: int) -> Iterator[list[Contender]]:
+    def _groups(self, bundle: Bundle) -> Iterator[list[Contender]]:
         """Rows that are measured together: all of them, unless memory is too short for that."""
         able = [contender for contender in self._contenders if not contender.skipped]
-        available = available_memory_bytes()
-        size = len(able)
-        if available is not None:
-            size = max(1, available // (_MODELS_PER_ROW * model_bytes + _ROW_BYTES))
+        size = max(1, min(len(able), _free_bytes(self._options.provider) // row_bytes(bundle)))
         for start in range(0, len(able), size):
             yield able[start : start + size]
 
-    def _measure(self, group: Sequence[Contender]) -> None:
+    def _measure(self, group: Sequence[Contender], number: int) -> None:
         protocol = self._options.protocol
-        for contender in group:
-            contender.start()
-        for contender in group:
-            self._tell(f"load {contender.key}")
-            contender.finish_loading()
+        # TensorRT builds its engines while it loads, by timing kernels: there rows load one after the other.
+        at_once = len(group) if self._options.provider is not Provider.TENSORRT else 1
+        for start in range(0, len(group), at_once):
+            for contender in group[start : start + at_once]:
+                contender.start(number)
+            for contender in group[start : start + at_once]:
+                self._tell(f"load {contender.key}")
+                contender.finish_loading()
         for contender in self._running():
             self._tell(f"first run and parity of {contender.key}")
             contender.first_run()
@@ -168,15 +133,17 @@ class Schedule:
             contender.finish()
 
     def _round(self, turn: int) -> None:
-        """One round, begun by another row each time, so that none always follows the same neighbour."""
+        """One round, in an order of its own, so that no row always follows the same neighbour."""
         running = self._running()
-        first = turn % max(len(running), 1)
-        for position, contender in enumerate(running[first:] + running[:first]):
+        random.Random(turn).shuffle(running)  # noqa: S311 - an order, no secret
+        for position, contender in enumerate(running):
             step = f"round {turn + 1} of {self._options.protocol.rounds}: {contender.key}"
             self._tell(step, self._remaining_s(turn, position))
             if contender.last_ns < _REWARM_S * 1e9:
                 contender.warm_up(_REWARM_S)
             contender.sample(self._options.protocol.round_s)
+            if self._options.provider is not Provider.CPU:
+                self.gpus.look()
 
     def _running(self) -> list[Contender]:
         return [contender for contender in self._contenders if contender.running]
@@ -208,9 +175,28 @@ def own_process(log: Path) -> Iterator[Process]:
         process.close()
 
 
-def _network_name(bundle: Bundle) -> str:
+def network_name(bundle: Bundle) -> str:
+    """What tells networks apart in a report, e.g. `FCN-8s` or `FCN-8s caffe / 16, 3 classes`."""
     network = bundle.info.network
-    return f"FCN-{network.variant}" + (f" / {network.channel_divisor}" if network.channel_divisor > 1 else "")
+    caffe = " caffe" if network.geometry is Geometry.CAFFE else ""
+    narrow = f" / {network.channel_divisor}" if network.channel_divisor > 1 else ""
+    classes = f", {network.num_classes} classes" if network.num_classes != len(VOC_CLASSES) else ""
+    return f"FCN-{network.variant}{caffe}{narrow}{classes}"
+
+
+def row_bytes(bundle: Bundle) -> int:
+    """What a row takes at most, roughly: weights while they are packed, libraries, the largest maps and workspaces."""
+    largest = max((math.prod(layer.shape) for layer in layers(bundle.model)), default=0) * _BYTES[Precision.FP32]
+    weights = _MODELS_PER_ROW * bundle.model_path.stat().st_size
+    return weights + _ROW_BYTES + _MAPS_PER_ROW * largest
+
+
+def _free_bytes(provider: Provider) -> int:
+    """Memory for rows: of the host, and of the GPU where they run on one; without an answer it counts as endless."""
+    found = [available_memory_bytes()]
+    if provider is not Provider.CPU:
+        found += [gpu["memory_bytes"] - gpu["used_bytes"] for gpu in visible_gpus() if "memory_bytes" in gpu][:1]
+    return min((free for free in found if free is not None), default=sys.maxsize)
 
 
 def _work(workspace: Workspace, bundle: Bundle, case: Case) -> Work:

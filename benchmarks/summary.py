@@ -44,7 +44,7 @@ def _against(subject: Row, by_case: Mapping[str, Row]) -> list[str]:
         peer = by_case.get(name)
         if peer is None or peer is subject or peer.measurement is None or subject.measurement is None:
             continue
-        ratio = Ratio.within(peer.measurement, subject.measurement)
+        ratio = Ratio.of_rows(peer, subject)
         if ratio.low <= 1 <= ratio.high:
             clauses.append(f"no measurable difference from {called}")
         else:

@@ -45,7 +45,7 @@ def cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[str, ...
         described(row),
         duration(measured.median_ns),
         bounds(measured),
-        ratio(measured, baseline.measurement if baseline and baseline is not row else None),
+        ratio(row, baseline),
         f"{row.images_per_s:.3g}",
         f"{share:.0%}" if share is not None else NOTHING,
         tail(measured),
@@ -113,11 +113,11 @@ def half_width(measured: Measurement) -> str:
     return f"{(high - low) / 2 / measured.median_ns:.1%}"
 
 
-def ratio(measured: Measurement, baseline: Measurement | None) -> str:
+def ratio(row: Row, baseline: Row | None) -> str:
     """Time over the baseline's with half the width of its interval; 1 for the baseline itself."""
-    if baseline is None:
+    if baseline is None or baseline is row:
         return "1"
-    found = Ratio.within(measured, baseline)
+    found = Ratio.of_rows(row, baseline)
     return f"{found.value:.2f} ± {(found.high - found.low) / 2:.2f}"
 
 
@@ -134,6 +134,8 @@ def parity(row: Row) -> str:
 def remarks(report: BenchReport) -> list[str]:
     """What a reader has to know of single rows: why there is no figure, or why not to trust it."""
     found = []
+    if any(row.group for row in report.rows):
+        found.append("Memory was too short for all rows at once: rows of different groups did not take turns.")
     for row in report.rows:
         if row.problem:
             found.append(f"{row.key}: {row.status}: {row.problem}")

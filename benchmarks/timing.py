@@ -128,7 +128,12 @@ class Measurement:
     @property
     def interval_ns(self) -> tuple[float, float]:
         """95 % confidence interval of the median."""
-        return statistics.interval(self.bootstrap_ns)
+        return statistics.interval(self.bootstrap_ns, self.median_ns, self.draws)
+
+    @property
+    def draws(self) -> int:
+        """How many rounds, or samples where the rounds are few, the bootstrap drew from."""
+        return statistics.draws(self.rounds_ns)
 
     @property
     def percentiles_ns(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from benchmarks import timing
 from benchmarks.cases import LABELS_NAME, PIXELS_NAME, Graph, Precision
-from benchmarks.messages import Failure, Job, Opened, Samples
+from benchmarks.messages import Failure, FirstRuns, Job, Opened, Samples
 from benchmarks.profile import NodeTime
 from benchmarks.workspace import Workspace
 from fcn_deploy.errors import FcnDeployError
@@ -24,7 +24,7 @@ from fcn_deploy.runtime.base import Arrays
 from fcn_deploy.runtime.provider import Provider
 
 PROFILED_RUNS = 2
-_PHASE_SAMPLES = 20
+_PHASE_SECONDS = 0.02
 _OUT_OF_MEMORY = (
     "out of memory", "failed to allocate memory", "bad_alloc", "can't allocate memory", "unable to allocate",
     "alloc_failed", "cannot allocate memory",
@@ -44,24 +44,26 @@ class Worker:
 
         if job.cores and sys.platform == "linux":
             os.sched_setaffinity(0, job.cores)
+        if job.provider is Provider.TENSORRT and job.case.precision is Precision.FP32:
+            # TensorRT rounds float32 products to TF32 unless NVIDIA's libraries are told otherwise.
+            os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
         self._job = job
         start = time.perf_counter_ns()
         self._subject = open_subject(job.case, job.workspace, job.provider, len(job.cores) or None)
         taken = time.perf_counter_ns() - start
         return Opened(self._subject.version, self._subject.options, self._subject.placement, taken)
 
-    def first(self) -> tuple[int, list[LabelComparison]]:
-        """Time the very first run, then compare what this very binding computes with the reference."""
-        inputs, references = self._job.workspace.inputs(), self._job.workspace.references()
-        self._subject.bound.upload(self._feeds(0))
-        first_ns = timing.time_once(self._subject.bound.run)
-        compared = [self._compared(inputs[0].name, references[0])]
-        if not self._job.case.end_to_end:
-            self._subject.bound.upload({INPUT_NAME: inputs[1].image})
-            self._subject.bound.run()
-            compared.append(self._compared(inputs[1].name, references[1]))
-            self._subject.bound.upload(self._feeds(0))
-        return first_ns, compared
+    def first(self) -> FirstRuns:
+        """Time the very first run and the next, and compare what this very binding computes with the reference."""
+        taken, compared = [], []
+        references = self._job.workspace.references()
+        # The photo comes last, because it is what the samples are taken on; end to end there is only the photo.
+        for index, given in reversed(list(enumerate(self._job.workspace.inputs()))):
+            self._subject.bound.upload(self._feeds(index))
+            taken.append(timing.time_once(self._subject.bound.run))
+            if index == 0 or not self._job.case.end_to_end:
+                compared.append(self._compared(given.name, references[index]))
+        return FirstRuns(taken[0], taken[-1], compared[::-1])
 
     def warm_up(self, seconds: float) -> int:
         """Run for a while without taking samples."""
@@ -70,9 +72,9 @@ class Worker:
     def sample(self, seconds: float) -> Samples:
         """One round of samples."""
         taken = timing.sample(self._subject.bound.run, seconds)
-        if self._job.provider is Provider.CPU:
+        if self._job.provider is Provider.CPU or self._job.case.end_to_end:
             return Samples(taken)
-        return Samples(taken, self._subject.phases(self._feeds(0), _PHASE_SAMPLES))
+        return Samples(taken, self._subject.phases(self._feeds(0), _PHASE_SECONDS))
 
     def profile(self) -> tuple[NodeTime, ...]:
         """Times per node of a profiled session; empty where the runtime has none to read."""
@@ -133,17 +135,20 @@ def _answer(method: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     try:
         return method(*arguments)
     except FcnDeployError as error:
-        return error
+        return failure_of(error) if ran_out_of_memory(error) else error
     except Exception as error:  # whatever a runtime raises ends its row, not the benchmark
         return failure_of(error)
 
 
 def failure_of(error: Exception) -> Failure:
     """A runtime's exception in one line, with the memory it ran out of recognised."""
-    text = str(error) or type(error).__name__
-    out_of_memory = isinstance(error, MemoryError) or any(sign in text.lower() for sign in _OUT_OF_MEMORY)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return Failure(out_of_memory, (lines[0] if lines else type(error).__name__)[:300])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return Failure(ran_out_of_memory(error), (lines[0] if lines else type(error).__name__)[:300])
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an exception says, in whatever words its runtime has, that there was too little memory."""
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

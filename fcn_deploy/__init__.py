@@ -81,10 +81,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from benchmarks.comparison import ReportComparison, compare_reports
+    from benchmarks.options import BenchOptions
     from benchmarks.report import require_page, write_markdown, write_page
     from benchmarks.results import BenchReport, Row, read_report, write_report
     from benchmarks.run import bench
-    from benchmarks.schedule import BenchOptions
     from benchmarks.timing import Measurement, Protocol
     from exporters.onnx import OnnxOptions
     from exporters.optimize import Optimize
@@ -126,7 +126,7 @@ _NAMES_BY_MODULE = {
     "benchmarks.report": "require_page write_markdown write_page",
     "benchmarks.results": "BenchReport Row read_report write_report",
     "benchmarks.run": "bench",
-    "benchmarks.schedule": "BenchOptions",
+    "benchmarks.options": "BenchOptions",
     "benchmarks.timing": "Measurement Protocol",
     "exporters.onnx": "OnnxOptions",
     "exporters.optimize": "Optimize",

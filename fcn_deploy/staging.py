@@ -67,6 +67,18 @@ def staged_file(target: Path) -> Iterator[Path]:
             staging.unlink(missing_ok=True)
 
 
+def check_writable(target: Path) -> None:
+    """Check that a file could be written to `target`, before the work whose result it is to hold.
+
+    Raises:
+        OutputError: its directory cannot be made or written to, or `target` is a directory.
+    """
+    existing = next(parent for parent in target.absolute().parents if parent.exists())
+    if target.is_dir() or not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "it is a directory" if target.is_dir() else f"{existing} is no directory that you may write to"
+        raise OutputError(f"cannot write {target}: {reason}", remedy="Choose another path.")
+
+
 def _check_target(target: Path, marker: str, *, force: bool) -> None:
     if not target.exists():
         return

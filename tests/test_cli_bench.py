@@ -82,6 +82,37 @@ def test_an_interrupted_bench_reports_what_it_has(shared_bundle: Path, tmp_path:
     assert kept.rows[0].measurement is not None
 
 
+def test_nothing_is_replaced_when_nothing_was_measured(
+    call_cli: Call, shared_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept.json"
+    kept.write_text("an older report")
+    monkeypatch.setattr("benchmarks.schedule.Schedule.measure_ceilings", interrupt)
+
+    code, output, _ = call_cli("bench", shared_bundle, *QUICK, "--json", kept)
+
+    assert code == 130
+    assert "wrote" not in output
+    assert kept.read_text() == "an older report"
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_measured(
+    call_cli: Call, shared_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+
+    for name, reason in (("file/latency.json", "is no directory that you may write to"), (".", "it is a directory")):
+        code, output, errors = call_cli("bench", shared_bundle, *QUICK, "--json", name)
+        assert code == 3
+        assert f"cannot write {name}: " in errors
+        assert reason in errors
+        assert output == ""
+
+
 def test_wrong_outputs_are_exit_code_5(call_cli: Call, bundle: Path) -> None:
     import onnx
     from onnx import numpy_helper

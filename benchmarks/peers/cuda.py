@@ -13,12 +13,12 @@ def own_stream() -> int:
     return int(stream.cuda_stream)
 
 
-def between_events_ns(call: Callable[[], object]) -> int:
-    """Nanoseconds from one CUDA event to another around `call`, on the current stream."""
+def between_events_ns(launch: Callable[[], object]) -> int:
+    """Nanoseconds the GPU needs for what `launch` puts on the current stream without waiting for it."""
     start: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     start.record()
-    call()
+    launch()
     end.record()
     end.synchronize()
     return int(start.elapsed_time(end) * 1e6)

@@ -23,11 +23,14 @@ class HostEndToEnd(Bound):
         """Keep the N x H x W x 3 uint8 RGB pixels: everything else is part of the run."""
         self._pixels = feeds[PIXELS_NAME]
 
-    def run(self) -> None:
+    def launch(self) -> None:
         """Pre-process, move, compute, move back, take the largest logit: N x H x W uint8."""
         self._inner.upload({INPUT_NAME: preprocess(self._pixels)})
         self._inner.run()
         self._labels = self._inner.download()[OUTPUT_NAME].argmax(axis=1).astype(np.uint8)
+
+    def wait(self) -> None:
+        """Nothing is left to do when a launch returns."""
 
     def download(self) -> dict[str, npt.NDArray[Any]]:
         """The labels, which are on the host already."""

@@ -29,9 +29,12 @@ class OpenVinoBound(Bound):
         for name in self._names:
             self._request.get_tensor(name).data[:] = feeds[name]
 
-    def run(self) -> None:
+    def launch(self) -> None:
         """Compute the outputs."""
         self._request.infer()
+
+    def wait(self) -> None:
+        """Nothing is left to do when a launch returns."""
 
     def download(self) -> dict[str, npt.NDArray[Any]]:
         """Copies of the outputs."""

@@ -12,10 +12,10 @@ from fcn_deploy.parity.inputs import Shape
 from fcn_deploy.runtime.base import Arrays, Bound
 
 
-def describe(case: Case) -> str:
-    """The version and what was set, e.g. `2.13.0 fp16, channels last`."""
+def describe(case: Case, *, on_gpu: bool) -> str:
+    """What was set, e.g. `2 threads, channels last`."""
     mode = "max-autotune" if case.autotune else "default mode"
-    parts = ["TF32 on" if case.precision is Precision.TF32 else "", "channels last" if _channels_last(case) else ""]
+    parts = ["" if on_gpu else f"{torch.get_num_threads()} threads", "channels last" if _channels_last(case) else ""]
     parts += [mode] if case.runtime is Runtime.COMPILE else []
     return ", ".join(part for part in parts if part)
 
@@ -40,21 +40,21 @@ class TorchBound(Bound):
     def upload(self, feeds: Arrays) -> None:
         """Copy the input to the device, in the network's arithmetic and layout."""
         self._image.copy_(torch.from_numpy(feeds[INPUT_NAME]))
-        self._wait()
+        self.wait()
 
-    def run(self) -> None:
-        """Compute the logits on the device."""
+    def launch(self) -> None:
+        """Begin to compute the logits on the device."""
         with torch.inference_mode():
             self._logits = self._call(self._image)
-        self._wait()
+
+    def wait(self) -> None:
+        """Wait until the device has nothing left to do."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def download(self) -> dict[str, npt.NDArray[Any]]:
         """The logits as float32 on the host."""
         return {OUTPUT_NAME: self._logits.float().contiguous().cpu().numpy()}
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
 
 class TorchEndToEnd(TorchBound):
@@ -70,7 +70,7 @@ class TorchEndToEnd(TorchBound):
         """Keep the pixels on the host: moving them is part of the run."""
         self._pixels = torch.from_numpy(feeds[PIXELS_NAME])
 
-    def run(self) -> None:
+    def launch(self) -> None:
         """Everything: move, pre-process, compute, take the largest logit, move back."""
         with torch.inference_mode():
             image = self._pixels.to(self._device).permute(0, 3, 1, 2).flip(1).float() - self._mean
@@ -88,10 +88,7 @@ def _channels_last(case: Case) -> bool:
 
 def set_tf32(*, on: bool) -> None:
     """Let CUDA round float32 products to TF32, or not; also lets cuDNN try its algorithms out."""
-    arithmetic = "tf32" if on else "ieee"
-    backends: Any = torch.backends  # conv and rnn are not in PyTorch's stubs
-    backends.cuda.matmul.fp32_precision = arithmetic
-    # Both, because PyTorch refuses to read its older switch, which torch.export does, when the two differ.
-    backends.cudnn.conv.fp32_precision = arithmetic
-    backends.cudnn.rnn.fp32_precision = arithmetic
-    backends.cudnn.benchmark = True
+    # The older pair of switches: PyTorch refuses to read it once the newer ones disagree, and torch.export reads it.
+    torch.backends.cuda.matmul.allow_tf32 = on
+    torch.backends.cudnn.allow_tf32 = on
+    torch.backends.cudnn.benchmark = True

@@ -1,6 +1,7 @@
 """Opens what a case names: one runtime with one graph, bound and ready to be timed."""
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,16 +43,21 @@ class Subject:
         """Times per node over `runs` runs; empty where the runtime has none to read."""
         return self.profiled(runs) if self.profiled is not None else ()
 
-    def phases(self, feeds: Arrays, samples: int) -> dict[str, list[int]]:
-        """Nanoseconds of moving inputs to a GPU, of the run between CUDA events, and of moving outputs back."""
+    def phases(self, feeds: Arrays, seconds: float) -> dict[str, list[int]]:
+        """Nanoseconds of moving inputs to a GPU, of the GPU's own work, and of moving outputs back.
+
+        Each is sampled for `seconds`, once at least.
+        """
         from benchmarks.peers.cuda import between_events_ns
 
         found = {
-            "upload": [timing.time_once(lambda: self.bound.upload(feeds)) for _ in range(samples)],
-            "download": [timing.time_once(self.bound.download) for _ in range(samples)],
+            "upload": timing.sample(lambda: self.bound.upload(feeds), seconds),
+            "download": timing.sample(self.bound.download, seconds),
         }
         if self.on_own_stream:
-            found["device"] = [between_events_ns(self.bound.run) for _ in range(samples)]
+            end, found["device"] = time.monotonic() + seconds, [between_events_ns(self.bound.launch)]
+            while time.monotonic() < end:
+                found["device"].append(between_events_ns(self.bound.launch))
         return found
 
 
@@ -79,14 +85,18 @@ def _open_pytorch(case: Case, workspace: Workspace, provider: Provider, threads:
     device = torch.device("cpu" if provider is Provider.CPU else "cuda")
     kind = pytorch.TorchEndToEnd if case.end_to_end else pytorch.TorchBound
     network = rebuild(workspace.info, workspace.checkpoint)
-    return Subject(kind(network, case, workspace.shape, device), str(torch.__version__), pytorch.describe(case))
+    return Subject(
+        kind(network, case, workspace.shape, device),
+        str(torch.__version__),
+        pytorch.describe(case, on_gpu=device.type != "cpu"),
+    )
 
 
 def _open_openvino(case: Case, workspace: Workspace, threads: int | None) -> Subject:
     from benchmarks.peers import openvino
 
     bound = openvino.OpenVinoBound(workspace.graph_path(case.graph), threads)
-    return Subject(bound, openvino.VERSION, "latency hint")
+    return Subject(bound, openvino.VERSION, f"{threads} threads, latency hint" if threads else "latency hint")
 
 
 def _open_onnxruntime(case: Case, workspace: Workspace, provider: Provider, threads: int | None) -> Subject:

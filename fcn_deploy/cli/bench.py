@@ -51,9 +51,13 @@ def bench(
     import fcn_deploy as fd
     from fcn_deploy.cli.bench_table import LiveTable
     from fcn_deploy.cli.reports import leave, show_report, write_outputs
+    from fcn_deploy.staging import check_writable
 
     if report is not None:
         fd.require_page()
+    for path in (report, markdown, json):
+        if path is not None:
+            check_writable(path)
     options = fd.BenchOptions(
         provider=provider,
         rows=tuple(name.strip() for name in rows.split(",") if name.strip()),

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from benchmarks.options import Progress as BenchProgress
 from benchmarks.results import Row
-from benchmarks.schedule import Progress as BenchProgress
 from benchmarks.table import computes, duration
 from fcn_deploy.cli.console import err, plain_table, print_line
 

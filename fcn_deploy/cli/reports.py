@@ -1,6 +1,6 @@
 """What `bench`, `compare` and `report` share: tables of a report, the files they write, the exit code."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import typer
@@ -11,7 +11,7 @@ from benchmarks.report import side_by_side, write_markdown, write_page
 from benchmarks.results import BenchReport, Row, Status, write_report
 from benchmarks.summary import sentences
 from fcn_deploy.cli.console import out, plain_table, print_line
-from fcn_deploy.errors import MeasurementError, ParityError
+from fcn_deploy.errors import MeasurementError, OutputError, ParityError
 
 _INTERRUPTED = 130
 
@@ -40,16 +40,28 @@ def show_side_by_side(reports: Sequence[BenchReport]) -> None:
 
 
 def write_outputs(reports: Sequence[BenchReport], page: Path | None, markdown: Path | None, json: Path | None) -> None:
-    """Write what was asked for, the raw figures first."""
-    if json is not None:
-        write_report(reports[0], json)
-    if markdown is not None:
-        write_markdown(reports, markdown)
-    if page is not None:
-        write_page(reports, page)
-    for path in (json, markdown, page):
+    """Write what was asked for, the raw figures first; nothing where nothing was measured.
+
+    Raises:
+        OutputError: a file cannot be written; the others are all the same.
+    """
+    targets: tuple[tuple[Path | None, Callable[[Path], None]], ...] = (
+        (json, lambda path: write_report(reports[0], path)),
+        (markdown, lambda path: write_markdown(reports, path)),
+        (page, lambda path: write_page(reports, path)),
+    )
+    if not any(row.measurement for report in reports for row in report.rows):
+        return
+    failure: OutputError | None = None
+    for path, write in targets:
         if path is not None:
-            print_line(f"wrote {escape(str(path))}")
+            try:
+                write(path)
+                print_line(f"wrote {escape(str(path))}")
+            except OutputError as error:
+                failure = failure or error
+    if failure is not None:
+        raise failure
 
 
 def leave(report: BenchReport) -> None:

@@ -83,8 +83,17 @@ class Bound(ABC):
         """Put inputs where the model reads them, and wait until they are there."""
 
     @abstractmethod
+    def launch(self) -> None:
+        """Begin to compute the outputs from what was uploaded last; a CPU has finished when this returns."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Wait until what was launched has finished."""
+
     def run(self) -> None:
         """Compute the outputs from what was uploaded last, and wait until they are there."""
+        self.launch()
+        self.wait()
 
     @abstractmethod
     def download(self) -> dict[str, npt.NDArray[Any]]:

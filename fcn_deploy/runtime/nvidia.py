@@ -1,6 +1,8 @@
 """What NVIDIA's side of a machine has: driver, libraries, and what to install when something is missing."""
 
+import contextlib
 import ctypes
+import importlib
 import importlib.util
 from pathlib import Path
 
@@ -71,6 +73,13 @@ def provider_library_problem(provider: str) -> str | None:
             except OSError as error:
                 return str(error)
     return None
+
+
+def preload_tensorrt() -> None:
+    """Load TensorRT's libraries from where pip put them, if they are there, which importing its package does."""
+    if importlib.util.find_spec("tensorrt") is not None:
+        with contextlib.suppress(ImportError, OSError):
+            importlib.import_module("tensorrt")
 
 
 def remedy(problem: str) -> str:

@@ -24,6 +24,7 @@ from fcn_deploy.runtime.provider import Provider
 
 _SILENT = 4  # every problem reaches the user as an exception; the log would only say it twice
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+_NO_SYNCHRONIZATION_KEY = "disable_synchronize_execution_providers"
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
 
 # Node names by the execution provider that runs them.
@@ -100,6 +101,10 @@ class OrtBinding(Bound):
     def __init__(self, session: ort.InferenceSession, provider: Provider) -> None:
         device = "cpu" if provider is Provider.CPU else "cuda"
         self._session = session
+        self._how = ort.RunOptions()
+        if provider is not Provider.CPU:
+            # Otherwise a launch waits by itself, and the two cannot be told apart.
+            self._how.add_run_config_entry(_NO_SYNCHRONIZATION_KEY, "1")
         self._binding = session.io_binding()
         self._inputs = {value.name: _allocate(value, device) for value in session.get_inputs()}
         self._outputs = {value.name: _allocate(value, device) for value in session.get_outputs()}
@@ -114,9 +119,12 @@ class OrtBinding(Bound):
             value.update_inplace(np.ascontiguousarray(feeds[name]))
         self._binding.synchronize_inputs()
 
-    def run(self) -> None:
-        """Compute the outputs at their place."""
-        self._session.run_with_iobinding(self._binding)
+    def launch(self) -> None:
+        """Begin to compute the outputs at their place."""
+        self._session.run_with_iobinding(self._binding, self._how)
+
+    def wait(self) -> None:
+        """Wait until the outputs are there."""
         self._binding.synchronize_outputs()
 
     def download(self) -> dict[str, npt.NDArray[Any]]:
@@ -166,10 +174,11 @@ def provider_problem(provider: Provider) -> str | None:
 
 
 def preload_libraries() -> None:
-    """Load CUDA's and cuDNN's libraries from where pip put them, if they are there."""
+    """Load CUDA's, cuDNN's and TensorRT's libraries from where pip put them, if they are there."""
     # It prints what it does not find; provider_problem says it with a remedy.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(AttributeError):
         ort.preload_dlls()
+    nvidia.preload_tensorrt()
 
 
 def available_providers() -> tuple[str, ...]:

@@ -80,7 +80,7 @@ class OrtOptions:
         return {
             Provider.CPU: ("tf32", "cuda_graph", "nhwc", "algorithm_search", "memory_limit_bytes", "stream"),
             Provider.CUDA: ("cores",),
-            Provider.TENSORRT: ("cores", "nhwc", "algorithm_search", "memory_limit_bytes"),
+            Provider.TENSORRT: ("cores", "tf32", "nhwc", "algorithm_search", "memory_limit_bytes"),
         }[self.provider]
 
     def provider_options(self) -> dict[str, str]:

@@ -1,5 +1,6 @@
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,10 +19,13 @@ def test_this_machine() -> None:
 
 
 def test_nothing_of_the_machines_owner_is_recorded() -> None:
+    """Besides what was typed, which is the user's own to choose."""
     text = str(environment.describe((0,), ()))
 
-    assert os.path.expanduser("~") == "/" or os.path.expanduser("~") not in text  # noqa: PTH111 - as the user sees it
-    assert os.uname().nodename not in text or len(os.uname().nodename) < 4
+    home = str(Path.home())
+    assert home == "/" or home not in text
+    assert str(Path(sys.prefix)) not in text
+    assert len(os.uname().nodename) < 4 or os.uname().nodename not in text
 
 
 def test_cores_are_those_this_process_may_use() -> None:
@@ -32,9 +36,9 @@ def test_cores_are_those_this_process_may_use() -> None:
 
 
 def test_busy_neighbours_are_noted() -> None:
-    assert environment.notes({"busy_cores_before": 0.2, "cores": 2, "gpus": []}) == ()
-    assert environment.notes({"busy_cores_before": 0.5, "cores": 2, "gpus": []}) == (
-        "Before the run other processes kept 0.5 of 2 cores busy.",
+    assert environment.notes({"busy_cores_before": 0.2, "gpus": []}) == ()
+    assert environment.notes({"busy_cores_before": 0.5, "gpus": []}) == (
+        "Before the run other processes kept 0.5 cores busy.",
     )
 
 
@@ -91,3 +95,36 @@ def test_without_a_driver_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch) -> 
     assert gpu_state.gpu_states() == []
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert gpu_state.gpu_states() == []
+
+
+def test_only_visible_gpus_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_state, "gpu_states", lambda: [{"name": "a"}, {"name": "b"}])
+
+    for chosen, names in ((None, "ab"), ("", "ab"), ("1", "b"), ("1,0", "ba"), ("GPU-uuid", "ab"), ("7", "")):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if chosen is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+        assert "".join(gpu["name"] for gpu in gpu_state.visible_gpus()) == names
+
+
+def test_what_a_gpu_did_while_rows_ran_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = gpu_state.GpuWatch()
+    for clock, reasons in ((1980, []), (1200, ["power cap"]), (1500, ["power cap", "thermal (software)"])):
+        state = {"name": "NVIDIA H100", "sm_mhz": clock, "throttled_by": reasons}
+        monkeypatch.setattr(gpu_state, "gpu_states", lambda state=state: [state])
+        watch.look()
+
+    assert watch.summary() == [
+        {"name": "NVIDIA H100", "sm_mhz": [1200, 1980], "throttled_by": ["power cap", "thermal (software)"]}
+    ]
+    assert gpu_state.GpuWatch().summary() == []
+
+
+def test_stolen_time_is_a_share_of_all_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "cpu_times", lambda: [100, 0, 0, 70, 0, 0, 0, 30])
+
+    assert environment.stolen_share([50, 0, 0, 40, 0, 0, 0, 10]) == 0.2
+    assert environment.stolen_share(None) is None
+    assert environment.notes({"stolen_share": 0.2, "gpus": []}) == (
+        "The hypervisor gave 20% of the processor's time to other machines.",
+    )

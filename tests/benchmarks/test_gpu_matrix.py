@@ -1,13 +1,15 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_matrix import MatrixOptions, main, measure_matrix
-from benchmarks.results import read_report
-from benchmarks.schedule import BenchOptions
+from benchmarks.gpu_matrix import MatrixOptions, exit_code, main, measure_matrix
+from benchmarks.options import BenchOptions
+from benchmarks.results import Status, read_report
 from benchmarks.timing import Protocol
 from fcn_deploy import Provider, Variant
 from fcn_deploy.runtime.ort import provider_problem
+from tests.benchmarks.reports import report, row
 
 QUICK = BenchOptions(Provider.CPU, ("ort",), protocol=Protocol(duration_s=0.02, warmup_s=0.0, rounds=2, ceiling_s=0.05))
 
@@ -25,6 +27,16 @@ def test_bundles_are_measured_in_order_and_one_that_fails_leaves_the_others(
     assert all(row.measurement is not None for row in report.rows)
     assert read_report(tmp_path / "latency.json").rows == report.rows
     assert {p.name for p in tmp_path.iterdir()} == {"latency.json", "latency.md", "latency.html"}
+
+
+@pytest.mark.parametrize(("statuses", "code"), [
+    (("measured", "skipped"), 0), (("measured", "wrong", "failed"), 5), (("measured", "failed"), 6),
+    (("measured", "out of memory"), 6), (("skipped",), 6),
+])  # fmt: skip
+def test_the_exit_code_says_what_went_wrong(statuses: tuple[str, ...], code: int) -> None:
+    rows = (replace(row("ort", 1.0), status=Status(status)) for status in statuses)
+
+    assert exit_code(report(*rows)) == code
 
 
 def test_no_bundle_is_begun_without_time(tmp_path: Path) -> None:

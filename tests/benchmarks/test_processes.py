@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.messages import Failure
 from benchmarks.processes import Process
-from benchmarks.worker import failure_of
-from fcn_deploy import UsageError
+from benchmarks.worker import _answer, failure_of
+from fcn_deploy import BundleError, UsageError
 
 
 @pytest.fixture
@@ -88,6 +88,12 @@ def test_failures_in_one_line(error: Exception, out_of_memory: bool, message: st
     assert failure.out_of_memory == out_of_memory
     if message is not None:
         assert failure.message == message
+
+
+def test_memory_that_a_runtime_wraps_into_another_error_is_recognised() -> None:
+    error = BundleError("ONNX Runtime refuses m.onnx: Failed to allocate memory for 9 bytes", remedy="Export again.")
+
+    assert _answer(lambda: (_ for _ in ()).throw(error), ()) == Failure(True, error.problem)
 
 
 def test_errors_travel_between_processes() -> None:

@@ -14,8 +14,9 @@ import pytest
 
 import fcn_deploy as fd
 from benchmarks import cases
+from benchmarks.options import Progress
 from benchmarks.results import Row, Status
-from benchmarks.schedule import Progress, distinct
+from benchmarks.schedule import distinct
 from fcn_deploy import BenchOptions, Protocol, Provider
 from tests.conftest import narrow_options
 
@@ -129,7 +130,7 @@ def test_a_row_that_dies_leaves_the_others_and_an_interruption_what_was_measured
     assert workers() == []
 
 
-def test_a_bundle_whose_reference_cannot_be_run_leaves_the_others(shared_bundle: Path) -> None:
+def test_a_bundle_whose_reference_cannot_be_run_leaves_the_others(shared_bundle: Path, tmp_path: Path) -> None:
     def kill_preparation() -> None:
         deadline = time.monotonic() + 60
         while len(workers()) < 2 and time.monotonic() < deadline:
@@ -143,7 +144,9 @@ def test_a_bundle_whose_reference_cannot_be_run_leaves_the_others(shared_bundle:
             killers.append(threading.Thread(target=kill_preparation))
             killers[0].start()
 
-    first, second = fd.bench([shared_bundle, shared_bundle], options("ort"), kill_first).rows
+    other = fd.export(narrow_options_of_batch(tmp_path / "other", 2)).path
+
+    first, second = fd.bench([other, shared_bundle], options("ort"), kill_first).rows
 
     assert first.status is Status.SKIPPED
     assert first.problem.startswith("its reference could not be run: its process was killed")
@@ -164,7 +167,7 @@ def test_too_little_memory_marks_the_row_and_the_run_goes_on(tmp_path: Path, sha
     found = fd.bench([large, shared_bundle], options("ort"), limit)
 
     first, second = found.rows
-    assert first.status is Status.OUT_OF_MEMORY
+    assert first.status is Status.OUT_OF_MEMORY, first.problem
     assert first.measurement is None
     assert second.status is Status.MEASURED
 
@@ -211,6 +214,13 @@ def test_threads_are_kept_to(shared_bundle: Path) -> None:
 
     assert [len(found) for found in cores] == [1]
     assert report.rows[0].options == "1 threads"
+
+
+def test_two_bundles_that_could_not_be_told_apart(shared_bundle: Path, bundle: Path) -> None:
+    with pytest.raises(
+        fd.UsageError, match=r"two bundles of FCN-8s / 16 1x3x96x96: their rows could not be told apart"
+    ):
+        fd.bench([shared_bundle, bundle], options("ort"))
 
 
 def test_a_batch_no_bundle_has(shared_bundle: Path) -> None:

@@ -19,8 +19,12 @@ def rounds(*samples: float, of: int = 1) -> list[list[float]]:
 
 
 def reasons(taken: list[list[float]]) -> str:
-    bounds = statistics.interval(statistics.bootstrap_medians(taken))
-    return "; ".join(statistics.instabilities(taken, bounds))
+    return "; ".join(statistics.instabilities(taken, interval(taken)))
+
+
+def interval(taken: list[list[float]]) -> tuple[float, float]:
+    centre = float(np.median(statistics.pooled(taken)))
+    return statistics.interval(statistics.bootstrap_medians(taken), centre, statistics.draws(taken))
 
 
 @pytest.mark.parametrize(("count", "share", "known"), [
@@ -40,42 +44,57 @@ def test_quartiles_of_a_known_series() -> None:
 
 
 def test_constant_samples_have_an_interval_without_width() -> None:
-    assert statistics.interval(statistics.bootstrap_medians(rounds(*[5.0] * 20))) == (5.0, 5.0)
+    assert interval(rounds(*[5.0] * 20)) == (5.0, 5.0)
 
 
 def test_the_interval_agrees_with_exact_order_statistics() -> None:
     """For a median of n samples, order statistics j and n + 1 - j cover it with a probability known exactly."""
-    n = 41
+    n = 401
     samples = np.random.default_rng(1).normal(100, 5, n)
     covered = [sum(math.comb(n, i) for i in range(j, n - j + 1)) / 2**n for j in range(1, n // 2)]
     j = max(i for i, c in enumerate(covered, start=1) if c >= 0.95)
     ordered = np.sort(samples)
 
-    low, high = statistics.interval(statistics.bootstrap_medians(samples.reshape(-1, 1).tolist()))
+    low, high = interval(samples.reshape(-1, 1).tolist())
 
-    # The bootstrap's ends lie within one order statistic of the exact ones.
-    assert ordered[j - 2] <= low <= ordered[j]
-    assert ordered[n - j - 1] <= high <= ordered[n - j + 1]
+    assert high - low == pytest.approx(ordered[n - j] - ordered[j - 1], rel=0.25)
+    assert (low + high) / 2 == pytest.approx(np.median(samples))
 
 
-def test_the_interval_covers_the_true_median_about_as_often_as_promised() -> None:
+@pytest.mark.parametrize(("rounds", "samples", "round_noise"), [
+    (25, 1, 0.0), (5, 1, 0.0), (5, 2, 0.0), (5, 20, 0.0), (5, 20, 1.0),
+])  # fmt: skip
+def test_the_interval_covers_the_true_median_as_often_as_promised(
+    rounds: int, samples: int, round_noise: float
+) -> None:
+    """Also with the five rounds that are the default, and with rounds that differ as much as their samples do."""
     generator = np.random.default_rng(2)
     hits = 0
-    for _ in range(200):
-        taken = generator.normal(0, 1, (25, 1)).tolist()
-        low, high = statistics.interval(statistics.bootstrap_medians(taken))
-        hits += low <= 0 <= high
+    for _ in range(300):
+        taken = generator.normal(0, 1, (rounds, samples)) + generator.normal(0, round_noise, (rounds, 1))
+        low, high = interval((taken + 100).tolist())
+        hits += low <= 100 <= high
 
-    assert 0.90 <= hits / 200 <= 0.99
+    assert 0.92 <= hits / 300 <= 0.99
+
+
+@pytest.mark.parametrize(("freedom", "published"), [
+    (3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262), (20, 2.086), (120, 1.980),
+])  # fmt: skip
+def test_students_quantile_agrees_with_the_published_table(freedom: int, published: float) -> None:
+    assert statistics.student_quantile(freedom) == pytest.approx(published, rel=0.01)
 
 
 def test_whole_rounds_are_drawn_because_their_samples_resemble_each_other() -> None:
     """Five rounds that differ, a hundred equal samples in each: single draws would promise a hundred times too much."""
     taken = [[value] * 100 for value in (100.0, 110.0, 105.0, 95.0, 102.0)]
 
-    low, high = statistics.interval(statistics.bootstrap_medians(taken))
+    low, high = interval(taken)
 
-    assert (low, high) == (95.0, 110.0)
+    # All orders of drawing five of five: the exact standard error of the median of means.
+    medians = [standard.median(pick) for pick in itertools.product((100.0, 110.0, 105.0, 95.0, 102.0), repeat=5)]
+    half = 2.776 * math.sqrt(5 / 4) * standard.pstdev(medians)
+    assert (low, high) == pytest.approx((102 - half, 102 + half), rel=0.01)
 
 
 @given(st.lists(st.integers(1, 6), min_size=3, max_size=12))
