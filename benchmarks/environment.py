@@ -45,7 +45,7 @@ def describe(cores: Sequence[int], command: Sequence[str]) -> dict[str, Any]:
         "commit": _commit(),
         "cpu": cpu_name(),
         "cores": len(cores),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "memory_bytes": _memory_bytes(),
         "scaling_governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
