@@ -1,7 +1,7 @@
 """Prove an artifact: rebuild the network it was exported from, run both on hard inputs, compare."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,16 +71,19 @@ class Verification:
         info: facts of the model that was verified.
         parity: the comparison.
         worst_input: where the worst input was saved, or None when it was not.
+        placement: number of nodes per execution provider, as ONNX Runtime's session says.
     """
 
     info: ModelInfo
     parity: ParityReport
     worst_input: Path | None
+    placement: Mapping[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure, for JSON."""
         saved = str(self.worst_input) if self.worst_input else None
-        return {"model": self.info.to_metadata(), "parity": self.parity.to_dict(), "worst_input_file": saved}
+        facts = {"model": self.info.to_metadata(), "placement": dict(self.placement)}
+        return {**facts, "parity": self.parity.to_dict(), "worst_input_file": saved}
 
 
 def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = quietly) -> Verification:
@@ -106,7 +109,8 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
         comparisons = compare_all(inputs, references, outputs)
         distances = _distances(inputs, references, outputs, exact)
     parity = ParityReport(reference_name, candidate.name, TIERS["fp32"], comparisons, distances)
-    return Verification(info, parity, _save_worst(bundle, options, parity, inputs))
+    placement = {name: len(nodes) for name, nodes in candidate.placement.items()}
+    return Verification(info, parity, _save_worst(bundle, options, parity, inputs), placement)
 
 
 def _inputs(options: VerifyOptions, shape: Shape) -> tuple[ParityInput, ...]:

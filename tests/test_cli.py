@@ -58,6 +58,7 @@ def test_export_verify_predict_inspect(run_cli: Run, photo: Path, tmp_path: Path
     assert verified.returncode == 0, verified.stderr
     assert "noise 1" in verified.stdout
     assert "Each side against float64" in verified.stdout
+    assert "46 of 46 nodes on CPUExecutionProvider\n" in verified.stdout
 
     predicted = run_cli("predict", "fcn8s", photo, "--output", "labels")
     assert predicted.returncode == 0, predicted.stderr

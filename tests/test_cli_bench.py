@@ -31,7 +31,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_bench_shows_and_writes_everything(run_cli: Run, shared_bundle: Path, tmp_path: Path) -> None:
     done = run_cli(
-        "bench", shared_bundle, "--rows", "ort,ort-plain,ort-e2e", "--duration", "0.2",
+        "bench", shared_bundle, "--rows", "ort,ort-e2e", "--duration", "0.2",
         "--json", "out/latency.json", "--markdown", "out/latency.md", "--report", "out/latency.html",
     )  # fmt: skip
 
@@ -44,7 +44,7 @@ def test_bench_shows_and_writes_everything(run_cli: Run, shared_bundle: Path, tm
         assert f"wrote out/{name}" in done.stdout
         assert (tmp_path / "out" / name).stat().st_size > 1000
     found = fd.read_report(tmp_path / "out" / "latency.json")
-    assert [r.key.case for r in found.rows] == ["ort-plain", "ort", "ort-e2e"]
+    assert [r.key.case for r in found.rows] == ["ort", "ort-e2e"]
     assert found.environment["command"][:2] == ["fcn-deploy", "bench"]
 
 
@@ -62,10 +62,13 @@ def test_no_gpu_is_said_within_ten_seconds(run_cli: Run, shared_bundle: Path) ->
 
 
 def test_an_interrupted_bench_reports_what_it_has(shared_bundle: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fcn_deploy", "bench", str(shared_bundle), "--rows", "ort", "--duration", "20"]
+    command = [sys.executable, "-m", "fcn_deploy", "bench", str(shared_bundle), "--rows", "ort", "--duration", "10"]
+    # Whoever runs the tests in the background has it ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         [*command, "--json", "kept.json"], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
+        signal.signal(signal.SIGINT, before)
         assert process.stderr is not None
         for line in process.stderr:
             if "round 2" in line:
@@ -215,14 +218,3 @@ def test_compare_with_a_missing_file(call_cli: Call, files: tuple[Path, Path]) -
 
     assert code == 3
     assert "none.json: No such file or directory" in errors
-
-
-@pytest.mark.full
-def test_bench_at_full_size(run_cli: Run) -> None:
-    exported = run_cli("export", "--variant", "8s", "--no-verify")
-    assert exported.returncode == 0, exported.stderr
-
-    done = run_cli("bench", "fcn8s", "--rows", "ort", "--duration", "1", "--json", "full.json")
-
-    assert done.returncode in (0, 6), done.stderr
-    assert "46 of 46 nodes on CPUExecutionProvider (ort)" in done.stdout

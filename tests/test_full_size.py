@@ -35,6 +35,10 @@ def test_end_to_end(run_cli: Run, tmp_path: Path, variant: str, geometry: str, c
         assert_only_ties_flip(comparison)
 
     assert_runs_at_full_size(run_cli, tmp_path, f"fcn{variant}", counts)
+    if variant == "32s":
+        benched = run_cli("bench", "fcn32s", "--rows", "ort", "--duration", "1")
+        assert benched.returncode in (0, 6), benched.stderr  # 6: this machine may well be busy
+        assert "38 of 38 nodes on CPUExecutionProvider (ort)" in benched.stdout
 
 
 def assert_runs_at_full_size(run_cli: Run, folder: Path, bundle: str, counts: tuple[float, int]) -> None:

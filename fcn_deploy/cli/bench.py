@@ -21,7 +21,10 @@ def bench(
     ],
     provider: Annotated[Provider, typer.Option(help="Where the rows run.")] = Provider.CPU,
     rows: Annotated[
-        str, typer.Option(help="Rows by name, separated by commas. Default: all that there are.", show_default=False)
+        str,
+        typer.Option(
+            help="Rows by name, separated by commas; a wrong name lists them. Default: all.", show_default=False
+        ),
     ] = "",
     batch: Annotated[
         str,
@@ -42,11 +45,13 @@ def bench(
         Path | None, typer.Option(help="Write raw samples and all to this file, for compare and report.")
     ] = None,
 ) -> None:
-    """Measure an artifact's latency beside its peers': PyTorch, the plain graph, other runtimes.
+    """Measure an artifact's latency beside PyTorch, the plain graph, and other runtimes.
 
-    Every row runs in a process of its own, and what it computes is compared with PyTorch first. Exit code 5 when a
-    row's outputs are wrong, 6 when a row is unstable or none could be measured, 130 after an interruption (what was
-    measured is reported).
+    Each row has a process of its own and is compared with PyTorch first.
+
+    Exit code 5: a row computes something else.
+    6: a row is unstable, or none could be measured.
+    130: interrupted; what was measured is reported.
     """
     import fcn_deploy as fd
     from fcn_deploy.cli.bench_table import LiveTable

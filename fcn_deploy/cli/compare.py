@@ -23,8 +23,11 @@ def compare(
 ) -> None:
     """Say of every row whether it became faster, slower, or neither.
 
-    A difference counts when the 95 % interval of the ratio leaves no doubt of it and it exceeds the threshold. Exit
-    code 7 when a row became slower or is missing, 6 when rows are too unstable to tell, 0 otherwise.
+    A difference counts when the ratio's 95 % interval leaves 1 out and the
+    medians differ by more than the threshold.
+
+    Exit code 7: a row became slower, or is missing.
+    6: rows are too unstable to tell.
     """
     import fcn_deploy as fd
     from fcn_deploy.cli.console import print_json

@@ -1,5 +1,7 @@
 """The parity check as a table: one row per input, the verdict below."""
 
+from collections.abc import Mapping
+
 from rich.markup import escape
 
 from fcn_deploy.cli.console import out, plain_table, print_line
@@ -17,6 +19,12 @@ def print_parity(report: ParityReport) -> None:
     if report.exact:
         _print_exact(report)
     _print_verdict(report)
+
+
+def placed(placement: Mapping[str, int]) -> str:
+    """Where a session says its nodes run, e.g. `46 of 46 nodes on CPUExecutionProvider`."""
+    total = sum(placement.values())
+    return ", ".join(f"{count} of {total} nodes on {name}" for name, count in placement.items())
 
 
 def _print_exact(report: ParityReport) -> None:

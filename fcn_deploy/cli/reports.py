@@ -11,6 +11,7 @@ from benchmarks.report import side_by_side, write_markdown, write_page
 from benchmarks.results import BenchReport, Row, Status, write_report
 from benchmarks.summary import sentences
 from fcn_deploy.cli.console import out, plain_table, print_line
+from fcn_deploy.cli.parity_table import placed
 from fcn_deploy.errors import MeasurementError, OutputError, ParityError
 
 _INTERRUPTED = 130
@@ -92,7 +93,5 @@ def _placements(rows: Sequence[Row]) -> list[str]:
     cases: dict[str, list[str]] = {}
     for row in rows:
         if row.placement:
-            total = sum(row.placement.values())
-            where = ", ".join(f"{count} of {total} nodes on {name}" for name, count in row.placement.items())
-            cases.setdefault(where, []).append(row.key.case)
+            cases.setdefault(placed(row.placement), []).append(row.key.case)
     return [f"{where} ({', '.join(names)})" for where, names in cases.items()]

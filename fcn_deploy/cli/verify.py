@@ -45,7 +45,7 @@ def verify(
 
     import fcn_deploy as fd
     from fcn_deploy.cli.console import print_json, print_line, show_step
-    from fcn_deploy.cli.parity_table import print_parity
+    from fcn_deploy.cli.parity_table import placed, print_parity
 
     options = fd.VerifyOptions(checkpoint, tuple(image or ()), samples, provider, exact, save_worst)
     result = fd.verify(bundle, options, show_step)
@@ -53,6 +53,7 @@ def verify(
         print_json(result.to_dict())
     else:
         print_parity(result.parity)
+        print_line(placed(result.placement))
         print_line(f"[bold]{result.info.network}[/], {result.info.provenance}")
         if result.worst_input is not None:
             print_line(f"saved the worst input: {escape(str(result.worst_input))} (replay it with --image)")

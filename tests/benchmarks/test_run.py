@@ -130,46 +130,36 @@ def test_a_row_that_dies_leaves_the_others_and_an_interruption_what_was_measured
     assert workers() == []
 
 
-def test_a_bundle_whose_reference_cannot_be_run_leaves_the_others(shared_bundle: Path, tmp_path: Path) -> None:
-    def kill_preparation() -> None:
-        deadline = time.monotonic() + 60
-        while len(workers()) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.kill(workers()[-1], signal.SIGKILL)
-
+@pytest.mark.skipif(not PRLIMIT, reason="needs prlimit")
+def test_a_bundle_without_a_reference_or_without_memory_leaves_the_others(tmp_path: Path, shared_bundle: Path) -> None:
+    """One's preparation is killed, one needs more than the limit on address space set for its row, one is as usual."""
+    killed = fd.export(narrow_options_of_batch(tmp_path / "killed", 2)).path
+    large = fd.export(narrow_options_of_batch(tmp_path / "large", 16)).path
     killers: list[threading.Thread] = []
 
-    def kill_first(progress: Progress) -> None:
+    def disturb(progress: Progress) -> None:
         if progress.step.startswith("export the plain graph") and not killers:
-            killers.append(threading.Thread(target=kill_preparation))
+            killers.append(threading.Thread(target=kill_second_worker))
             killers[0].start()
-
-    other = fd.export(narrow_options_of_batch(tmp_path / "other", 2)).path
-
-    first, second = fd.bench([other, shared_bundle], options("ort"), kill_first).rows
-
-    assert first.status is Status.SKIPPED
-    assert first.problem.startswith("its reference could not be run: its process was killed")
-    assert second.status is Status.MEASURED
-
-
-@pytest.mark.skipif(not PRLIMIT, reason="needs prlimit")
-def test_too_little_memory_marks_the_row_and_the_run_goes_on(tmp_path: Path, shared_bundle: Path) -> None:
-    """A batch that needs more than the limit on address space set for its process, beside a network that does not."""
-    large = fd.export(narrow_options_of_batch(tmp_path / "large", 16)).path
-
-    def limit(progress: Progress) -> None:
         if progress.step.startswith("first run") and "batch 16" in progress.step:
             for pid in workers()[1:]:
                 mapped = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
                 subprocess.run([PRLIMIT, f"--pid={pid}", f"--as={mapped + 50_000_000}"], check=True)
 
-    found = fd.bench([large, shared_bundle], options("ort"), limit)
+    first, second, third = fd.bench([killed, large, shared_bundle], options("ort"), disturb).rows
 
-    first, second = found.rows
-    assert first.status is Status.OUT_OF_MEMORY, first.problem
-    assert first.measurement is None
-    assert second.status is Status.MEASURED
+    assert first.status is Status.SKIPPED
+    assert first.problem.startswith("its reference could not be run: its process was killed")
+    assert second.status is Status.OUT_OF_MEMORY, second.problem
+    assert second.measurement is None
+    assert third.status is Status.MEASURED
+
+
+def kill_second_worker() -> None:
+    deadline = time.monotonic() + 60
+    while len(workers()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(workers()[-1], signal.SIGKILL)
 
 
 def narrow_options_of_batch(output: Path, batch: int) -> fd.ExportOptions:
@@ -178,18 +168,25 @@ def narrow_options_of_batch(output: Path, batch: int) -> fd.ExportOptions:
     return replace(narrow_options(output), onnx=fd.OnnxOptions(224, 224, batch), verify=False)
 
 
-def test_a_runtime_that_is_not_installed_is_skipped_with_its_remedy(
+def test_threads_are_kept_to_and_a_runtime_that_is_not_installed_is_skipped(
     shared_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", hide("openvino"))
     chosen = [case for case in cases.CASES if case.name in ("openvino", "ort")]
     monkeypatch.setattr(cases, "CASES", tuple(chosen))
+    cores: list[set[int]] = []
 
-    found = rows(fd.bench([shared_bundle], BenchOptions(protocol=QUICK)))
+    def look(progress: Progress) -> None:
+        if progress.step.startswith("round 1"):
+            cores.extend(os.sched_getaffinity(pid) for pid in workers()[1:])
+
+    found = rows(fd.bench([shared_bundle], BenchOptions(threads=1, protocol=QUICK), look))
 
     assert found["openvino"].status is Status.SKIPPED
     assert found["openvino"].problem == "OpenVINO is not installed: pip install 'fcn-deploy[openvino]'"
     assert found["ort"].status is Status.MEASURED
+    assert found["ort"].options == "1 threads"
+    assert [len(allowed) for allowed in cores] == [1]
 
 
 def hide(hidden: str) -> object:
@@ -201,19 +198,6 @@ def hide(hidden: str) -> object:
 def test_threads_out_of_their_bounds(shared_bundle: Path, threads: int) -> None:
     with pytest.raises(fd.UsageError, match=f"{threads} threads: this machine has"):
         fd.bench([shared_bundle], BenchOptions(threads=threads))
-
-
-def test_threads_are_kept_to(shared_bundle: Path) -> None:
-    cores: list[set[int]] = []
-
-    def look(progress: Progress) -> None:
-        if progress.step.startswith("round 1"):
-            cores.extend(os.sched_getaffinity(pid) for pid in workers()[1:])
-
-    report = fd.bench([shared_bundle], BenchOptions(rows=("ort",), threads=1, protocol=QUICK), look)
-
-    assert [len(found) for found in cores] == [1]
-    assert report.rows[0].options == "1 threads"
 
 
 def test_two_bundles_that_could_not_be_told_apart(shared_bundle: Path, bundle: Path) -> None:
@@ -254,8 +238,6 @@ def test_a_trained_bundle_needs_its_very_checkpoint(tmp_path: Path) -> None:
     ):
         with pytest.raises(fd.CheckpointError, match=problem):
             fd.bench([bundle], BenchOptions(checkpoint=wrong))
-    (row,) = fd.bench([bundle], replace(options("pytorch"), checkpoint=path)).rows
-    assert row.status is Status.MEASURED
 
 
 def test_a_parent_that_is_killed_leaves_no_children(shared_bundle: Path) -> None:
