@@ -132,8 +132,7 @@ class Row:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Row":
         """Read back what `to_dict` wrote."""
-        height_and_others = document["shape"]
-        batch, channels, height, width = (int(n) for n in height_and_others)
+        batch, channels, height, width = (int(n) for n in document["shape"])
         measured = document["measurement"]
         names = ("runtime", "graph", "precision", "options", "end_to_end", "problem", "load_ns", "peak_bytes", "group")
         return cls(

@@ -42,8 +42,7 @@ class Worker:
         """Load the model; nothing is run yet."""
         from benchmarks.peers.subject import open_subject
 
-        if job.cores and sys.platform == "linux":
-            os.sched_setaffinity(0, job.cores)
+        _stay_on(job.cores)
         if job.provider is Provider.TENSORRT and job.case.precision is Precision.FP32:
             # TensorRT rounds float32 products to TF32 unless NVIDIA's libraries are told otherwise.
             os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
@@ -93,8 +92,7 @@ class Worker:
         """Make what the rows of a bundle share."""
         from benchmarks.preparation import prepare
 
-        if cores and sys.platform == "linux":
-            os.sched_setaffinity(0, cores)
+        _stay_on(cores)
         prepare(workspace, graphs)
 
     def ceilings(
@@ -103,8 +101,7 @@ class Worker:
         """What the device can do at best."""
         from benchmarks.ceilings import measure_ceilings
 
-        if cores and sys.platform == "linux":
-            os.sched_setaffinity(0, cores)
+        _stay_on(cores)
         return measure_ceilings(provider, precisions, len(cores) or None, seconds)
 
     def _feeds(self, index: int) -> Arrays:
@@ -117,6 +114,12 @@ class Worker:
         if self._job.case.end_to_end:
             return compare_labels(name, reference, outputs[LABELS_NAME])
         return compare_logits(name, reference, outputs[OUTPUT_NAME])
+
+
+def _stay_on(cores: tuple[int, ...]) -> None:
+    """Bind this process to `cores`, where the system knows such a thing; to none in particular when there are none."""
+    if cores and sys.platform == "linux":
+        os.sched_setaffinity(0, cores)
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
