@@ -1,4 +1,4 @@
-"""How far an exported graph is rewritten; importing this loads nothing heavy."""
+"""How far an exported graph is rewritten, and for what; importing this loads nothing heavy."""
 
 from enum import StrEnum
 
@@ -8,3 +8,12 @@ class Optimize(StrEnum):
 
     NONE = "none"
     SIMPLIFY = "simplify"
+    EXACT = "exact"
+
+
+class Target(StrEnum):
+    """What a rewritten graph is to run on: it decides which of several exact rewrites is the cheapest."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"

@@ -13,7 +13,8 @@ from enum import StrEnum
 from fcn_deploy.errors import SizeError
 
 CONV1_PADDING = 100
-POOL_COUNT = 5
+# Convolutions of each block of VGG16's column D; a 2x2/2 max pool ends each block.
+CONVOLUTIONS = (2, 2, 3, 3, 3)
 FC6_KERNEL = 7
 
 
@@ -123,7 +124,7 @@ def axis_sizes(image: int, variant: Variant, geometry: Geometry) -> AxisSizes:
     """Size of every map along one axis of `image` pixels, whether or not the image fits."""
     conv1 = image + 2 * CONV1_PADDING - 2
     pools: list[int] = []
-    for _ in range(POOL_COUNT):
+    for _ in CONVOLUTIONS:
         pools.append(pooled(pools[-1] if pools else conv1, geometry))
     score_fr = pools[-1] - FC6_KERNEL + 1
     upsampled: list[int] = []

@@ -20,6 +20,9 @@ CHANNEL_ORDER = "BGR"
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
+# What a graph with both heads takes and gives instead.
+PIXELS_NAME = "pixels"
+LABELS_NAME = "labels"
 
 METADATA_PREFIX = "fcn_deploy."
 

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from fcn_deploy.geometry import CONV1_PADDING, FC6_KERNEL, Geometry
+from fcn_deploy.geometry import CONV1_PADDING, CONVOLUTIONS, FC6_KERNEL, Geometry
 
 INPUT_CHANNELS = 3
 FC_CHANNELS = 4096
 DROPOUT = 0.5
 
 # One row per block: output channels of its convolutions, and how many there are before its pool.
-BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+BLOCKS = tuple(zip((64, 128, 256, 512, 512), CONVOLUTIONS, strict=True))
 POOL_CHANNELS = {f"pool{block}": channels for block, (channels, _) in enumerate(BLOCKS, start=1)}
 
 NamedLayers = Iterator[tuple[str, nn.Module]]

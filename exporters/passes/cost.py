@@ -1,0 +1,80 @@
+"""What a rewrite is worth: multiply-adds against bytes moved, per target.
+
+The constants decide between ways that are equally right; they do not have to be exact, only of the right proportion.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from exporters.optimize import Target
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a target does at best.
+
+    Attributes:
+        multiply_adds_per_s: of large convolutions.
+        bytes_per_s: of large copies, bytes read plus bytes written.
+        element_bytes: of an activation in the arithmetic the target is used with.
+        node_s: seconds that a further node takes whatever its size.
+        copies_per_widening: times a map is read and written where constants are put around it between two convolutions.
+        copies_per_deconvolution: times the products of a transposed convolution are written and read before they
+            are summed; 0 where the sum is made in place.
+        crops_deconvolutions: whether a transposed convolution is no slower for leaving out a border.
+        source: where the figures are from.
+    """
+
+    multiply_adds_per_s: float
+    bytes_per_s: float
+    element_bytes: int
+    node_s: float
+    copies_per_widening: int
+    copies_per_deconvolution: int
+    crops_deconvolutions: bool
+    source: str
+
+    def seconds(self, multiply_adds: float, elements: float) -> float:
+        """The time of one node that computes so much and moves so many elements, whichever takes longer."""
+        return max(multiply_adds / self.multiply_adds_per_s, self.copy_seconds(elements)) + self.node_s
+
+    def copy_seconds(self, elements: float) -> float:
+        """The time of moving elements."""
+        return elements * self.element_bytes / self.bytes_per_s
+
+
+MACHINES: Mapping[Target, Machine] = {
+    Target.CPU: Machine(
+        multiply_adds_per_s=95e9,
+        bytes_per_s=30e9,
+        element_bytes=4,
+        node_s=5e-6,
+        # ONNX Runtime keeps maps in blocks of channels between convolutions, and unblocks them around a Concat.
+        copies_per_widening=3,
+        # ONNX Runtime writes the matrix of all products, then adds it up (col2im): 1 to 2 ns per product, measured
+        # on upscore, upscore16 and upscore8; with padding, up to 1.7 times as long.
+        copies_per_deconvolution=4,
+        crops_deconvolutions=False,
+        source="ceilings measured by `fcn-deploy bench` on two AMD EPYC cores, float32 (benchmarks/results)",
+    ),
+    Target.CUDA: Machine(
+        multiply_adds_per_s=33.5e12,
+        bytes_per_s=3.35e12,
+        element_bytes=4,
+        node_s=4e-6,
+        copies_per_widening=1,
+        copies_per_deconvolution=0,
+        crops_deconvolutions=True,
+        source="NVIDIA H100 SXM data sheet: 67 TFLOPS float32, 3.35 TB/s",
+    ),
+    Target.TENSORRT: Machine(
+        multiply_adds_per_s=495e12,
+        bytes_per_s=3.35e12,
+        element_bytes=2,
+        node_s=4e-6,
+        copies_per_widening=1,
+        copies_per_deconvolution=0,
+        crops_deconvolutions=True,
+        source="NVIDIA H100 SXM data sheet: 990 TFLOPS float16 tensor cores (dense), 3.35 TB/s",
+    ),
+}

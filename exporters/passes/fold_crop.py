@@ -1,0 +1,162 @@
+"""A crop behind an up-sampling or a 1x1 convolution, moved to where it saves work.
+
+Input cells that cannot reach the crop are cut off before a transposed convolution, and as much of the crop as is equal
+on both sides becomes its padding (runtimes differ on more padding on one side). A crop behind a 1x1 convolution moves
+in front of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import onnx_ir as ir
+
+from exporters.passes.base import Rewrite
+from exporters.passes.cost import Machine
+from exporters.passes.edit import cut, take_over, window_shape
+from exporters.passes.trace import Window, slice_window, static_shape
+from fcn_deploy.regions import Span
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A Slice of height and width, and the convolution that it alone reads."""
+
+    node: ir.Node
+    maker: ir.Node
+    kept: Window
+
+
+class FoldCrop(Rewrite):
+    """The pass; `machine` decides whether a crop is cheaper elsewhere."""
+
+    name = "fold-crop"
+    pattern = "a Slice of height and width behind a ConvTranspose or a 1x1 Conv"
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def find(self, model: ir.Model) -> Sequence[Crop]:
+        """Every crop behind a convolution of either kind."""
+        found = []
+        for node in model.graph:
+            kept = slice_window(node)
+            maker = node.inputs[0].producer() if kept is not None and node.inputs[0] is not None else None
+            if maker is not None and maker.op_type in ("Conv", "ConvTranspose") and kept is not None:
+                found.append(Crop(node, maker, kept))
+        return found
+
+    def check(self, found: Crop) -> str | None:
+        """Refuse where others read the uncropped map, where nothing is known, and where nothing is saved."""
+        value = found.maker.outputs[0]
+        if len(value.uses()) > 1 or value.is_graph_output():
+            return f"{found.maker.name} has other readers, who need all of it"
+        if found.maker.op_type == "Conv":
+            return self._check_convolution(found)
+        if _deconvolution(found.maker) is None:
+            return f"{found.maker.name} has groups, dilations, unequal strides, or unknown shapes"
+        cells, pads = self._plan(found)
+        if not any(pads) and cells == _all_cells(found.maker):
+            return "every input cell reaches the crop, and padding a transposed convolution is no gain on the target"
+        return None
+
+    def rewrite(self, model: ir.Model, found: Crop) -> str:
+        """Cut before the convolution what need not be computed; the Slice keeps what is left to cut."""
+        maker, source = found.maker, found.maker.inputs[0]
+        if source is None:
+            raise ValueError(f"{maker.name} reads nothing")
+        if maker.op_type == "Conv":
+            maker.replace_input_with(0, cut(model, source, found.kept, f"{maker.name}/crop"))
+            maker.outputs[0].shape = ir.Shape(window_shape(maker.outputs[0], found.kept))
+            self._end(model, found, maker.outputs[0])
+            return f"in front of {maker.name}"
+        cells, pads = self._plan(found)
+        done = [f"{pads[0]} x {pads[1]} pixels as padding"] if any(pads) else []
+        if cells != _all_cells(maker):
+            maker.replace_input_with(0, cut(model, source, cells, f"{maker.name}/cells"))
+            done.append(f"cells {cells[0]} x {cells[1]} alone")
+        self._end(model, found, *_shrink(maker, found.kept, cells, pads))
+        return f"{maker.name}: {', '.join(done)}"
+
+    def node_name(self, found: Crop) -> str:
+        """The Slice."""
+        return str(found.node.name)
+
+    def _check_convolution(self, found: Crop) -> str | None:
+        if not is_pointwise(found.maker):
+            return f"{found.maker.name} is no 1x1 convolution"
+        before, after = self._convolution_seconds(found)
+        if after >= before:
+            return f"cutting in front takes longer: {after * 1e6:.0f} us against {before * 1e6:.0f} us on the target"
+        return None
+
+    def _convolution_seconds(self, found: Crop) -> tuple[float, float]:
+        """What a 1x1 convolution and the Slice behind it take, and a Slice and the convolution behind it."""
+        value, machine = found.maker.outputs[0], self._machine
+        weight = prod(static_shape(found.maker.inputs[1]) or (1,)) if found.maker.inputs[1] is not None else 1
+        channels_in = (static_shape(found.maker.inputs[0]) or (1, 1))[1] if found.maker.inputs[0] is not None else 1
+        batch, channels_out, height, width = static_shape(value) or (1, 1, 1, 1)
+        kept = batch * found.kept[0].size * found.kept[1].size
+        pixels, channels = batch * height * width, channels_in + channels_out
+        before = machine.seconds(weight * pixels, channels * pixels) + machine.seconds(0, 2 * channels_out * kept)
+        in_front = machine.copies_per_widening * machine.seconds(0, 2 * channels_in * kept)
+        return before, in_front + machine.seconds(weight * kept, channels * kept)
+
+    def _plan(self, found: Crop) -> tuple[Window, tuple[int, int]]:
+        """The input cells that reach the crop, and how much of the crop is padding, of height and width."""
+        strides, kernels, pads = _deconvolution(found.maker) or ((1, 1), (1, 1), (0, 0, 0, 0))
+        cells, padding = [], []
+        for axis, (kept, whole) in enumerate(zip(found.kept, _all_cells(found.maker), strict=True)):
+            stride, kernel, begin = strides[axis], kernels[axis], pads[axis]
+            first = -((kernel - 1 - kept.first - begin) // stride)
+            span = Span(first, (kept.last + begin) // stride).common(whole)
+            cells.append(span)
+            size = stride * (span.size - 1) + kernel - begin - pads[axis + 2]
+            left = kept.since(span.first * stride)
+            padding.append(max(min(left.first, size - 1 - left.last), 0) if self._machine.crops_deconvolutions else 0)
+        return (cells[0], cells[1]), (padding[0], padding[1])
+
+    def _end(self, model: ir.Model, found: Crop, made: ir.Value, left: Window | None = None) -> None:
+        if left is not None and window_shape(made, left) != static_shape(made):
+            made = cut(model, made, left, str(found.node.name))
+        take_over(found.node.outputs[0], made)
+        model.graph.remove(found.node, safe=True)
+
+
+def is_pointwise(node: ir.Node) -> bool:
+    """Whether a Conv has a 1x1 kernel, stride 1 and no padding."""
+    shape = static_shape(node.inputs[1]) if node.inputs[1] is not None else None
+    strides, pads = node.attributes.get_ints("strides") or (), node.attributes.get_ints("pads") or ()
+    auto = node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    return shape is not None and shape[2:] == (1, 1) and set(strides) <= {1} and not any(pads) and auto
+
+
+def _deconvolution(node: ir.Node) -> tuple[Sequence[int], Sequence[int], Sequence[int]] | None:
+    """Strides, kernel and pads of a transposed convolution that is understood here."""
+    shape = static_shape(node.inputs[1]) if node.inputs[1] is not None else None
+    attributes, source = node.attributes, node.inputs[0]
+    extra = [*(attributes.get_ints("output_padding") or ()), *(d - 1 for d in attributes.get_ints("dilations") or ())]
+    odd = any(extra) or "output_shape" in attributes or attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
+    if shape is None or len(shape) != 4 or odd or source is None or static_shape(source) is None:
+        return None
+    strides = attributes.get_ints("strides") or (1, 1)
+    return strides, shape[2:], attributes.get_ints("pads") or (0, 0, 0, 0)
+
+
+def _all_cells(node: ir.Node) -> Window:
+    shape = static_shape(node.inputs[0]) if node.inputs[0] is not None else None
+    height, width = shape[2:] if shape is not None else (0, 0)
+    return Span(0, height - 1), Span(0, width - 1)
+
+
+def _shrink(node: ir.Node, kept: Window, cells: Window, padding: tuple[int, int]) -> tuple[ir.Value, Window]:
+    """Let a transposed convolution of fewer cells pad more; returns its output and where in it `kept` is now."""
+    strides, kernels, pads = _deconvolution(node) or ((1, 1), (1, 1), (0, 0, 0, 0))
+    node.attributes.add(ir.AttrInt64s("pads", [pad + padding[i % 2] for i, pad in enumerate(pads)]))
+    sizes = [
+        strides[i] * (cells[i].size - 1) + kernels[i] - pads[i] - pads[i + 2] - 2 * padding[i] for i in range(2)
+    ]
+    value = node.outputs[0]
+    value.shape = ir.Shape([*(static_shape(value) or ())[:2], *sizes])
+    left = [kept[i].since(cells[i].first * strides[i] + padding[i]) for i in range(2)]
+    return value, (left[0], left[1])

@@ -1,0 +1,153 @@
+"""Computes of every map only what depends on the image, and puts the rest around it as constants: exactly.
+
+docs/live-window.md explains the idea and proves it; `window_plan` chooses the windows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from exporters.passes.base import Rewrite
+from exporters.passes.constants import constants_of
+from exporters.passes.cost import Machine
+from exporters.passes.edit import add_constant, cut, relative, take_over, widened, window_shape
+from exporters.passes.trace import Step, Trace, Window, trace
+from exporters.passes.window_plan import WindowPlan, cheapest_plan, plan_windows, served_slices, whole_readers
+
+# A plan that saves less than this share is not worth another graph; it also makes the pass idempotent.
+_LEAST_GAIN = 0.01
+
+Constants = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A frame of constants around the image.
+
+    Attributes:
+        trace: how far it reaches.
+        plan: the cheapest windows.
+        gain: share of the time of all maps of the trace that the plan saves.
+    """
+
+    trace: Trace
+    plan: WindowPlan
+    gain: float
+
+
+class LiveWindow(Rewrite):
+    """The pass; `machine` is what the plan is to be cheap on."""
+
+    name = "live-window"
+    pattern = "a Conv or Pad that frames the image, and what follows it up to where nothing constant is left"
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def find(self, model: ir.Model) -> Sequence[Found]:
+        """The frame of the first padded map; no place where nothing frames a map."""
+        found = trace(model)
+        if not found.steps:
+            return ()
+        plan = cheapest_plan(found, self._machine)
+        gain = 1 - plan.seconds(self._machine) / plan_windows(found, frozenset()).seconds(self._machine)
+        return (Found(found, plan, gain),)
+
+    def check(self, found: Found) -> str | None:
+        """Refuse a plan that saves next to nothing, as where the frame is thin."""
+        if found.gain < _LEAST_GAIN:
+            end = found.trace.ends[0] if found.trace.ends else "the end of the graph"
+            return f"the cheapest windows save {found.gain:.1%} up to {end}; less than {_LEAST_GAIN:.0%} is not worth it"
+        return None
+
+    def rewrite(self, model: ir.Model, found: Found) -> str:
+        """Shrink the frame, compute windows, widen them where they are read."""
+        plan, steps = found.plan, found.trace.steps
+        # Everything that is read off the whole maps comes before the first of them shrinks.
+        slices = [(node, kept, value) for value in plan.windows for node, kept in served_slices(value)]
+        readers = {value: whole_readers(found.trace, value) for value in plan.completed}
+        constants = _constants(model, plan)
+        pads = [_overflow(step, reads, plan) for step, reads in zip(steps, plan.reads, strict=True)]
+        for step in steps:
+            step.output.shape = ir.Shape(window_shape(step.output, plan.windows[step.output]))
+        for index, step in enumerate(steps):
+            if index > 0:
+                have = plan.windows[step.source]
+                taken = _moved(model, step.source, have, plan.reads[index], constants, str(step.node.name))
+                step.node.replace_input_with(0, taken)
+            _pad_with(model, step, pads[index])
+        for node, kept, value in slices:
+            made = _moved(model, value, plan.windows[value], kept, constants, str(node.name))
+            take_over(node.outputs[0], made)
+            model.graph.remove(node, safe=True)
+        for value in plan.completed:
+            _complete(model, value, plan, constants, readers[value])
+        return f"windows of {len(plan.windows)} maps, widened {plan.widened + len(plan.completed)} times"
+
+    def node_name(self, found: Found) -> str:
+        """Where the frame begins."""
+        return str(found.trace.steps[0].node.name)
+
+
+def _constants(model: ir.Model, plan: WindowPlan) -> dict[ir.Value, Constants]:
+    """The constants of every map that is read beyond its window."""
+    reads = [(step.source, reads) for step, reads in zip(plan.trace.steps[1:], plan.reads[1:], strict=True)]
+    reads += [(value, kept) for value in plan.windows for _, kept in served_slices(value)]
+    short = [v for v, read in reads if not all(h.contains(r) for h, r in zip(plan.windows[v], read, strict=True))]
+    return constants_of(model, plan.trace, tuple(dict.fromkeys([*short, *plan.completed])))
+
+
+def _overflow(step: Step, reads: Window, plan: WindowPlan) -> list[int]:
+    """How far a step's window reaches beyond the whole map: top, left, bottom, right."""
+    wanted = step.read_by(plan.windows[step.output])
+    begin = [read.first - want.first for want, read in zip(wanted, reads, strict=True)]
+    end = [max(want.last - read.last, 0) for want, read in zip(wanted, reads, strict=True)]
+    return [*begin, *end]
+
+
+def _pad_with(model: ir.Model, step: Step, pads: list[int]) -> None:
+    """Let a step pad only where it reads beyond the whole map."""
+    node = step.node
+    if node.op_type == "Pad":
+        top, left, bottom, right = pads
+        amounts = np.array([0, 0, top, left, 0, 0, bottom, right], dtype=np.int64)
+        node.replace_input_with(1, add_constant(model, f"{node.name}/pads", amounts))
+    elif step.motions is not None:
+        node.attributes.add(ir.AttrInt64s("pads", pads))
+    if node.op_type == "MaxPool":
+        # What ceil would add is in the padding.
+        node.attributes.add(ir.AttrInt64("ceil_mode", 0))
+
+
+def _moved(
+    model: ir.Model, value: ir.Value, have: Window, want: Window, constants: dict[ir.Value, Constants], name: str
+) -> ir.Value:
+    """The window `want` of a map of which `value` is the window `have`: widened by its constants, cut, or both."""
+    taken = value
+    taken = value
+    if value in constants:
+        high = have[0].hull(want[0]), have[1].hull(want[1])
+        taken, have = widened(model, value, have, high, constants[value], name), high
+    return taken if have == want else cut(model, taken, relative(want, have), f"{name}/cut")
+
+
+def _complete(
+    model: ir.Model, value: ir.Value, plan: WindowPlan, constants: dict[ir.Value, Constants], readers: list[ir.Node]
+) -> None:
+    """Make the whole map, under its own name, of the window that is computed of it."""
+    name = str(value.name)
+    value.name = f"{name}/window"
+    full = _moved(model, value, plan.windows[value], plan.trace.whole(value), constants, name)
+    full.name = name
+    for reader in readers:
+        for index, given in enumerate(reader.inputs):
+            if given is value:
+                reader.replace_input_with(index, full)
+    outputs = model.graph.outputs
+    for index, output in enumerate(outputs):
+        if output is value:
+            outputs[index] = full

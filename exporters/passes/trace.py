@@ -1,0 +1,220 @@
+"""Follows the constant frame of a padded image through a graph: the regions of every map, and why they end.
+
+Works on any ONNX graph of static shapes: from the first Conv or Pad that frames a map, over Conv, MaxPool, Pad and
+operators that treat every pixel alike, to whatever is not known here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from fcn_deploy.regions import Region, Sliding, Span, image_region
+
+SPATIAL_AXES = (2, 3)
+AXIS_NAMES = ("height", "width")
+POINTWISE = frozenset({"Relu", "Clip", "BatchNormalization"})
+
+Regions = tuple[Region, Region]
+Motions = tuple[Sliding, Sliding]
+Window = tuple[Span, Span]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node on the way, from `source` to `output`.
+
+    Attributes:
+        node: the node.
+        source: the map it reads.
+        output: the map it makes.
+        motions: how it slides along height and width, or None when it treats every pixel alike.
+    """
+
+    node: ir.Node
+    source: ir.Value
+    output: ir.Value
+    motions: Motions | None
+
+    def read_by(self, outputs: Window) -> Window:
+        """The window of the source that a window of the output is computed from."""
+        if self.motions is None:
+            return outputs
+        return self.motions[0].read_by(outputs[0]), self.motions[1].read_by(outputs[1])
+
+    @property
+    def is_local(self) -> bool:
+        """Whether every pixel of the output depends on the pixel at its own place alone."""
+        return self.motions is None or all(m.kernel == m.stride == 1 and m.begin == m.end == 0 for m in self.motions)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What is known of a graph's maps.
+
+    Attributes:
+        steps: nodes in order; the first frames the image.
+        regions: of every map on the way, height then width; the last of each branch may be all live.
+        ends: why no map behind these is known, one reason per place where the trace ends.
+    """
+
+    steps: tuple[Step, ...] = ()
+    regions: Mapping[ir.Value, Regions] = field(default_factory=dict)
+    ends: tuple[str, ...] = ()
+
+    def whole(self, value: ir.Value) -> Window:
+        """All of a map, or of the image."""
+        height, width = self.regions.get(value) or _image(value) or (image_region(0), image_region(0))
+        return height.whole, width.whole
+
+
+def trace(model: ir.Model) -> Trace:
+    """Follow the frame through `model`, whose values have shapes; nothing is changed."""
+    steps: list[Step] = []
+    regions: dict[ir.Value, Regions] = {}
+    ends: list[str] = []
+    for node in model.graph:
+        source = node.inputs[0] if node.inputs else None
+        if source is None or (steps and source not in regions) or (steps and _flooded(regions[source])):
+            continue
+        given = regions.get(source) or _image(source)
+        motions = _motions(node, first=not steps)
+        if given is None or (not steps and not _frames(motions)):
+            continue
+        if isinstance(motions, str):
+            ends.append(f"{node.name}: {motions}")
+            continue
+        found = given if motions is None else (motions[0].region(given[0]), motions[1].region(given[1]))
+        if any(region.size < 1 for region in found):
+            continue
+        steps.append(Step(node, source, node.outputs[0], motions))
+        if _flooded(found):
+            ends.append(f"{node.name}: all of its map depends on the image")
+        regions[node.outputs[0]] = found
+    return Trace(tuple(steps), regions, tuple(ends))
+
+
+def static_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """The sizes of a value, or None unless all are known."""
+    if value.shape is None or not all(isinstance(size, int) for size in value.shape):
+        return None
+    return tuple(int(str(size)) for size in value.shape)
+
+
+def constant_ints(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The integers of a constant one-dimensional value, or None when it is none."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return tuple(int(n) for n in tensor.numpy().ravel()) if tensor is not None else None
+
+
+def slice_window(node: ir.Node) -> Window | None:
+    """What a Slice keeps of height and width; None unless it is static, of step 1, and leaves other axes whole."""
+    if node.op_type != "Slice":
+        return None
+    shape = static_shape(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
+    bounds = [constant_ints(value) for value in node.inputs[1:]]
+    if shape is None or len(shape) != 4 or len(bounds) < 2 or any(bound is None for bound in bounds):
+        return None
+    starts, ends, axes, strides = _slice_arguments([bound for bound in bounds if bound is not None])
+    spans = [Span(0, size - 1) for size in shape]
+    for start, end, axis, stride in zip(starts, ends, axes, strides, strict=True):
+        size = shape[axis]
+        first, stop, _ = slice(start, end).indices(size)
+        if stride != 1 or (axis not in {2, 3, -1, -2} and (first, stop) != (0, size)):
+            return None
+        spans[axis] = Span(first, stop - 1)
+    return (spans[2], spans[3]) if spans[2].size > 0 and spans[3].size > 0 else None
+
+
+def _slice_arguments(bounds: Sequence[tuple[int, ...]]) -> tuple[Sequence[int], ...]:
+    starts, ends = bounds[:2]
+    axes = bounds[2] if len(bounds) > 2 else tuple(range(len(starts)))
+    return starts, ends, axes, bounds[3] if len(bounds) > 3 else (1,) * len(starts)
+
+
+def _image(value: ir.Value) -> Regions | None:
+    shape = static_shape(value)
+    if shape is None or len(shape) != 4:
+        return None
+    return image_region(shape[2]), image_region(shape[3])
+
+
+def _frames(motions: Motions | str | None) -> bool:
+    """Whether a node can be where the frame begins: it pads each side of both axes."""
+    return isinstance(motions, tuple) and all(motion.begin > 0 and motion.end > 0 for motion in motions)
+
+
+def _flooded(regions: Regions) -> bool:
+    """Whether nothing constant is left along either axis."""
+    return all(region.live == region.whole for region in regions)
+
+
+def _motions(node: ir.Node, *, first: bool) -> Motions | str | None:
+    """How a node slides; None for one that treats every pixel alike, text for one that is not known here.
+
+    Padding is neutral where the frame begins (it makes the moat), and in a max pool (which ignores it).
+    """
+    if node.op_type in POINTWISE and node.domain == "":
+        return _pointwise(node)
+    readers = {"Conv": _conv, "MaxPool": _pool, "Pad": _pad}
+    if node.op_type not in readers or node.domain:
+        return f"{node.op_type} is not followed"
+    return readers[node.op_type](node, first)
+
+
+def _pointwise(node: ir.Node) -> str | None:
+    if len(node.outputs) > 1:
+        return f"{node.op_type} has {len(node.outputs)} outputs"
+    dynamic = [v for v in node.inputs[1:] if v is not None and ir.convenience.get_const_tensor(v) is None]
+    return f"{node.op_type} has inputs that are not constant" if dynamic else None
+
+
+def _conv(node: ir.Node, first: bool) -> Motions | str:
+    return _window_operator(node, node.inputs[1], neutral=first)
+
+
+def _pool(node: ir.Node, first: bool) -> Motions | str:
+    del first
+    return "MaxPool gives indices" if len(node.outputs) > 1 else _window_operator(node, None, neutral=True)
+
+
+def _window_operator(node: ir.Node, weight: ir.Value | None, *, neutral: bool) -> Motions | str:
+    if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return f"{node.op_type} with auto_pad"
+    shape = static_shape(weight) if weight is not None else None
+    kernels = node.attributes.get_ints("kernel_shape", shape[2:] if shape else ()) or ()
+    if len(kernels) != 2 or (weight is not None and ir.convenience.get_const_tensor(weight) is None):
+        return f"{node.op_type} is not of two dimensions and constant weights"
+    strides = node.attributes.get_ints("strides", (1, 1)) or (1, 1)
+    dilations = node.attributes.get_ints("dilations", (1, 1)) or (1, 1)
+    pads = node.attributes.get_ints("pads", (0, 0, 0, 0)) or (0, 0, 0, 0)
+    ceil = bool(node.attributes.get_int("ceil_mode", 0))
+    height, width = (
+        Sliding(kernels[i], strides[i], pads[i], pads[i + 2], dilations[i], ceil, neutral) for i in range(2)
+    )
+    return height, width
+
+
+def _pad(node: ir.Node, first: bool) -> Motions | str:
+    if node.attributes.get_string("mode", "constant") != "constant":
+        return "Pad is not constant"
+    amounts = constant_ints(node.inputs[1]) if len(node.inputs) > 1 else None
+    if amounts is None or len(amounts) != 8 or len(node.inputs) > 3:
+        return "Pad is not static, of four dimensions and without axes"
+    if any(amounts[i] for i in (0, 1, 4, 5)) or min(amounts) < 0:
+        return "Pad reaches beyond height and width, or crops"
+    if not first and any(_fill_values(node)):
+        return "Pad fills with something else than 0"
+    return Sliding(1, begin=amounts[2], end=amounts[6], neutral=first), Sliding(
+        1, begin=amounts[3], end=amounts[7], neutral=first
+    )
+
+
+def _fill_values(node: ir.Node) -> tuple[float, ...]:
+    tensor = ir.convenience.get_const_tensor(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
+    return tuple(float(x) for x in tensor.numpy().ravel()) if tensor is not None else ()
+
+
+def constant_fill(node: ir.Node) -> float:
+    """What a Pad, or a Conv with padding, fills with."""
+    return (_fill_values(node) or (0.0,))[0] if node.op_type == "Pad" else 0.0

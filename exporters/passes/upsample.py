@@ -1,0 +1,195 @@
+"""A transposed convolution of kernel 2s and stride s as a 2x2 convolution: the same sums without a strided scatter.
+
+Output pixel s*q + r gets the input cells q and q - 1, each through one tap of the kernel: tap r and tap s + r. Taking
+the s*s remainders r as channels makes that an ordinary 2x2 convolution, padded by one cell, whose K*s*s channels
+DepthToSpace lays out (order CRD: class, row, column). Where the kernel is exactly diagonal, as a bilinear one that was
+never trained across classes is, every class is a group of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from exporters.passes.base import Rewrite
+from exporters.passes.cost import Machine
+from exporters.passes.edit import add_constant, cut, node_after, take_over
+from exporters.passes.trace import Window, slice_window, static_shape
+from fcn_deploy.regions import Span
+
+
+@dataclass(frozen=True)
+class Upsampling:
+    """One transposed convolution, and the Slice that alone reads it, if one does."""
+
+    node: ir.Node
+    crop: ir.Node | None
+
+    @property
+    def stride(self) -> int:
+        """Output pixels per input cell, along both axes; 0 when they differ."""
+        height, width = self.node.attributes.get_ints("strides", (1, 1)) or (1, 1)
+        return height if height == width else 0
+
+    @property
+    def pads(self) -> Sequence[int]:
+        """Output pixels left out: top, left, bottom, right."""
+        return self.node.attributes.get_ints("pads", (0, 0, 0, 0)) or (0, 0, 0, 0)
+
+    @property
+    def weight(self) -> npt.NDArray[Any] | None:
+        """The kernel, channels in x channels out x height x width, when it is constant."""
+        tensor = ir.convenience.get_const_tensor(self.node.inputs[1]) if self.node.inputs[1] is not None else None
+        return tensor.numpy() if tensor is not None else None
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Of input and output, when both are known."""
+        given = static_shape(self.node.inputs[0]) if self.node.inputs[0] is not None else None
+        made = static_shape(self.node.outputs[0])
+        return (given, made) if given is not None and made is not None else None
+
+
+class Upsample(Rewrite):
+    """The pass; `machine` decides whether a convolution is cheaper."""
+
+    name = "upsample"
+    pattern = "a ConvTranspose of kernel 2s and stride s"
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def find(self, model: ir.Model) -> Sequence[Upsampling]:
+        """Every transposed convolution."""
+        nodes = [node for node in model.graph if node.op_type == "ConvTranspose" and node.domain == ""]
+        return [Upsampling(node, _only_slice(node)) for node in nodes]
+
+    def check(self, found: Upsampling) -> str | None:
+        """Refuse other kernels, what is not static, and what would not be cheaper."""
+        weight, stride, attributes = found.weight, found.stride, found.node.attributes
+        if weight is None or found.shapes is None or weight.ndim != 4:
+            return "weights or shapes are not constant"
+        if stride < 2 or weight.shape[2:] != (2 * stride, 2 * stride):
+            return f"kernel {weight.shape[2]}x{weight.shape[3]} is not twice its stride {stride}"
+        plain = (attributes.get_int("group", 1), attributes.get_string("auto_pad", "NOTSET"))
+        extra = [*(attributes.get_ints("output_padding") or ()), *(d - 1 for d in attributes.get_ints("dilations") or ())]
+        if plain != (1, "NOTSET") or any(extra) or "output_shape" in attributes:
+            return "it has groups, dilations or padding of its output"
+        now, then = self._seconds(found, is_diagonal(weight))
+        if then >= now and not is_diagonal(weight):
+            return f"a 2x2 convolution takes longer: {then * 1e6:.0f} us against {now * 1e6:.0f} us on the target"
+        return None
+
+    def rewrite(self, model: ir.Model, found: Upsampling) -> str:
+        """Put a convolution, or a transposed one with groups, in the place of the node."""
+        weight = found.weight
+        if weight is None or found.shapes is None:
+            raise ValueError("a place that was refused")
+        diagonal = is_diagonal(weight)
+        now, then = self._seconds(found, diagonal)
+        if then >= now:
+            return _group(model, found, weight)
+        return _convolve(model, found, weight, diagonal)
+
+    def node_name(self, found: Upsampling) -> str:
+        """The transposed convolution."""
+        return str(found.node.name)
+
+    def _seconds(self, found: Upsampling, diagonal: bool) -> tuple[float, float]:
+        """What a transposed convolution takes, and a 2x2 convolution with DepthToSpace."""
+        (given, made), stride = found.shapes or ((), ()), found.stride
+        groups = given[1] if diagonal else 1
+        batch, channels, cells = given[0], made[1], given[2] * given[3]
+        products = batch * channels * (2 * stride) ** 2 * cells
+        output = batch * channels * made[2] * made[3]
+        grid = (given[2] + 1) * (given[3] + 1)
+        laid_out = batch * channels * stride**2 * grid
+        scattered = self._machine.copies_per_deconvolution * 2 * products
+        now = self._machine.seconds(products * given[1] // groups, scattered + output)
+        convolved = self._machine.seconds(4 * laid_out * given[1] // groups, laid_out)
+        moved = self._machine.seconds(0, 2 * laid_out)
+        cropped = self._machine.seconds(0, 2 * output) if any(found.pads) and found.crop is None else 0.0
+        return now, convolved + moved + cropped
+
+
+def is_diagonal(weight: npt.NDArray[Any]) -> bool:
+    """Whether a kernel of several channels maps each to itself alone, exactly."""
+    channels = weight.shape[0]
+    if channels != weight.shape[1] or channels == 1:
+        return False
+    off = ~np.eye(channels, dtype=bool)
+    return not weight[off].any()
+
+
+def convolution_weight(weight: npt.NDArray[Any], stride: int, *, diagonal: bool) -> npt.NDArray[Any]:
+    """The 2x2 kernel of the convolution: (K * s * s) x channels in (1 when diagonal) x 2 x 2."""
+    channels_in, channels_out = weight.shape[:2]
+    if diagonal:
+        taps = weight[range(channels_in), range(channels_in)].reshape(channels_in, 1, 2, stride, 2, stride)
+        channels_in = 1
+        taps = taps.transpose(1, 0, 2, 3, 4, 5)
+    else:
+        taps = weight.reshape(channels_in, channels_out, 2, stride, 2, stride)
+    # Tap 0 of the convolution reads cell q - 1, whose product is that of tap s + r of the kernel.
+    flipped = taps[:, :, ::-1, :, ::-1, :].transpose(1, 3, 5, 0, 2, 4)
+    return np.ascontiguousarray(flipped.reshape(channels_out * stride**2, channels_in, 2, 2))
+
+
+def _only_slice(node: ir.Node) -> ir.Node | None:
+    """The Slice of height and width that is the only reader of a node."""
+    uses, value = node.outputs[0].uses(), node.outputs[0]
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    reader = next(iter(uses)).node
+    return reader if reader.op_type == "Slice" and slice_window(reader) is not None else None
+
+
+def _group(model: ir.Model, found: Upsampling, weight: npt.NDArray[Any]) -> str:
+    """Keep the transposed convolution, one group per class."""
+    channels = weight.shape[0]
+    kernel = np.ascontiguousarray(weight[range(channels), range(channels)][:, None])
+    found.node.replace_input_with(1, add_constant(model, f"{found.node.name}/diagonal", kernel))
+    found.node.attributes.add(ir.AttrInt64("group", channels))
+    return f"diagonal: {channels} groups"
+
+
+def _convolve(model: ir.Model, found: Upsampling, weight: npt.NDArray[Any], diagonal: bool) -> str:
+    node, stride = found.node, found.stride
+    given, (batch, channels, height, width) = found.shapes or ((), (0, 0, 0, 0))
+    name, source, output = str(node.name), node.inputs[0], node.outputs[0]
+    if source is None:
+        raise ValueError(f"{name} reads nothing")
+    kernel = add_constant(model, f"{name}/convolve/weight", convolution_weight(weight, stride, diagonal=diagonal))
+    inputs = [source, kernel]
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = ir.convenience.get_const_tensor(node.inputs[2])
+        spread = np.repeat(bias.numpy() if bias is not None else np.zeros(channels), stride**2)
+        inputs.append(add_constant(model, f"{name}/convolve/bias", spread.astype(weight.dtype)))
+    grid = given[2] + 1, given[3] + 1
+    groups = channels if diagonal else 1
+    pads = [ir.AttrInt64s("pads", [1, 1, 1, 1]), ir.AttrInt64("group", groups)]
+    shape = (batch, channels * stride**2, *grid)
+    cells = node_after(output, "Conv", inputs, f"{name}/convolve", shape, pads)
+    layout = [ir.AttrInt64("blocksize", stride), ir.AttrString("mode", "CRD")]
+    full = node_after(cells, "DepthToSpace", [cells], name, (batch, channels, *(stride * n for n in grid)), layout)
+    _crop(model, found, full, (Span(0, height - 1), Span(0, width - 1)))
+    return f"a 2x2 convolution of {channels * stride**2} channels{f', {groups} groups' if diagonal else ''}, DepthToSpace"
+
+
+def _crop(model: ir.Model, found: Upsampling, full: ir.Value, whole: Window) -> None:
+    """Cut what the node, and the Slice behind it, gave out of what `full` is."""
+    kept = (slice_window(found.crop) if found.crop is not None else None) or whole
+    last = found.crop if found.crop is not None else found.node
+    top, left = found.pads[:2]
+    window = kept[0].since(-top), kept[1].since(-left)
+    size = static_shape(full) or (0, 0, 0, 0)
+    cropped = full
+    if window != (Span(0, size[2] - 1), Span(0, size[3] - 1)):
+        cropped = cut(model, full, window, str(last.name) if found.crop is not None else f"{found.node.name}/crop")
+    take_over(last.outputs[0], cropped)
+    for node in (last, found.node):
+        if node.graph is not None:
+            node.graph.remove(node, safe=True)
