@@ -39,9 +39,6 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
-# What goes into a row from end to end, and what comes out.
-PIXELS_NAME, LABELS_NAME = "pixels", "labels"
-
 CPU, CUDA, TENSORRT = Provider.CPU, Provider.CUDA, Provider.TENSORRT
 
 

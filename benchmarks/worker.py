@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from benchmarks import timing
-from benchmarks.cases import LABELS_NAME, PIXELS_NAME, Graph, Precision
+from benchmarks.cases import Graph, Precision
 from benchmarks.messages import Failure, FirstRuns, Job, Opened, Samples
 from benchmarks.profile import NodeTime
 from benchmarks.workspace import Workspace
 from fcn_deploy.errors import FcnDeployError
-from fcn_deploy.model_info import INPUT_NAME, OUTPUT_NAME
+from fcn_deploy.model_info import INPUT_NAME, LABELS_NAME, OUTPUT_NAME, PIXELS_NAME, ImageInput
 from fcn_deploy.parity.compare import LabelComparison, compare_labels, compare_logits
 from fcn_deploy.runtime.base import Arrays
 from fcn_deploy.runtime.provider import Provider
@@ -107,11 +107,18 @@ class Worker:
     def _feeds(self, index: int) -> Arrays:
         if self._job.case.end_to_end:
             return {PIXELS_NAME: self._job.workspace.pixels()}
-        return {INPUT_NAME: self._job.workspace.inputs()[index].image}
+        given = self._job.workspace.inputs()[index]
+        if self._takes_pixels():
+            return {PIXELS_NAME: given.pixels}
+        return {INPUT_NAME: given.image}
+
+    def _takes_pixels(self) -> bool:
+        bundled = self._job.case.graph is Graph.BUNDLE
+        return bundled and self._job.workspace.info.image_input is ImageInput.UINT8
 
     def _compared(self, name: str, reference: Any) -> LabelComparison:
         outputs = self._subject.bound.download()
-        if self._job.case.end_to_end:
+        if LABELS_NAME in outputs:
             return compare_labels(name, reference, outputs[LABELS_NAME])
         return compare_logits(name, reference, outputs[OUTPUT_NAME])
 

@@ -12,8 +12,15 @@ import numpy.typing as npt
 from benchmarks.cases import Graph
 from fcn_deploy.bundle import Bundle
 from fcn_deploy.images import SAMPLE_PHOTO, Pixels, read_image, resize
-from fcn_deploy.model_info import ModelInfo
-from fcn_deploy.parity.inputs import ParityInput, Shape, noise_input, photo_input, rolled_batch
+from fcn_deploy.model_info import ImageInput, ModelInfo
+from fcn_deploy.parity.inputs import (
+    ParityInput,
+    Shape,
+    noise_input,
+    photo_input,
+    pixel_noise_input,
+    rolled_batch,
+)
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,9 @@ class Workspace:
         return rolled_batch(resize(read_image(SAMPLE_PHOTO), *self.shape[2:]), self.shape[0])
 
     def inputs(self) -> tuple[ParityInput, ...]:
-        """What every row is run on: the photo, then noise."""
-        return photo_input(SAMPLE_PHOTO, self.shape), noise_input(0, self.shape)
+        """What every row is run on: the photo, then noise, of pixels where the bundle takes pixels."""
+        noise = pixel_noise_input if self.info.image_input is ImageInput.UINT8 else noise_input
+        return photo_input(SAMPLE_PHOTO, self.shape), noise(0, self.shape)
 
     def references(self) -> tuple[npt.NDArray[np.float32], ...]:
         """The reference's logits for `inputs`, mapped from their files."""

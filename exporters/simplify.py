@@ -6,14 +6,12 @@ import onnx
 import onnx_ir as ir
 import onnxsim
 
-from exporters.equivalence import compare_graphs
+from exporters.equivalence import SAME_GRAPH_ERROR, compare_graphs
 from exporters.naming import name_after_outputs, node_names
 from fcn_deploy.errors import BundleError, ParityError
 from fcn_deploy.graph import operator_counts, typed_skeleton
 from fcn_deploy.onnx_file import large_initializers
 
-# A simplified graph does the same sums; only their order may change.
-SAME_GRAPH_ERROR = 1e-6
 # A simplifier that folds constants may write out large ones; a skeleton has no reason to grow beyond this.
 MAX_GROWTH_BYTES = 64 * 1024
 
@@ -77,7 +75,7 @@ def _compared(model: ir.Model, simplified: ir.Model) -> tuple[ir.Model, Simplifi
             f"at most {SAME_GRAPH_ERROR:g} is rounding",
         )
     name_after_outputs(simplified, node_names(model))
-    difference = None if found.comparison is None else found.relative_error
+    difference = found.relative_error if found.compared_nodes else None
     counts = operator_counts(model), operator_counts(simplified)
     return simplified, Simplification(*counts, difference=difference, compared_nodes=found.compared_nodes)
 

@@ -27,7 +27,9 @@ __all__ = [
     "FcnDeployError",
     "Finding",
     "Geometry",
+    "Head",
     "ImageError",
+    "ImageInput",
     "InputFileError",
     "Inspection",
     "Measurement",
@@ -36,6 +38,7 @@ __all__ = [
     "NetworkSpec",
     "OnnxOptions",
     "Optimize",
+    "Optimized",
     "OrtOptions",
     "OutputError",
     "ParityError",
@@ -48,8 +51,10 @@ __all__ = [
     "ProviderError",
     "RegressionError",
     "ReportComparison",
+    "Rewriting",
     "Row",
     "SizeError",
+    "Target",
     "Tier",
     "UsageError",
     "Variant",
@@ -69,6 +74,7 @@ __all__ = [
     "find_images",
     "inspect",
     "open_bundle",
+    "optimize",
     "predict",
     "read_checkpoint",
     "read_report",
@@ -86,9 +92,11 @@ if TYPE_CHECKING:
     from benchmarks.results import BenchReport, Row, read_report, write_report
     from benchmarks.run import bench
     from benchmarks.timing import Measurement, Protocol
+    from exporters.foreign import Optimized, optimize
     from exporters.onnx import OnnxOptions
-    from exporters.optimize import Optimize
+    from exporters.optimize import Optimize, Target
     from exporters.pipeline import ExportOptions, ExportResult, export
+    from exporters.rewrite import Rewriting
     from fcn_deploy.bundle import Bundle, open_bundle
     from fcn_deploy.doctor import Finding, examine
     from fcn_deploy.errors import (
@@ -107,7 +115,7 @@ if TYPE_CHECKING:
     )
     from fcn_deploy.geometry import AxisSizes, Geometry, Variant, axis_sizes, check_fits
     from fcn_deploy.inspection import Inspection, inspect
-    from fcn_deploy.model_info import ModelInfo, NetworkSpec, Provenance
+    from fcn_deploy.model_info import Head, ImageInput, ModelInfo, NetworkSpec, Provenance
     from fcn_deploy.models.checkpoints import read_checkpoint
     from fcn_deploy.models.fcn import fcn8s, fcn16s, fcn32s
     from fcn_deploy.models.weights import WeightsOptions
@@ -128,15 +136,17 @@ _NAMES_BY_MODULE = {
     "benchmarks.run": "bench",
     "benchmarks.options": "BenchOptions",
     "benchmarks.timing": "Measurement Protocol",
+    "exporters.foreign": "Optimized optimize",
     "exporters.onnx": "OnnxOptions",
-    "exporters.optimize": "Optimize",
+    "exporters.optimize": "Optimize Target",
     "exporters.pipeline": "ExportOptions ExportResult export",
+    "exporters.rewrite": "Rewriting",
     "fcn_deploy.bundle": "Bundle open_bundle",
     "fcn_deploy.doctor": "Finding examine",
     "fcn_deploy.errors": f"{_ERRORS} MeasurementError RegressionError SizeError UsageError",
     "fcn_deploy.geometry": "AxisSizes Geometry Variant axis_sizes check_fits",
     "fcn_deploy.inspection": "Inspection inspect",
-    "fcn_deploy.model_info": "ModelInfo NetworkSpec Provenance",
+    "fcn_deploy.model_info": "Head ImageInput ModelInfo NetworkSpec Provenance",
     "fcn_deploy.models.checkpoints": "read_checkpoint",
     "fcn_deploy.models.fcn": "fcn32s fcn16s fcn8s",
     "fcn_deploy.models.weights": "WeightsOptions",

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from fcn_deploy.errors import BundleError, CheckpointError, UsageError
 from fcn_deploy.hashing import file_sha256
-from fcn_deploy.model_info import ModelInfo, Provenance
+from fcn_deploy.model_info import PIXELS_NAME, ModelInfo, Provenance
 from fcn_deploy.onnx_file import read_model
 
 SCHEMA_VERSION = 1
@@ -50,7 +50,7 @@ class Bundle:
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """The fixed N x 3 x H x W of the first input.
+        """N, 3, H and W of the first input, which are fixed.
 
         Raises:
             BundleError: the model has no such input.
@@ -62,7 +62,9 @@ class Bundle:
                 f"{self.model_path}: its input is {shape}, not a fixed N x 3 x H x W",
                 remedy="Export it with fixed sizes.",
             )
-        batch, channels, height, width = (int(str(n)) for n in sizes)
+        batch, *rest = (int(str(n)) for n in sizes)
+        # Pixels come with their channels last.
+        channels, height, width = rest if self.model.graph.inputs[0].name != PIXELS_NAME else (rest[2], *rest[:2])
         return batch, channels, height, width
 
 

@@ -21,6 +21,7 @@ class Layer:
         shape: of its first output; empty when unknown.
         parameters: elements of its floating-point weights.
         multiply_adds: of a convolution or transposed convolution for the whole batch, padding included; else 0.
+        moved_bytes: of its inputs, weights among them, and outputs, each once; unknown ones count as none.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Layer:
     shape: tuple[int, ...]
     parameters: int
     multiply_adds: int
+    moved_bytes: int
 
 
 def layers(model: ir.Model) -> tuple[Layer, ...]:
@@ -36,8 +38,10 @@ def layers(model: ir.Model) -> tuple[Layer, ...]:
     Raises:
         BundleError: the shapes contradict each other.
     """
-    shapes = _shapes(model)
-    return tuple(_layer(node, shapes) for node in model.graph)
+    types = _types(model)
+    shapes = {name: shape for name, (shape, _) in types.items()}
+    sizes = {name: prod(shape) * dtype.bitwidth // 8 for name, (shape, dtype) in types.items() if dtype}
+    return tuple(_layer(node, shapes, sizes) for node in model.graph)
 
 
 def operator_counts(model: ir.Model) -> dict[str, int]:
@@ -45,11 +49,13 @@ def operator_counts(model: ir.Model) -> dict[str, int]:
     return dict(Counter(node.op_type for node in model.graph).most_common())
 
 
-def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> Layer:
+def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]], sizes: dict[str, int]) -> Layer:
     weights = [v for v in node.inputs if v is not None and v.is_initializer() and v.dtype is not None]
     parameters = sum(prod(_known(v)) for v in weights if v.dtype and v.dtype.is_floating_point())
     shape = shapes.get(node.outputs[0].name or "", ())
-    return Layer(node.name or "", node.op_type, shape, parameters, _multiply_adds(node, shape, shapes))
+    multiply_adds = _multiply_adds(node, shape, shapes)
+    moved = sum(sizes.get(v.name or "", 0) for v in (*node.inputs, *node.outputs) if v is not None)
+    return Layer(node.name or "", node.op_type, shape, parameters, multiply_adds, moved)
 
 
 def _multiply_adds(node: ir.Node, output: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> int:
@@ -69,15 +75,19 @@ def _known(value: ir.Value) -> tuple[int, ...]:
     return tuple(int(n) for n in shape if isinstance(n, int)) if shape else ()
 
 
-def _shapes(model: ir.Model) -> dict[str, tuple[int, ...]]:
+def _types(model: ir.Model) -> dict[str, tuple[tuple[int, ...], ir.DataType]]:
+    """Shape and dtype of every value, initializers among them; dtype 0 is unknown."""
     try:
         inferred = onnx.shape_inference.infer_shapes(typed_skeleton(model)).graph
     except (onnx.shape_inference.InferenceError, ValueError) as error:
         raise BundleError(f"the model is not valid: {error}", remedy="Export it again.") from error
-    return {
-        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+    found = {
+        value.name: (tuple(d.dim_value for d in tensor.shape.dim), ir.DataType(tensor.elem_type))
         for value in (*inferred.value_info, *inferred.output, *inferred.input)
+        for tensor in (value.type.tensor_type,)
     }
+    small = {t.name: (tuple(t.dims), ir.DataType(t.data_type)) for t in inferred.initializer}
+    return found | small
 
 
 def typed_skeleton(model: ir.Model) -> onnx.ModelProto:

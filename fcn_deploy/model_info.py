@@ -6,6 +6,7 @@ Nothing here needs PyTorch.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from fcn_deploy.errors import BundleError, UsageError
@@ -34,6 +35,20 @@ VOC_CLASSES = (
 # fmt: on
 
 Rgb = tuple[int, int, int]
+
+
+class ImageInput(StrEnum):
+    """What a graph takes."""
+
+    FLOAT = "float"  # `image`: N x 3 x H x W float32, BGR less the mean
+    UINT8 = "uint8"  # `pixels`: N x H x W x 3 uint8, RGB
+
+
+class Head(StrEnum):
+    """What a graph gives."""
+
+    LOGITS = "logits"  # N x K x H x W float32
+    LABELS = "labels"  # N x H x W uint8
 
 
 @dataclass(frozen=True)
@@ -112,11 +127,15 @@ class ModelInfo:
     Attributes:
         network: the network's specification.
         provenance: where its weights came from.
+        image_input: what the graph takes.
+        head: what the graph gives.
         versions: versions of what made the file, by package name.
     """
 
     network: NetworkSpec
     provenance: Provenance
+    image_input: ImageInput = ImageInput.FLOAT
+    head: Head = Head.LOGITS
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -137,6 +156,8 @@ class ModelInfo:
             "palette": " ".join("{:02x}{:02x}{:02x}".format(*colour) for colour in self.palette),
             "mean": " ".join(str(value) for value in MEAN_BGR),
             "channel_order": CHANNEL_ORDER,
+            "image_input": self.image_input,
+            "head": self.head,
             "weights": "untrained" if self.provenance.untrained else "trained",
             **asdict(self.provenance),
             **{f"version.{package}": version for package, version in self.versions.items()},
@@ -182,7 +203,8 @@ def _from_facts(facts: Mapping[str, str]) -> ModelInfo:
         dropped=tuple(facts.get("dropped", "").split()),
     )
     versions = {k.removeprefix("version."): v for k, v in facts.items() if k.startswith("version.")}
-    return ModelInfo(network, provenance, versions)
+    ends = ImageInput(facts.get("image_input", ImageInput.FLOAT)), Head(facts.get("head", Head.LOGITS))
+    return ModelInfo(network, provenance, *ends, versions)
 
 
 def _to_text(value: Any) -> str:

@@ -19,12 +19,12 @@ from fcn_deploy.images import (
     label_image,
     mean_image,
     place,
-    preprocess,
     read_image,
     readable_suffixes,
 )
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.overlay import class_shares, overlay
+from fcn_deploy.runtime.ends import feed_of, labels_of
 from fcn_deploy.runtime.ort import OrtRunner
 from fcn_deploy.runtime.ort_options import OrtOptions
 from fcn_deploy.runtime.provider import Provider
@@ -176,8 +176,7 @@ def _segment(runner: OrtRunner, placed: list[_Placed], shape: tuple[int, int, in
         return
     batch, height, width = shape
     canvases = [item.canvas for item in placed] + [mean_image(height, width)] * (batch - len(placed))
-    (logits,) = runner.run({runner.inputs[0].name: preprocess(np.stack(canvases))}).values()
-    yield from logits.argmax(axis=1).astype(np.uint8)
+    yield from labels_of(runner.run(feed_of(runner.inputs[0], np.stack(canvases))))
 
 
 def _write(image: Path, item: _Placed, labels: Labels, info: ModelInfo, stem: Path) -> Prediction:

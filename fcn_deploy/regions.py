@@ -115,9 +115,7 @@ class Sliding:
 
     def read_by(self, outputs: Span) -> Span:
         """The inputs that `outputs` read."""
-        return Span(
-            outputs.first * self.stride - self.begin, outputs.last * self.stride - self.begin + self.reach
-        )
+        return Span(outputs.first * self.stride - self.begin, outputs.last * self.stride - self.begin + self.reach)
 
     def computed_from(self, inputs: Span) -> Span:
         """The outputs that read nothing but `inputs`."""

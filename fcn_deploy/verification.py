@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from fcn_deploy.bundle import Bundle, check_checkpoint, open_bundle
-from fcn_deploy.errors import OutputError, UsageError
+from fcn_deploy.errors import ImageError, OutputError, UsageError
 from fcn_deploy.images import SAMPLE_PHOTO
-from fcn_deploy.model_info import ModelInfo
+from fcn_deploy.model_info import Head, ImageInput, ModelInfo
 from fcn_deploy.models.checkpoints import read_checkpoint
 from fcn_deploy.models.fcn import FCN
 from fcn_deploy.models.weights import WeightsOptions, load_network, untrained_network
-from fcn_deploy.parity.inputs import ParityInput, Shape, hard_inputs, noise_input, photo_input
+from fcn_deploy.parity.inputs import ParityInput, Shape, hard_inputs, noise_input, photo_input, pixel_noise_input
 from fcn_deploy.parity.report import ExactErrors, ParityReport
 from fcn_deploy.parity.run import Outputs, compare_all, run_all
 from fcn_deploy.parity.tolerance import TIERS
@@ -101,7 +101,7 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
     with on_step(f"check {path}"):
         bundle = open_bundle(path)
         info, shape = bundle.info, bundle.input_shape
-    inputs = _inputs(options, shape)
+    inputs = parity_inputs(options, info, shape)
     reference_name, references, exact = _reference_outputs(info, options, inputs, shape, on_step)
     candidate = OrtRunner(bundle.model_path, OrtOptions(options.provider))
     outputs = run_all(candidate, inputs, on_step)
@@ -113,11 +113,28 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
     return Verification(info, parity, _save_worst(bundle, options, parity, inputs), placement)
 
 
-def _inputs(options: VerifyOptions, shape: Shape) -> tuple[ParityInput, ...]:
+def parity_inputs(options: VerifyOptions, info: ModelInfo, shape: Shape) -> tuple[ParityInput, ...]:
+    """What a model of these facts is verified on; a model that takes pixels, on pictures alone.
+
+    Raises:
+        UsageError: errors in float64 are asked for of a model that gives labels.
+        ImageError: an image cannot be read, or is no picture where one is needed.
+    """
+    if options.exact and info.head is Head.LABELS:
+        raise UsageError("the model gives labels, which have no error in float64", remedy="Leave --exact out.")
     paths = list(dict.fromkeys(options.images)) or [SAMPLE_PHOTO]
     names = Counter(path.name for path in paths)
     photos = [photo_input(path, shape, path.name if names[path.name] == 1 else str(path)) for path in paths]
-    return (*photos, *(noise_input(seed, shape) for seed in range(options.samples)), *hard_inputs(shape))
+    on_pixels = info.image_input is ImageInput.UINT8
+    noise = [(pixel_noise_input if on_pixels else noise_input)(seed, shape) for seed in range(options.samples)]
+    inputs = (*photos, *noise, *hard_inputs(shape))
+    for photo in photos:
+        if on_pixels and photo.pixels is None:
+            raise ImageError(
+                f"saved input {photo.name} is of floats; this model takes uint8 pixels",
+                remedy="Replay it on the model it was saved from.",
+            )
+    return tuple(given for given in inputs if given.pixels is not None) if on_pixels else inputs
 
 
 def _reference_outputs(
@@ -157,27 +174,28 @@ def _distances(
     if not exact:
         return ()
     pairs = zip(compare_all(inputs, exact, references), compare_all(inputs, exact, candidates), strict=True)
-    return tuple(ExactErrors(ours.input_name, ours.relative_error, theirs.relative_error) for ours, theirs in pairs)
+    return tuple(ExactErrors(ours.input_name, ours.severity, theirs.severity) for ours, theirs in pairs)
 
 
 def _save_worst(
     bundle: Bundle, options: VerifyOptions, parity: ParityReport, inputs: Sequence[ParityInput]
 ) -> Path | None:
-    worst = inputs[parity.comparisons.index(parity.worst)]
+    worst, as_pixels = inputs[parity.comparisons.index(parity.worst)], bundle.info.image_input is ImageInput.UINT8
     if options.save_worst is not None:
-        _save(worst, options.save_worst)
+        _save(worst, options.save_worst, as_pixels)
         return options.save_worst
     if parity.passed:
         return None
     path = bundle.model_path.parent / WORST_INPUT_FILE
     try:
-        _save(worst, path)
+        _save(worst, path, as_pixels)
     except OutputError:
         # The verdict matters more than the copy: a bundle may well lie where nobody may write.
         return None
     return path
 
 
-def _save(given: ParityInput, path: Path) -> None:
+def _save(given: ParityInput, path: Path, as_pixels: bool) -> None:
+    """Save an input as the model takes it."""
     with staged_file(path) as staging, staging.open("wb") as file:
-        np.save(file, given.image)
+        np.save(file, given.image if given.pixels is None or not as_pixels else given.pixels)

@@ -1,21 +1,24 @@
-"""From uint8 pixels to labels with a runtime that knows only float32 inputs and logits: the host does the rest."""
+"""From uint8 pixels to labels: what the model does not do itself, the host does."""
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.cases import LABELS_NAME, PIXELS_NAME
-from fcn_deploy.images import Labels, Pixels, preprocess
-from fcn_deploy.model_info import INPUT_NAME, OUTPUT_NAME
-from fcn_deploy.runtime.base import Arrays, Bound
+from fcn_deploy.images import Labels, Pixels
+from fcn_deploy.model_info import LABELS_NAME, PIXELS_NAME
+from fcn_deploy.runtime.base import Arrays, Bound, TensorSpec
+from fcn_deploy.runtime.ends import feed_of, labels_of
 
 
 class HostEndToEnd(Bound):
-    """Another binding with pre-processing before it and the choice of the largest logit behind it, both by NumPy."""
+    """Another binding with NumPy's pre-processing before it, and its choice of the largest logit behind it.
 
-    def __init__(self, inner: Bound) -> None:
-        self._inner = inner
+    Either is left out where the model takes pixels, or gives labels.
+    """
+
+    def __init__(self, inner: Bound, spec: TensorSpec) -> None:
+        self._inner, self._spec = inner, spec
         self._pixels: Pixels = np.empty(0, np.uint8)
         self._labels: Labels = np.empty(0, np.uint8)
 
@@ -25,9 +28,9 @@ class HostEndToEnd(Bound):
 
     def launch(self) -> None:
         """Pre-process, move, compute, move back, take the largest logit: N x H x W uint8."""
-        self._inner.upload({INPUT_NAME: preprocess(self._pixels)})
+        self._inner.upload(feed_of(self._spec, self._pixels))
         self._inner.run()
-        self._labels = self._inner.download()[OUTPUT_NAME].argmax(axis=1).astype(np.uint8)
+        self._labels = labels_of(self._inner.download())
 
     def wait(self) -> None:
         """Nothing is left to do when a launch returns."""

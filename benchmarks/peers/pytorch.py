@@ -5,8 +5,8 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from benchmarks.cases import LABELS_NAME, PIXELS_NAME, Case, Precision, Runtime
-from fcn_deploy.model_info import INPUT_NAME, MEAN_BGR, OUTPUT_NAME
+from benchmarks.cases import Case, Precision, Runtime
+from fcn_deploy.model_info import INPUT_NAME, LABELS_NAME, MEAN_BGR, OUTPUT_NAME, PIXELS_NAME
 from fcn_deploy.models.fcn import FCN
 from fcn_deploy.parity.inputs import Shape
 from fcn_deploy.runtime.base import Arrays, Bound

@@ -119,7 +119,7 @@ def _open_onnxruntime(case: Case, workspace: Workspace, provider: Provider, thre
     runner = OrtRunner(path, options)
     # Stays open as long as its process lives.
     runner.__enter__()
-    bound = HostEndToEnd(runner.bind()) if case.end_to_end else runner.bind()
+    bound = HostEndToEnd(runner.bind(), runner.inputs[0]) if case.end_to_end else runner.bind()
     placement = {name: len(nodes) for name, nodes in runner.placement.items()}
     version = runner.name.split()[2]
     profiled = _profiler(path, options, workspace) if on_cpu and not case.end_to_end else None
@@ -133,7 +133,7 @@ def _profiler(path: Path, options: OrtOptions, workspace: Workspace) -> Callable
             OrtRunner(path, options, profile=Path(folder) / "profile") as runner,
         ):
             bound = runner.bind()
-            bound.upload({runner.inputs[0].name: workspace.inputs()[0].image})
+            bound.upload({runner.inputs[0].name: workspace.inputs()[0].feed(runner.inputs[0])})
             for _ in range(runs + 1):
                 bound.run()
             counted = {layer.name: layer.multiply_adds for layer in layers(read_model(path))}

@@ -1,6 +1,7 @@
 """The edits that rewrites are made of: constants, nodes at a place, maps made larger and smaller."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,19 @@ from fcn_deploy.regions import Span
 
 Array = npt.NDArray[Any]
 
+
 def add_constant(model: ir.Model, name: str, array: Array) -> ir.Value:
     """A new initializer of that name, or of the first free `name_2`, `name_3`, ..."""
-    taken, free, count = model.graph.initializers, name, 1
-    while free in taken:
-        count += 1
-        free = f"{name}_{count}"
+    free = _free_name(name, model.graph.initializers)
     tensor = ir.tensor(np.ascontiguousarray(array), name=free)
     value = ir.Value(name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.initializers.add(value)
     return value
+
+
+def _free_name(name: str, taken: Container[str | None]) -> str:
+    candidates = (name if n == 1 else f"{name}_{n}" for n in count(1))
+    return next(candidate for candidate in candidates if candidate not in taken)
 
 
 def node_after(
@@ -31,14 +35,15 @@ def node_after(
     inputs: Sequence[ir.Value],
     name: str,
     shape: Sequence[int],
-    attributes: Sequence[ir.Attr] = (),
+    *attributes: ir.Attr,
 ) -> ir.Value:
     """Insert a node right behind the one that makes `place`; returns its output, of the dtype of `place`."""
-    output = ir.Value(name=name, shape=ir.Shape(shape), type=place.type)
-    node = ir.Node("", operator, inputs, attributes, outputs=[output], name=name)
     producer, graph = place.producer(), place.graph
-    if graph is None:
+    if not isinstance(graph, ir.Graph):
         raise ValueError(f"{place.name} belongs to no graph")
+    free = _free_name(name, {value.name for node in graph for value in node.outputs})
+    output = ir.Value(name=free, shape=ir.Shape(shape), type=place.type)
+    node = ir.Node("", operator, inputs, attributes, outputs=[output], name=free)
     if producer is None:
         graph.insert_before(graph[0], node)
     else:
@@ -57,9 +62,7 @@ def relative(window: Window, within: Window) -> Window:
     return window[0].since(within[0].first), window[1].since(within[1].first)
 
 
-def widened(
-    model: ir.Model, value: ir.Value, have: Window, want: Window, constants: Array, name: str
-) -> ir.Value:
+def widened(model: ir.Model, value: ir.Value, have: Window, want: Window, *, constants: Array, name: str) -> ir.Value:
     """The window `want` of a map of which `value` is the smaller window `have`.
 
     Args:
@@ -100,7 +103,7 @@ def _concatenated(model: ir.Model, value: ir.Value, sides: Sequence[Array], axis
         return value
     shape[axis] += before.shape[axis] + behind.shape[axis]
     made.insert(1 if before.shape[axis] else 0, value)
-    return node_after(place, "Concat", made, name, shape, [ir.AttrInt64("axis", axis)])
+    return node_after(place, "Concat", made, name, shape, ir.AttrInt64("axis", axis))
 
 
 def _spread(model: ir.Model, place: ir.Value, part: Array, batch: int, name: str) -> ir.Value:

@@ -153,9 +153,7 @@ def _shrink(node: ir.Node, kept: Window, cells: Window, padding: tuple[int, int]
     """Let a transposed convolution of fewer cells pad more; returns its output and where in it `kept` is now."""
     strides, kernels, pads = _deconvolution(node) or ((1, 1), (1, 1), (0, 0, 0, 0))
     node.attributes.add(ir.AttrInt64s("pads", [pad + padding[i % 2] for i, pad in enumerate(pads)]))
-    sizes = [
-        strides[i] * (cells[i].size - 1) + kernels[i] - pads[i] - pads[i + 2] - 2 * padding[i] for i in range(2)
-    ]
+    sizes = [strides[i] * (cells[i].size - 1) + kernels[i] - pads[i] - pads[i + 2] - 2 * padding[i] for i in range(2)]
     value = node.outputs[0]
     value.shape = ir.Shape([*(static_shape(value) or ())[:2], *sizes])
     left = [kept[i].since(cells[i].first * strides[i] + padding[i]) for i in range(2)]

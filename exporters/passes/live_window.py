@@ -61,7 +61,9 @@ class LiveWindow(Rewrite):
         """Refuse a plan that saves next to nothing, as where the frame is thin."""
         if found.gain < _LEAST_GAIN:
             end = found.trace.ends[0] if found.trace.ends else "the end of the graph"
-            return f"the cheapest windows save {found.gain:.1%} up to {end}; less than {_LEAST_GAIN:.0%} is not worth it"
+            return (
+                f"the cheapest windows save {found.gain:.1%} up to {end}; less than {_LEAST_GAIN:.0%} is not worth it"
+            )
         return None
 
     def rewrite(self, model: ir.Model, found: Found) -> str:
@@ -77,11 +79,16 @@ class LiveWindow(Rewrite):
         for index, step in enumerate(steps):
             if index > 0:
                 have = plan.windows[step.source]
-                taken = _moved(model, step.source, have, plan.reads[index], constants, str(step.node.name))
+                taken = _moved(
+                    model, step.source, have, plan.reads[index], constants=constants, name=str(step.node.name)
+                )
                 step.node.replace_input_with(0, taken)
             _pad_with(model, step, pads[index])
         for node, kept, value in slices:
-            made = _moved(model, value, plan.windows[value], kept, constants, str(node.name))
+            made = _moved(model, value, plan.windows[value], kept, constants=constants, name=str(node.name))
+            maker = made.producer()
+            if made is not value and maker is not None:
+                maker.name = node.name
             take_over(node.outputs[0], made)
             model.graph.remove(node, safe=True)
         for value in plan.completed:
@@ -124,14 +131,14 @@ def _pad_with(model: ir.Model, step: Step, pads: list[int]) -> None:
 
 
 def _moved(
-    model: ir.Model, value: ir.Value, have: Window, want: Window, constants: dict[ir.Value, Constants], name: str
+    model: ir.Model, value: ir.Value, have: Window, want: Window, *, constants: dict[ir.Value, Constants], name: str
 ) -> ir.Value:
     """The window `want` of a map of which `value` is the window `have`: widened by its constants, cut, or both."""
     taken = value
     taken = value
     if value in constants:
         high = have[0].hull(want[0]), have[1].hull(want[1])
-        taken, have = widened(model, value, have, high, constants[value], name), high
+        taken, have = widened(model, value, have, high, constants=constants[value], name=name), high
     return taken if have == want else cut(model, taken, relative(want, have), f"{name}/cut")
 
 
@@ -141,7 +148,7 @@ def _complete(
     """Make the whole map, under its own name, of the window that is computed of it."""
     name = str(value.name)
     value.name = f"{name}/window"
-    full = _moved(model, value, plan.windows[value], plan.trace.whole(value), constants, name)
+    full = _moved(model, value, plan.windows[value], plan.trace.whole(value), constants=constants, name=name)
     full.name = name
     for reader in readers:
         for index, given in enumerate(reader.inputs):

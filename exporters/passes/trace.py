@@ -6,7 +6,9 @@ operators that treat every pixel alike, to whatever is not known here.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from fcn_deploy.regions import Region, Sliding, Span, image_region
@@ -101,10 +103,16 @@ def static_shape(value: ir.Value) -> tuple[int, ...] | None:
     return tuple(int(str(size)) for size in value.shape)
 
 
+def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """The content of a constant value, or None when it is none."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return tensor.numpy() if tensor is not None else None
+
+
 def constant_ints(value: ir.Value | None) -> tuple[int, ...] | None:
     """The integers of a constant one-dimensional value, or None when it is none."""
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return tuple(int(n) for n in tensor.numpy().ravel()) if tensor is not None else None
+    found = constant(value)
+    return tuple(int(n) for n in found.ravel()) if found is not None else None
 
 
 def slice_window(node: ir.Node) -> Window | None:
@@ -211,8 +219,8 @@ def _pad(node: ir.Node, first: bool) -> Motions | str:
 
 
 def _fill_values(node: ir.Node) -> tuple[float, ...]:
-    tensor = ir.convenience.get_const_tensor(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
-    return tuple(float(x) for x in tensor.numpy().ravel()) if tensor is not None else ()
+    found = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    return tuple(float(x) for x in found.ravel()) if found is not None else ()
 
 
 def constant_fill(node: ir.Node) -> float:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from exporters.passes.base import Rewrite
 from exporters.passes.cost import Machine
 from exporters.passes.edit import add_constant, cut, node_after, take_over
-from exporters.passes.trace import Window, slice_window, static_shape
+from exporters.passes.trace import Window, constant, slice_window, static_shape
 from fcn_deploy.regions import Span
 
 
@@ -42,8 +42,7 @@ class Upsampling:
     @property
     def weight(self) -> npt.NDArray[Any] | None:
         """The kernel, channels in x channels out x height x width, when it is constant."""
-        tensor = ir.convenience.get_const_tensor(self.node.inputs[1]) if self.node.inputs[1] is not None else None
-        return tensor.numpy() if tensor is not None else None
+        return constant(self.node.inputs[1])
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -75,7 +74,10 @@ class Upsample(Rewrite):
         if stride < 2 or weight.shape[2:] != (2 * stride, 2 * stride):
             return f"kernel {weight.shape[2]}x{weight.shape[3]} is not twice its stride {stride}"
         plain = (attributes.get_int("group", 1), attributes.get_string("auto_pad", "NOTSET"))
-        extra = [*(attributes.get_ints("output_padding") or ()), *(d - 1 for d in attributes.get_ints("dilations") or ())]
+        extra = [
+            *(attributes.get_ints("output_padding") or ()),
+            *(d - 1 for d in attributes.get_ints("dilations") or ()),
+        ]
         if plain != (1, "NOTSET") or any(extra) or "output_shape" in attributes:
             return "it has groups, dilations or padding of its output"
         now, then = self._seconds(found, is_diagonal(weight))
@@ -165,18 +167,20 @@ def _convolve(model: ir.Model, found: Upsampling, weight: npt.NDArray[Any], diag
     kernel = add_constant(model, f"{name}/convolve/weight", convolution_weight(weight, stride, diagonal=diagonal))
     inputs = [source, kernel]
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        bias = ir.convenience.get_const_tensor(node.inputs[2])
-        spread = np.repeat(bias.numpy() if bias is not None else np.zeros(channels), stride**2)
+        bias = constant(node.inputs[2])
+        spread = np.repeat(bias if bias is not None else np.zeros(channels), stride**2)
         inputs.append(add_constant(model, f"{name}/convolve/bias", spread.astype(weight.dtype)))
     grid = given[2] + 1, given[3] + 1
     groups = channels if diagonal else 1
     pads = [ir.AttrInt64s("pads", [1, 1, 1, 1]), ir.AttrInt64("group", groups)]
     shape = (batch, channels * stride**2, *grid)
-    cells = node_after(output, "Conv", inputs, f"{name}/convolve", shape, pads)
+    cells = node_after(output, "Conv", inputs, f"{name}/convolve", shape, *pads)
     layout = [ir.AttrInt64("blocksize", stride), ir.AttrString("mode", "CRD")]
-    full = node_after(cells, "DepthToSpace", [cells], name, (batch, channels, *(stride * n for n in grid)), layout)
+    full = node_after(cells, "DepthToSpace", [cells], name, (batch, channels, *(stride * n for n in grid)), *layout)
     _crop(model, found, full, (Span(0, height - 1), Span(0, width - 1)))
-    return f"a 2x2 convolution of {channels * stride**2} channels{f', {groups} groups' if diagonal else ''}, DepthToSpace"
+    return (
+        f"a 2x2 convolution of {channels * stride**2} channels{f', {groups} groups' if diagonal else ''}, DepthToSpace"
+    )
 
 
 def _crop(model: ir.Model, found: Upsampling, full: ir.Value, whole: Window) -> None:

@@ -50,7 +50,9 @@ class WindowPlan:
         for value in self.completed:
             total += _widening_seconds(value, self.windows[value], self.trace.whole(value), machine)
         for value, have in self.windows.items():
-            total += sum(_widening_seconds(value, have, kept, machine) for _, kept in served_slices(value) if kept != have)
+            total += sum(
+                _widening_seconds(value, have, kept, machine) for _, kept in served_slices(value) if kept != have
+            )
         return total
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exporters.optimize import Optimize
-from fcn_deploy.cli.parameters import Json, parse_size
+from fcn_deploy.cli.parameters import Json, RewriteTarget, parse_size
 from fcn_deploy.geometry import Geometry, Variant
+from fcn_deploy.model_info import Head, ImageInput
 
 if TYPE_CHECKING:
     from exporters.pipeline import ExportResult
-    from exporters.simplify import Simplification
 
 EPILOG = "Example: fcn-deploy export --variant 8s --checkpoint fcn8s.pth --output fcn8s"
 
@@ -39,7 +39,16 @@ def export(
         Path | None, typer.Option(help="The bundle's directory. Default: fcn32s, fcn16s or fcn8s.", show_default=False)
     ] = None,
     force: Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing bundle.")] = False,
-    optimize: Annotated[Optimize, typer.Option(help="How far to rewrite the graph.")] = Optimize.SIMPLIFY,
+    optimize: Annotated[
+        Optimize, typer.Option(help="How far to rewrite the graph; exact removes work, never accuracy.")
+    ] = Optimize.EXACT,
+    target: RewriteTarget = None,
+    head: Annotated[
+        Head, typer.Option(help="What the graph gives: logits, or labels as one byte per pixel.")
+    ] = Head.LOGITS,
+    image_input: Annotated[
+        ImageInput, typer.Option(help="What the graph takes: float, or uint8 for N x H x W x 3 RGB pixels.")
+    ] = ImageInput.FLOAT,
     no_verify: Annotated[bool, typer.Option("--no-verify", metavar="", help="Do not compare with PyTorch.")] = False,
     at_once: Annotated[bool, typer.Option("--at-once", metavar="", help="The checkpoint is an fcn8s-atonce.")] = False,
     rng_seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
@@ -48,7 +57,7 @@ def export(
     ] = 1,
     json: Json = False,
 ) -> None:
-    """Build an FCN, export it to ONNX, simplify it, prove it equal to PyTorch, and write a bundle.
+    """Build an FCN, export it to ONNX, rewrite it exactly, prove it equal to PyTorch, and write a bundle.
 
     Random weights are reproducible but untrained: their labels mean nothing.
     """
@@ -65,6 +74,9 @@ def export(
         weights=fd.WeightsOptions(checkpoint, rng_seed, at_once),
         onnx=fd.OnnxOptions(height, width, batch, opset),
         optimize=optimize,
+        target=target,
+        head=head,
+        image_input=image_input,
         verify=not no_verify,
         force=force,
         command=("fcn-deploy", *sys.argv[1:]),
@@ -81,28 +93,19 @@ def _show(result: "ExportResult") -> None:
 
     from fcn_deploy.cli.console import print_line
     from fcn_deploy.cli.parity_table import print_parity
+    from fcn_deploy.cli.rewriting_table import print_rewriting, print_simplification
 
     if result.simplification is not None:
-        print_line(_described(result.simplification))
+        print_simplification(result.simplification)
+    if result.rewriting is not None:
+        print_rewriting(result.rewriting)
     if result.parity is None:
         print_line("[yellow]not verified[/]: nobody has compared this file with PyTorch")
     else:
         print_parity(result.parity)
     print_line(f"[bold]{result.info.network}[/], {result.info.provenance}")
-    shape = "x".join(str(n) for n in result.input_shape)
-    print_line(f"wrote {escape(str(result.path))}: input {shape}, {result.file_bytes / 1e6:.1f} MB")
-
-
-def _described(simplification: "Simplification") -> str:
-    from rich.markup import escape
-
-    s = simplification
-    if s.refused is not None:
-        return f"[yellow]kept the graph as exported[/], {s.nodes_before} nodes: {escape(s.refused)}"
-    operators = {*s.before, *s.after}
-    changes = [f"{op} {s.before.get(op, 0)} -> {s.after.get(op, 0)}" for op in sorted(operators)]
-    changed = ", ".join(c for c in changes if c.split()[1] != c.split()[3]) or "nothing to do"
-    proof = "equal by structure"
-    if s.difference is not None:
-        proof = f"nodes that differ in structure: {s.compared_nodes}, in value: by {s.difference:.1e} of the range"
-    return f"simplified {s.nodes_before} -> {s.nodes_after} nodes ({changed}); {proof}"
+    batch, channels, height, width = result.input_shape
+    on_pixels = result.info.image_input is ImageInput.UINT8
+    shape = f"{batch}x{height}x{width}x{channels}" if on_pixels else f"{batch}x{channels}x{height}x{width}"
+    ends = f"{result.info.image_input} input {shape}, {result.info.head}"
+    print_line(f"wrote {escape(str(result.path))}: {ends}, {result.file_bytes / 1e6:.1f} MB")

@@ -5,13 +5,20 @@ from typing import Annotated
 
 import typer
 
+from exporters.optimize import Target
+
 BundlePath = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle's directory, or an ONNX file.", show_default=False)
 ]
 Json = Annotated[
     bool, typer.Option("--json", metavar="", help="Print one JSON document on stdout and nothing else there.")
 ]
-
+RewriteTarget = Annotated[
+    Target | None,
+    typer.Option(
+        help="What the rewrites are chosen for. Default: cuda with an NVIDIA driver, else cpu.", show_default=False
+    ),
+]
 
 MAX_DIGITS = 9
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from rich.markup import escape
 
 from fcn_deploy.cli.console import out, plain_table, print_line
+from fcn_deploy.parity.compare import Comparison
 from fcn_deploy.parity.report import ParityReport
 
 
@@ -13,8 +14,10 @@ def print_parity(report: ParityReport) -> None:
     columns = ("error/range", "rel. L2", "SNR dB", "labels =", "flips", "clear")
     table = plain_table(f"{report.candidate} against {report.reference}", "input", *columns)
     for c in report.comparisons:
-        figures = f"{c.relative_error:.1e}", f"{c.relative_l2:.1e}", f"{c.snr_db:.1f}", f"{c.label_agreement:.3%}"
-        table.add_row(escape(c.input_name), *figures, str(c.flips), str(c.clear_flips))
+        figures = "", "", ""
+        if isinstance(c, Comparison):
+            figures = f"{c.relative_error:.1e}", f"{c.relative_l2:.1e}", f"{c.snr_db:.1f}"
+        table.add_row(escape(c.input_name), *figures, f"{c.label_agreement:.3%}", str(c.flips), str(c.clear_flips))
     out.print(table)
     if report.exact:
         _print_exact(report)
@@ -36,11 +39,13 @@ def _print_exact(report: ParityReport) -> None:
 
 def _print_verdict(report: ParityReport) -> None:
     tier, worst = report.tier, report.worst
-    bounds = [f"max error / range <= {tier.max_error:g}" if tier.max_error is not None else ""]
+    judged = isinstance(worst, Comparison)
+    bounds = [f"max error / range <= {tier.max_error:g}" if judged and tier.max_error is not None else ""]
     bounds += [f"labels equal >= {tier.label_agreement:.3%}" if tier.label_agreement is not None else ""]
     bounds += [f"clear flips <= {tier.clear_flips}" if tier.clear_flips is not None else ""]
+    just = f", which a bound of {worst.passing_tolerance:.1e} would just pass" if isinstance(worst, Comparison) else ""
     verdict = "[bold green]passed[/]" if report.passed else "[bold red]FAILED[/]"
     print_line(
         f"{verdict}  tier {tier.name}: {', '.join(b for b in bounds if b)}; worst input {escape(worst.input_name)}"
-        f"{f', which a bound of {worst.passing_tolerance:.1e} would just pass' if report.passed else ''}"
+        f"{just if report.passed else ''}"
     )

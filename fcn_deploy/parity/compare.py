@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from fcn_deploy.errors import ParityError
 from fcn_deploy.metrics import Scores, confusion_matrix
+from fcn_deploy.model_info import LABELS_NAME, OUTPUT_NAME
 
 # A flip is clear when the reference preferred its own label by more than this share of its logit range.
 CLEAR_MARGIN = 0.01
@@ -39,6 +40,11 @@ class LabelComparison:
     mean_iu: float
 
     @property
+    def severity(self) -> float:
+        """How bad it is, to find the worst of several: here the clearest flip's margin over the logit range."""
+        return _over(self.largest_flip_margin, self.logit_range)
+
+    @property
     def label_agreement(self) -> float:
         """Share of pixels with the same label, 0..1."""
         return 1 - self.flips / self.pixels
@@ -67,6 +73,11 @@ class Comparison(LabelComparison):
     reference_norm: float
     candidate_norm: float
     dot: float
+
+    @property
+    def severity(self) -> float:
+        """The relative error."""
+        return self.relative_error
 
     @property
     def relative_error(self) -> float:
@@ -105,12 +116,14 @@ class Comparison(LabelComparison):
         return super().to_dict() | {name: getattr(self, name) for name in derived}
 
 
-def compare_outputs(input_name: str, reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> Comparison:
-    """Compare the outputs of two runners for one input.
+def compare_outputs(input_name: str, reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> LabelComparison:
+    """Compare the outputs of two runners for one input: logits with logits, or labels with the logits they are of.
 
     Raises:
         ParityError: names or shapes differ, or either dtype is no float.
     """
+    if list(candidate) == [LABELS_NAME] and list(reference) == [OUTPUT_NAME]:
+        return compare_labels(input_name, reference[OUTPUT_NAME], candidate[LABELS_NAME])
     if list(reference) != list(candidate) or len(reference) != 1:
         raise _mismatch("outputs", ", ".join(reference), ", ".join(candidate))
     (name, expected), (_, actual) = *reference.items(), *candidate.items()

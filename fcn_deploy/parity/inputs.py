@@ -1,18 +1,21 @@
 """The inputs of a parity check: a real photo, and pictures that are hard in one particular way.
 
-All are N x 3 x H x W float32 network inputs, made the same way every time. The images of a batch differ (each is rolled
-by some columns), so that a runtime that mixes them up is found.
+All are N x 3 x H x W float32 network inputs, made the same way every time; pictures are N x H x W x 3 pixels as well.
+The images of a batch differ (each is rolled by some columns), so that a runtime that mixes them up is found.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from fcn_deploy.errors import ImageError
+from fcn_deploy.errors import ImageError, UsageError
 from fcn_deploy.images import FloatArray, Pixels, mean_image, preprocess, read_image, resize
 from fcn_deploy.model_info import MEAN_BGR
+from fcn_deploy.runtime.base import TensorSpec
 
 Shape = tuple[int, int, int, int]
 
@@ -23,21 +26,49 @@ _EXTREMES_SEED = 255
 
 @dataclass(frozen=True)
 class ParityInput:
-    """One named input, N x 3 x H x W float32."""
+    """One named input.
+
+    Attributes:
+        name: what it is called.
+        image: N x 3 x H x W float32, as the network takes it.
+        pixels: the same as N x H x W x 3 uint8 RGB, where there is such a thing.
+    """
 
     name: str
     image: FloatArray
+    pixels: Pixels | None = None
+
+    def feed(self, spec: TensorSpec) -> npt.NDArray[Any]:
+        """The input as a model with an input like `spec` takes it.
+
+        Raises:
+            UsageError: the model takes pixels, and this input is of none.
+        """
+        if spec.dtype != "uint8":
+            return self.image.astype(spec.dtype, copy=False)
+        if self.pixels is None:
+            raise UsageError(f"{self.name} is no picture; {spec} is", remedy="Use an input made of pixels.")
+        return self.pixels
 
 
 def photo_input(path: Path, shape: Shape, name: str | None = None) -> ParityInput:
     """A photo stretched to the input, or an input saved earlier as .npy, to replay it; called after its file.
 
+    Saved inputs are float32 of `shape`, or the uint8 pixels of such an input.
+
     Raises:
         ImageError: the file cannot be read, or the saved input has another shape.
     """
     if path.suffix == ".npy":
-        return ParityInput(name or path.name, _saved_input(path, shape))
-    return ParityInput(name or path.name, _batch(resize(read_image(path), *shape[2:]), shape))
+        return _saved_input(path, shape, name or path.name)
+    return _picture(name or path.name, resize(read_image(path), *shape[2:]), shape)
+
+
+def pixel_noise_input(seed: int, shape: Shape) -> ParityInput:
+    """Uniform noise over all pixel values."""
+    batch, channels, height, width = shape
+    noise = np.random.default_rng(seed).integers(0, 256, (batch, height, width, channels), dtype=np.uint8)
+    return ParityInput(f"noise {seed}", preprocess(noise), noise)
 
 
 def noise_input(seed: int, shape: Shape) -> ParityInput:
@@ -54,7 +85,7 @@ def hard_inputs(shape: Shape) -> tuple[ParityInput, ...]:
         ("edges", _edges),
         ("checkerboard", _checkerboard),
     )
-    drawn = [ParityInput(name, _batch(draw(*shape[2:]), shape)) for name, draw in pictures]
+    drawn = [_picture(name, draw(*shape[2:]), shape) for name, draw in pictures]
     return (*drawn, ParityInput("zeros", np.zeros(shape, dtype=np.float32)))
 
 
@@ -63,21 +94,25 @@ def rolled_batch(image: Pixels, batch: int) -> Pixels:
     return np.stack([np.roll(image, _ROLL_COLUMNS * i, axis=1) for i in range(batch)])
 
 
-def _batch(image: Pixels, shape: Shape) -> FloatArray:
-    return preprocess(rolled_batch(image, shape[0]))
+def _picture(name: str, image: Pixels, shape: Shape) -> ParityInput:
+    pixels = rolled_batch(image, shape[0])
+    return ParityInput(name, preprocess(pixels), pixels)
 
 
-def _saved_input(path: Path, shape: Shape) -> FloatArray:
+def _saved_input(path: Path, shape: Shape, name: str) -> ParityInput:
     try:
         saved = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ImageError(f"saved input {path} cannot be read: {error}", remedy="Use a file `verify` saved.") from error
+    batch, channels, height, width = shape
+    if saved.shape == (batch, height, width, channels) and saved.dtype == np.uint8:
+        return ParityInput(name, preprocess(saved), saved)
     if saved.shape != shape or saved.dtype != np.float32:
         raise ImageError(
             f"saved input {path} is {saved.dtype} {saved.shape}; this model takes float32 {shape}",
             remedy="Replay it on the model it was saved from.",
         )
-    return np.asarray(saved, dtype=np.float32)
+    return ParityInput(name, np.asarray(saved, dtype=np.float32))
 
 
 def _extremes(height: int, width: int) -> Pixels:

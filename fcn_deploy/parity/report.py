@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fcn_deploy.errors import ParityError
-from fcn_deploy.parity.compare import Comparison
+from fcn_deploy.parity.compare import LabelComparison
 from fcn_deploy.parity.tolerance import Tier
 
 
@@ -34,7 +34,7 @@ class ParityReport:
     reference: str
     candidate: str
     tier: Tier
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[LabelComparison, ...]
     exact: tuple[ExactErrors, ...] = ()
 
     @property
@@ -48,12 +48,9 @@ class ParityReport:
         return not self.failures
 
     @property
-    def worst(self) -> Comparison:
-        """The comparison that fails, or else the one with the largest error; NaN counts as largest."""
-        return max(
-            self.comparisons,
-            key=lambda c: (bool(self.tier.failures(c)), math.isnan(c.relative_error), c.relative_error),
-        )
+    def worst(self) -> LabelComparison:
+        """The comparison that fails, or else the most severe one; NaN counts as most severe."""
+        return max(self.comparisons, key=lambda c: (bool(self.tier.failures(c)), math.isnan(c.severity), c.severity))
 
     def require(self) -> None:
         """Do nothing when the check passed.

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from fcn_deploy.parity.compare import Comparison, compare_outputs
+from fcn_deploy.parity.compare import LabelComparison, compare_outputs
 from fcn_deploy.parity.inputs import ParityInput
 from fcn_deploy.runtime.base import Runner
 from fcn_deploy.steps import OnStep
@@ -18,14 +18,14 @@ def run_all(runner: Runner, inputs: Sequence[ParityInput], on_step: OnStep) -> l
     outputs = []
     with on_step(f"run {runner.name} on {_names(inputs)}"), runner:
         for given in inputs:
-            feed = given.image.astype(runner.inputs[0].dtype, copy=False)
-            outputs.append(runner.run({runner.inputs[0].name: feed}))
+            spec = runner.inputs[0]
+            outputs.append(runner.run({spec.name: given.feed(spec)}))
     return outputs
 
 
 def compare_all(
     inputs: Sequence[ParityInput], references: Sequence[Outputs], candidates: Sequence[Outputs]
-) -> tuple[Comparison, ...]:
+) -> tuple[LabelComparison, ...]:
     """Compare the outputs of two runners, input by input.
 
     Raises:

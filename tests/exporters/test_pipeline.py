@@ -37,7 +37,7 @@ def test_a_bundle_is_written_and_verified(tmp_path: Path, variant: fd.Variant, g
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["command"] == ["fcn-deploy", "x"]
     assert manifest["input_shape"] == [1, 3, 100, 100]
-    assert manifest["parity"]["comparisons"][0]["relative_error"] == result.parity.comparisons[0].relative_error
+    assert manifest["parity"]["comparisons"][0]["relative_error"] == result.parity.comparisons[0].severity
     assert manifest["model"]["fcn_deploy.version.torch"] == torch.__version__
     onnx.checker.check_model(tmp_path / "out/model.onnx", full_check=True)
 

@@ -9,7 +9,7 @@ from exporters.passes.trace import static_shape
 from fcn_deploy.model_info import LABELS_NAME, MAX_CLASSES
 
 
-class Labels(Rewrite):
+class LabelHead(Rewrite):
     """The pass: N x K x H x W float logits become N x H x W uint8 labels, called `labels`.
 
     Of equal logits the lowest class wins, as in NumPy. A label map is 1/(4 K) of the logits it is chosen from.

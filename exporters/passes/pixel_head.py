@@ -1,4 +1,4 @@
-"""The image head: uint8 RGB pixels in, as decoders give them; the graph subtracts the mean itself.
+"""The pixel head: uint8 RGB pixels in, as decoders give them; the graph subtracts the mean itself.
 
 The order of channels folds into the first convolution's weights. The mean does not fold into its bias: the network pads
 after the subtraction, with zeros that stand for the mean colour, so a bias would be wrong wherever a tap reads padding.
@@ -11,14 +11,14 @@ import onnx_ir as ir
 
 from exporters.passes.base import Rewrite
 from exporters.passes.edit import add_constant
-from exporters.passes.trace import static_shape
+from exporters.passes.trace import constant, static_shape
 from fcn_deploy.model_info import MEAN_BGR, PIXELS_NAME
 
 
-class ImageInput(Rewrite):
+class PixelHead(Rewrite):
     """The pass: the input, N x 3 x H x W float BGR less the mean, becomes `pixels`, N x H x W x 3 uint8 RGB."""
 
-    name = "image-input"
+    name = "pixels"
     pattern = "the graph's only input, N x 3 x H x W float, read by one Conv, perhaps through one Pad"
 
     def find(self, model: ir.Model) -> Sequence[ir.Value]:
@@ -40,17 +40,17 @@ class ImageInput(Rewrite):
     def rewrite(self, model: ir.Model, found: ir.Value) -> str:
         """Cast, subtract the mean, transpose; turn the first weights round."""
         convolution, (batch, _, height, width) = _first_convolution(found), static_shape(found) or (0, 0, 0, 0)
-        weight = ir.convenience.get_const_tensor(convolution.inputs[1]) if convolution is not None else None
+        weight = constant(convolution.inputs[1]) if convolution is not None else None
         if convolution is None or weight is None or found.dtype is None:
             raise ValueError("a place that was refused")
-        turned = add_constant(model, f"{convolution.name}/weight_rgb", weight.numpy()[:, ::-1])
+        turned = add_constant(model, f"{convolution.name}/weight_rgb", weight[:, ::-1])
         convolution.replace_input_with(1, turned)
         mean = add_constant(model, "image/mean_rgb", np.array(MEAN_BGR[::-1], dtype=found.dtype.numpy()))
         shape = (batch, height, width, 3)
         pixels = ir.Value(name=PIXELS_NAME, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.UINT8))
-        cast = _made("Cast", [pixels], "image/cast", shape, found, [ir.AttrInt64("to", int(found.dtype))])
+        cast = _made("Cast", [pixels], "image/cast", shape, found, ir.AttrInt64("to", int(found.dtype)))
         centred = _made("Sub", [cast.outputs[0], mean], "image/centre", shape, found)
-        order = [ir.AttrInt64s("perm", [0, 3, 1, 2])]
+        order = ir.AttrInt64s("perm", [0, 3, 1, 2])
         planes = _made("Transpose", [centred.outputs[0]], "image", (batch, 3, height, width), found, order)
         found.replace_all_uses_with(planes.outputs[0])
         first = model.graph[0]
@@ -70,7 +70,7 @@ def _made(
     name: str,
     shape: tuple[int, ...],
     like: ir.Value,
-    attributes: Sequence[ir.Attr] = (),
+    *attributes: ir.Attr,
 ) -> ir.Node:
     output = ir.Value(name=name, shape=ir.Shape(shape), type=like.type)
     return ir.Node("", operator, inputs, attributes, outputs=[output], name=name)
@@ -83,7 +83,7 @@ def _first_convolution(image: ir.Value) -> ir.Node | None:
         node = _only_reader(node.outputs[0])
     if node is None or node.op_type != "Conv" or node.attributes.get_int("group", 1) != 1:
         return None
-    return node if ir.convenience.get_const_tensor(node.inputs[1]) is not None else None
+    return node if constant(node.inputs[1]) is not None else None
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:

@@ -1,0 +1,145 @@
+"""The exact rewrites of a graph, one after the other, each compared with the graph before and undone if it differs."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+
+from exporters.equivalence import SAME_GRAPH_ERROR, Difference, compare_graphs
+from exporters.optimize import Target
+from exporters.passes.base import Rewrite, RewriteResult, Site
+from exporters.passes.cost import MACHINES
+from exporters.passes.fold_crop import FoldCrop
+from exporters.passes.live_window import LiveWindow
+from exporters.passes.upsample import Upsample
+from fcn_deploy.errors import BundleError, ParityError
+from fcn_deploy.graph import layers, typed_skeleton
+from fcn_deploy.steps import OnStep, quietly
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What one run of a graph takes.
+
+    Attributes:
+        nodes: number of nodes.
+        multiply_adds: of all convolutions.
+        moved_bytes: of every node's inputs and outputs, weights among them, each once.
+    """
+
+    nodes: int
+    multiply_adds: int
+    moved_bytes: int
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What became of one rewrite.
+
+    Attributes:
+        name: of the rewrite.
+        sites: the places where its pattern was found, with what was done there or why nothing was.
+        undone: why the rewritten graph is not used, or None.
+        compared_nodes: how many nodes differ in structure and were run to compare them with the graph before.
+        difference: largest error over its value's range between the two graphs; 0 when equal by structure.
+        inputs: what both were run on.
+    """
+
+    name: str
+    sites: tuple[Site, ...]
+    undone: str | None = None
+    compared_nodes: int = 0
+    difference: float = 0.0
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def applied(self) -> bool:
+        """Whether the graph was changed, and stayed so."""
+        return self.undone is None and any(site.applied for site in self.sites)
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """What became of a graph.
+
+    Attributes:
+        target: what the rewrites were chosen for.
+        before: one run of the graph as it was given.
+        after: one run of the graph as it is now.
+        passes: the rewrites in order.
+    """
+
+    target: Target
+    before: Totals
+    after: Totals
+    passes: tuple[PassReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, for JSON."""
+        return asdict(self) | {"target": str(self.target)}
+
+
+def exact_passes(target: Target) -> tuple[Rewrite, ...]:
+    """The rewrites that compute the same, in the order in which they help one another."""
+    machine = MACHINES[target]
+    return LiveWindow(machine), FoldCrop(machine), Upsample(machine)
+
+
+def rewrite(
+    model: ir.Model, target: Target, passes: Sequence[Rewrite] | None = None, on_step: OnStep = quietly
+) -> tuple[ir.Model, Rewriting]:
+    """Apply exact rewrites to `model`, which is left as it was; the result shares its weights.
+
+    Every rewritten graph passes ONNX's checker with full shape inference and computes what the graph before it does, on
+    noise and on a photo; where it does not, the graph before it goes on, and the report says why.
+
+    Raises:
+        BundleError: the model itself is not valid.
+    """
+    current, reports = model.clone(), []
+    ShapeInferencePass()(current)
+    before = totals(current)
+    for one in passes if passes is not None else exact_passes(target):
+        with on_step(f"rewrite: {one.name}"):
+            current, report = _applied(one, current)
+        reports.append(report)
+    return current, Rewriting(target, before, totals(current), tuple(reports))
+
+
+def totals(model: ir.Model) -> Totals:
+    """What one run of a graph takes."""
+    found = layers(model)
+    return Totals(len(found), sum(n.multiply_adds for n in found), sum(n.moved_bytes for n in found))
+
+
+def _applied(one: Rewrite, model: ir.Model) -> tuple[ir.Model, PassReport]:
+    candidate = model.clone()
+    result = one(candidate)
+    sites = result.sites if isinstance(result, RewriteResult) else ()
+    if not result.modified:
+        return model, PassReport(one.name, sites)
+    RemoveUnusedNodesPass()(candidate)
+    try:
+        onnx.checker.check_model(typed_skeleton(candidate), full_check=True)
+        found = compare_graphs(model, candidate)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return model, PassReport(one.name, sites, undone=f"ONNX's checker refuses the rewritten graph: {error}")
+    except (ParityError, BundleError) as error:
+        return model, PassReport(one.name, sites, undone=error.problem)
+    return _judged(one, model, candidate, sites, found)
+
+
+def _judged(
+    one: Rewrite, model: ir.Model, candidate: ir.Model, sites: tuple[Site, ...], found: Difference
+) -> tuple[ir.Model, PassReport]:
+    report = PassReport(one.name, sites, None, found.compared_nodes, found.relative_error, found.inputs)
+    if found.relative_error <= SAME_GRAPH_ERROR:
+        return candidate, report
+    undone = (
+        f"the rewritten graph differs from the one before by {found.relative_error:.2g} of the range; "
+        f"at most {SAME_GRAPH_ERROR:g} is rounding"
+    )
+    return model, PassReport(one.name, sites, undone, found.compared_nodes, found.relative_error, found.inputs)
