@@ -66,6 +66,7 @@ __all__ = [
     "bench",
     "check_fits",
     "compare_reports",
+    "draw_regions",
     "examine",
     "export",
     "fcn8s",
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from exporters.optimize import Optimize, Target
     from exporters.pipeline import ExportOptions, ExportResult, export
     from exporters.rewrite import Rewriting
+    from exporters.window_picture import draw_regions
     from fcn_deploy.bundle import Bundle, open_bundle
     from fcn_deploy.doctor import Finding, examine
     from fcn_deploy.errors import (
@@ -141,6 +143,7 @@ _NAMES_BY_MODULE = {
     "exporters.optimize": "Optimize Target",
     "exporters.pipeline": "ExportOptions ExportResult export",
     "exporters.rewrite": "Rewriting",
+    "exporters.window_picture": "draw_regions",
     "fcn_deploy.bundle": "Bundle open_bundle",
     "fcn_deploy.doctor": "Finding examine",
     "fcn_deploy.errors": f"{_ERRORS} MeasurementError RegressionError SizeError UsageError",

@@ -1,5 +1,6 @@
 """The version of fcn-deploy, in one place, and those of the packages an artifact depends on."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distributions, version
@@ -33,6 +34,8 @@ class Wheel:
     folder: str
 
 
+# Reading what is installed takes 80 ms, and it does not change while a process runs.
+@functools.cache
 def onnxruntime_wheels() -> tuple[Wheel, ...]:
     """Every installed distribution that provides `onnxruntime`, in the order in which Python looks for them."""
     found = [

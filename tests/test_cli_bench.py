@@ -37,7 +37,7 @@ def test_bench_shows_and_writes_everything(run_cli: Run, shared_bundle: Path, tm
 
     assert done.returncode in (0, 6), done.stderr  # 6: this machine may well be busy
     assert "FCN-8s / 16, 1x3x96x96, cpu on " in done.stdout
-    assert "46 of 46 nodes on CPUExecutionProvider (ort, ort-e2e)" in done.stdout
+    assert " nodes on CPUExecutionProvider (ort, ort-e2e)" in done.stdout
     assert "ONNX Runtime" in done.stdout
     assert "round 5 of 5" in done.stderr
     for name in ("latency.json", "latency.md", "latency.html"):

@@ -17,6 +17,8 @@ from exporters.passes.edit import cut, take_over, window_shape
 from exporters.passes.trace import Window, slice_window, static_shape
 from fcn_deploy.regions import Span
 
+Pads = tuple[int, int, int, int]  # top, left, bottom, right
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -54,9 +56,9 @@ class FoldCrop(Rewrite):
         if found.maker.op_type == "Conv":
             return self._check_convolution(found)
         if _deconvolution(found.maker) is None:
-            return f"{found.maker.name} has groups, dilations, unequal strides, or unknown shapes"
+            return f"{found.maker.name} has dilations, gaps between its cells, or unknown shapes"
         cells, pads = self._plan(found)
-        if not any(pads) and cells == _all_cells(found.maker):
+        if (cells, pads) == (_all_cells(found.maker), _pads_of(found.maker)):
             return "every input cell reaches the crop, and padding a transposed convolution is no gain on the target"
         return None
 
@@ -71,11 +73,12 @@ class FoldCrop(Rewrite):
             self._end(model, found, maker.outputs[0])
             return f"in front of {maker.name}"
         cells, pads = self._plan(found)
-        done = [f"{pads[0]} x {pads[1]} pixels as padding"] if any(pads) else []
+        done = [f"{pads[0]} x {pads[1]} pixels as padding"] if pads != _pads_of(maker) and any(pads) else []
+        done += [f"cells {cells[0]} x {cells[1]} alone"] if cells != _all_cells(maker) else []
+        made, left = _shrink(maker, found.kept, cells, pads)
         if cells != _all_cells(maker):
             maker.replace_input_with(0, cut(model, source, cells, f"{maker.name}/cells"))
-            done.append(f"cells {cells[0]} x {cells[1]} alone")
-        self._end(model, found, *_shrink(maker, found.kept, cells, pads))
+        self._end(model, found, made, left)
         return f"{maker.name}: {', '.join(done)}"
 
     def node_name(self, found: Crop) -> str:
@@ -102,19 +105,24 @@ class FoldCrop(Rewrite):
         in_front = machine.copies_per_widening * machine.seconds(0, 2 * channels_in * kept)
         return before, in_front + machine.seconds(weight * kept, channels * kept)
 
-    def _plan(self, found: Crop) -> tuple[Window, tuple[int, int]]:
-        """The input cells that reach the crop, and how much of the crop is padding, of height and width."""
+    def _plan(self, found: Crop) -> tuple[Window, Pads]:
+        """The input cells that reach the crop, and what the transposed convolution is to leave out of its output."""
         strides, kernels, pads = _deconvolution(found.maker) or ((1, 1), (1, 1), (0, 0, 0, 0))
-        cells, padding = [], []
+        cells, begins, ends = [], [], []
         for axis, (kept, whole) in enumerate(zip(found.kept, _all_cells(found.maker), strict=True)):
-            stride, kernel, begin = strides[axis], kernels[axis], pads[axis]
-            first = -((kernel - 1 - kept.first - begin) // stride)
-            span = Span(first, (kept.last + begin) // stride).common(whole)
+            stride, kernel, begin, end = strides[axis], kernels[axis], pads[axis], pads[axis + 2]
+            # In pixels of the output without any padding.
+            wanted = kept.since(-begin)
+            first = -((kernel - 1 - wanted.first) // stride)
+            span = Span(first, wanted.last // stride).common(whole)
+            left = wanted.since(span.first * stride)
+            even = min(left.first, stride * (span.size - 1) + kernel - 1 - left.last)
+            even = even if self._machine.crops_deconvolutions else 0
+            as_it_is = span == whole and 2 * even <= begin + end
             cells.append(span)
-            size = stride * (span.size - 1) + kernel - begin - pads[axis + 2]
-            left = kept.since(span.first * stride)
-            padding.append(max(min(left.first, size - 1 - left.last), 0) if self._machine.crops_deconvolutions else 0)
-        return (cells[0], cells[1]), (padding[0], padding[1])
+            begins.append(begin if as_it_is else even)
+            ends.append(end if as_it_is else even)
+        return (cells[0], cells[1]), (begins[0], begins[1], ends[0], ends[1])
 
     def _end(self, model: ir.Model, found: Crop, made: ir.Value, left: Window | None = None) -> None:
         if left is not None and window_shape(made, left) != static_shape(made):
@@ -140,7 +148,14 @@ def _deconvolution(node: ir.Node) -> tuple[Sequence[int], Sequence[int], Sequenc
     if shape is None or len(shape) != 4 or odd or source is None or static_shape(source) is None:
         return None
     strides = attributes.get_ints("strides") or (1, 1)
+    if any(kernel < stride for kernel, stride in zip(shape[2:], strides, strict=True)):
+        return None
     return strides, shape[2:], attributes.get_ints("pads") or (0, 0, 0, 0)
+
+
+def _pads_of(node: ir.Node) -> Pads:
+    top, left, bottom, right = node.attributes.get_ints("pads") or (0, 0, 0, 0)
+    return top, left, bottom, right
 
 
 def _all_cells(node: ir.Node) -> Window:
@@ -149,12 +164,12 @@ def _all_cells(node: ir.Node) -> Window:
     return Span(0, height - 1), Span(0, width - 1)
 
 
-def _shrink(node: ir.Node, kept: Window, cells: Window, padding: tuple[int, int]) -> tuple[ir.Value, Window]:
-    """Let a transposed convolution of fewer cells pad more; returns its output and where in it `kept` is now."""
+def _shrink(node: ir.Node, kept: Window, cells: Window, padding: Pads) -> tuple[ir.Value, Window]:
+    """Let a transposed convolution of these cells pad so; returns its output and where in it `kept` is now."""
     strides, kernels, pads = _deconvolution(node) or ((1, 1), (1, 1), (0, 0, 0, 0))
-    node.attributes.add(ir.AttrInt64s("pads", [pad + padding[i % 2] for i, pad in enumerate(pads)]))
-    sizes = [strides[i] * (cells[i].size - 1) + kernels[i] - pads[i] - pads[i + 2] - 2 * padding[i] for i in range(2)]
+    sizes = [strides[i] * (cells[i].size - 1) + kernels[i] - padding[i] - padding[i + 2] for i in range(2)]
+    left = [kept[i].since(cells[i].first * strides[i] + padding[i] - pads[i]) for i in range(2)]
+    node.attributes.add(ir.AttrInt64s("pads", list(padding)))
     value = node.outputs[0]
     value.shape = ir.Shape([*(static_shape(value) or ())[:2], *sizes])
-    left = [kept[i].since(cells[i].first * strides[i] + padding[i]) for i in range(2)]
     return value, (left[0], left[1])

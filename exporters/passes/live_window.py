@@ -16,7 +16,7 @@ from exporters.passes.constants import constants_of
 from exporters.passes.cost import Machine
 from exporters.passes.edit import add_constant, cut, relative, take_over, widened, window_shape
 from exporters.passes.trace import Step, Trace, Window, trace
-from exporters.passes.window_plan import WindowPlan, cheapest_plan, plan_windows, served_slices, whole_readers
+from exporters.passes.window_plan import WindowPlan, cheapest_plan, plan_windows
 
 # A plan that saves less than this share is not worth another graph; it also makes the pass idempotent.
 _LEAST_GAIN = 0.01
@@ -60,18 +60,15 @@ class LiveWindow(Rewrite):
     def check(self, found: Found) -> str | None:
         """Refuse a plan that saves next to nothing, as where the frame is thin."""
         if found.gain < _LEAST_GAIN:
-            end = found.trace.ends[0] if found.trace.ends else "the end of the graph"
-            return (
-                f"the cheapest windows save {found.gain:.1%} up to {end}; less than {_LEAST_GAIN:.0%} is not worth it"
-            )
+            ends = "; ".join(found.trace.ends) or "the frame reaches the end of the graph"
+            return f"the cheapest windows save {found.gain:.1%} of the time, less than {_LEAST_GAIN:.0%} ({ends})"
         return None
 
     def rewrite(self, model: ir.Model, found: Found) -> str:
         """Shrink the frame, compute windows, widen them where they are read."""
         plan, steps = found.plan, found.trace.steps
         # Everything that is read off the whole maps comes before the first of them shrinks.
-        slices = [(node, kept, value) for value in plan.windows for node, kept in served_slices(value)]
-        readers = {value: whole_readers(found.trace, value) for value in plan.completed}
+        slices = [(node, kept, value) for value in plan.windows for node, kept in found.trace.slices[value]]
         constants = _constants(model, plan)
         pads = [_overflow(step, reads, plan) for step, reads in zip(steps, plan.reads, strict=True)]
         for step in steps:
@@ -92,7 +89,7 @@ class LiveWindow(Rewrite):
             take_over(node.outputs[0], made)
             model.graph.remove(node, safe=True)
         for value in plan.completed:
-            _complete(model, value, plan, constants, readers[value])
+            _complete(model, value, plan, constants)
         return f"windows of {len(plan.windows)} maps, widened {plan.widened + len(plan.completed)} times"
 
     def node_name(self, found: Found) -> str:
@@ -103,7 +100,7 @@ class LiveWindow(Rewrite):
 def _constants(model: ir.Model, plan: WindowPlan) -> dict[ir.Value, Constants]:
     """The constants of every map that is read beyond its window."""
     reads = [(step.source, reads) for step, reads in zip(plan.trace.steps[1:], plan.reads[1:], strict=True)]
-    reads += [(value, kept) for value in plan.windows for _, kept in served_slices(value)]
+    reads += [(value, kept) for value in plan.windows for _, kept in plan.trace.slices[value]]
     short = [v for v, read in reads if not all(h.contains(r) for h, r in zip(plan.windows[v], read, strict=True))]
     return constants_of(model, plan.trace, tuple(dict.fromkeys([*short, *plan.completed])))
 
@@ -142,15 +139,13 @@ def _moved(
     return taken if have == want else cut(model, taken, relative(want, have), f"{name}/cut")
 
 
-def _complete(
-    model: ir.Model, value: ir.Value, plan: WindowPlan, constants: dict[ir.Value, Constants], readers: list[ir.Node]
-) -> None:
+def _complete(model: ir.Model, value: ir.Value, plan: WindowPlan, constants: dict[ir.Value, Constants]) -> None:
     """Make the whole map, under its own name, of the window that is computed of it."""
     name = str(value.name)
     value.name = f"{name}/window"
     full = _moved(model, value, plan.windows[value], plan.trace.whole(value), constants=constants, name=name)
     full.name = name
-    for reader in readers:
+    for reader in plan.trace.whole_readers[value]:
         for index, given in enumerate(reader.inputs):
             if given is value:
                 reader.replace_input_with(index, full)

@@ -4,7 +4,7 @@ Works on any ONNX graph of static shapes: from the first Conv or Pad that frames
 operators that treat every pixel alike, to whatever is not known here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,17 +57,31 @@ class Trace:
     Attributes:
         steps: nodes in order; the first frames the image.
         regions: of every map on the way, height then width; the last of each branch may be all live.
+        slices: what reads a map of the trace and keeps a static part of height and width, with that part.
+        whole_readers: the other nodes behind the trace that read a map, all of it.
+        outputs: the maps that are outputs of the graph.
         ends: why no map behind these is known, one reason per place where the trace ends.
     """
 
     steps: tuple[Step, ...] = ()
     regions: Mapping[ir.Value, Regions] = field(default_factory=dict)
+    slices: Mapping[ir.Value, tuple[tuple[ir.Node, Window], ...]] = field(default_factory=dict)
+    whole_readers: Mapping[ir.Value, tuple[ir.Node, ...]] = field(default_factory=dict)
+    outputs: frozenset[ir.Value] = frozenset()
     ends: tuple[str, ...] = ()
 
     def whole(self, value: ir.Value) -> Window:
         """All of a map, or of the image."""
         height, width = self.regions.get(value) or _image(value) or (image_region(0), image_region(0))
         return height.whole, width.whole
+
+    def is_read_whole(self, value: ir.Value) -> bool:
+        """Whether something behind the trace needs all of a map."""
+        return value in self.outputs or bool(self.whole_readers[value])
+
+    def is_read_outside(self, value: ir.Value) -> bool:
+        """Whether anything behind the trace reads a map."""
+        return self.is_read_whole(value) or bool(self.slices[value])
 
 
 def trace(model: ir.Model) -> Trace:
@@ -93,7 +107,18 @@ def trace(model: ir.Model) -> Trace:
         if _flooded(found):
             ends.append(f"{node.name}: all of its map depends on the image")
         regions[node.outputs[0]] = found
-    return Trace(tuple(steps), regions, tuple(ends))
+    slices = {value: tuple(_slices(value)) for value in regions}
+    known = {step.node for step in steps} | {node for found in slices.values() for node, _ in found}
+    readers = {value: tuple(use.node for use in value.uses() if use.node not in known) for value in regions}
+    outputs = frozenset(value for value in regions if value.is_graph_output())
+    return Trace(tuple(steps), regions, slices, readers, outputs, tuple(ends))
+
+
+def _slices(value: ir.Value) -> Iterator[tuple[ir.Node, Window]]:
+    for use in value.uses():
+        kept = slice_window(use.node) if use.idx == 0 else None
+        if kept is not None:
+            yield use.node, kept
 
 
 def static_shape(value: ir.Value) -> tuple[int, ...] | None:

@@ -12,7 +12,7 @@ from math import prod
 import onnx_ir as ir
 
 from exporters.passes.cost import Machine
-from exporters.passes.trace import Regions, Step, Trace, Window, slice_window, static_shape
+from exporters.passes.trace import Regions, Step, Trace, Window, static_shape
 
 # Where a map may be widened: before the step of that index, or for the readers of that map outside the trace.
 Place = int | ir.Value
@@ -51,7 +51,7 @@ class WindowPlan:
             total += _widening_seconds(value, self.windows[value], self.trace.whole(value), machine)
         for value, have in self.windows.items():
             total += sum(
-                _widening_seconds(value, have, kept, machine) for _, kept in served_slices(value) if kept != have
+                _widening_seconds(value, have, kept, machine) for _, kept in self.trace.slices[value] if kept != have
             )
         return total
 
@@ -83,7 +83,7 @@ def cheapest_plan(trace: Trace, machine: Machine) -> WindowPlan:
     """The cheapest plan that is reached by adding or removing one place at a time, from all places and from none."""
     steps = enumerate(trace.steps)
     places: list[Place] = [i for i, step in steps if i > 0 and step.node.op_type == "Conv" and not step.is_local]
-    places += [value for value in trace.regions if whole_readers(trace, value) or served_slices(value)]
+    places += [value for value in trace.regions if trace.is_read_outside(value)]
     starts: tuple[frozenset[Place], ...] = (frozenset(places), frozenset())
     found = [_improved(trace, places, start, machine) for start in starts]
     return min(found, key=lambda plan: plan.seconds(machine))
@@ -91,29 +91,19 @@ def cheapest_plan(trace: Trace, machine: Machine) -> WindowPlan:
 
 def _improved(trace: Trace, places: Sequence[Place], chosen: frozenset[Place], machine: Machine) -> WindowPlan:
     best = plan_windows(trace, chosen)
+    cost = best.seconds(machine)
     while True:
-        tries = [(plan_windows(trace, chosen ^ {place}), chosen ^ {place}) for place in places]
-        plan, moved = min(tries, key=lambda tried: tried[0].seconds(machine), default=(best, chosen))
-        if plan.seconds(machine) >= best.seconds(machine):
+        plans = {place: plan_windows(trace, chosen ^ {place}) for place in places}
+        costs = {place: plan.seconds(machine) for place, plan in plans.items()}
+        cheapest = min(costs, key=lambda place: costs[place], default=None)
+        if cheapest is None or costs[cheapest] >= cost:
             return best
-        best, chosen = plan, moved
-
-
-def served_slices(value: ir.Value) -> list[tuple[ir.Node, Window]]:
-    """The Slices that keep a static part of height and width of `value`, and what they keep."""
-    nodes = [use.node for use in value.uses() if use.node.op_type == "Slice" and use.idx == 0]
-    return [(node, kept) for node in nodes if (kept := slice_window(node)) is not None]
-
-
-def whole_readers(trace: Trace, value: ir.Value) -> list[ir.Node]:
-    """The nodes outside the trace that need all of `value`."""
-    known = {step.node for step in trace.steps} | {node for node, _ in served_slices(value)}
-    return [use.node for use in value.uses() if use.node not in known]
+        best, cost, chosen = plans[cheapest], costs[cheapest], chosen ^ {cheapest}
 
 
 def _completed(trace: Trace, windows: Mapping[ir.Value, Window]) -> Iterator[ir.Value]:
     for value, window in windows.items():
-        if window != trace.whole(value) and (value.is_graph_output() or whole_readers(trace, value)):
+        if window != trace.whole(value) and trace.is_read_whole(value):
             yield value
 
 
@@ -121,9 +111,9 @@ def _outside_need(trace: Trace, value: ir.Value, places: frozenset[Place]) -> Wi
     """What readers outside the trace need to be computed of a map; None when there are none."""
     need: Window | None = None
     live = _live(trace.regions[value])
-    for _, kept in served_slices(value):
+    for _, kept in trace.slices[value]:
         need = _hull(need, _common(kept, live) if value in places else kept)
-    if value.is_graph_output() or whole_readers(trace, value):
+    if trace.is_read_whole(value):
         need = _hull(need, live if value in places else trace.whole(value))
     return need
 

@@ -1,25 +1,38 @@
 """`fcn-deploy inspect`."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from fcn_deploy.cli.parameters import BundlePath, Json
 
 if TYPE_CHECKING:
     from fcn_deploy.inspection import Inspection
 
-EPILOG = "Example: fcn-deploy inspect fcn32s"
+EPILOG = "Example: fcn-deploy inspect fcn8s --picture maps.png"
 
 
-def inspect(bundle: BundlePath, json: Json = False) -> None:
+def inspect(
+    bundle: BundlePath,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Draw which part of every map depends on the image, to a .png or .svg.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
     """Show an artifact's layers, map sizes, parameters, multiply-adds, metadata, and what to know about it."""
     import fcn_deploy as fd
-    from fcn_deploy.cli.console import print_json
+    from fcn_deploy.cli.console import print_json, print_line
 
     inspection = fd.inspect(bundle)
+    drawn = fd.draw_regions(bundle, picture) if picture is not None else None
     if json:
         print_json(inspection.to_dict())
-    else:
-        _show(inspection)
+        return
+    _show(inspection)
+    if drawn is not None:
+        print_line(f"wrote {drawn}")
 
 
 def _show(inspection: "Inspection") -> None:

@@ -21,6 +21,7 @@ from fcn_deploy import BenchOptions, Protocol, Provider
 from tests.conftest import narrow_options
 
 PRLIMIT = shutil.which("prlimit") or ""
+PLAIN_NODES = 49
 QUICK = Protocol(duration_s=0.05, warmup_s=0.01, rounds=3, ceiling_s=0.05)
 
 
@@ -69,7 +70,7 @@ def test_every_node_is_placed(report: fd.BenchReport, shared_bundle: Path) -> No
     nodes = len(fd.inspect(shared_bundle).layers)
 
     assert rows(report)["ort"].placement == {"CPUExecutionProvider": nodes}
-    assert rows(report)["ort-plain"].placement["CPUExecutionProvider"] > nodes
+    assert rows(report)["ort-plain"].placement == {"CPUExecutionProvider": PLAIN_NODES}
 
 
 def test_the_profile_names_the_slowest_nodes(report: fd.BenchReport) -> None:
@@ -81,9 +82,13 @@ def test_the_profile_names_the_slowest_nodes(report: fd.BenchReport) -> None:
 
 
 def test_work_and_limit_are_known(report: fd.BenchReport, shared_bundle: Path) -> None:
-    expected = fd.inspect(shared_bundle).multiply_adds
+    rewritten, plain = fd.inspect(shared_bundle).multiply_adds, 151_962_336
+    ours = {"ort", "ort-e2e", "openvino"}
 
-    assert {row.work.multiply_adds for row in report.rows} == {expected}
+    assert {name: row.work.multiply_adds for name, row in rows(report).items()} == {
+        name: rewritten if name in ours else plain for name in rows(report)
+    }
+    assert rewritten < plain / 2
     assert all(0 < (report.limit_share(row) or 0) < 1.5 for row in report.rows)
 
 

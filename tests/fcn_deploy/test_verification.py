@@ -49,9 +49,9 @@ def test_exact_measures_both_sides_against_float64(shared_bundle: Path) -> None:
 def damaged(shared_bundle: Path, tmp_path: Path) -> Path:
     """The bundle's model with one weight of the last layer changed."""
     model = onnx.load(shared_bundle / "model.onnx")
-    weight = next(t for t in model.graph.initializer if t.name == "upscore8.weight")
+    weight = next(t for t in model.graph.initializer if t.name == "upscore8/convolve/weight")
     values = onnx.numpy_helper.to_array(weight).copy()
-    values[3, 3, 8, 8] += 0.5
+    values[3 * 8 * 8, 3, 1, 1] += 0.5  # class 3, the first of 8 x 8 remainders
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, tmp_path / "damaged.onnx")
     return tmp_path / "damaged.onnx"
