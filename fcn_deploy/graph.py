@@ -10,6 +10,9 @@ import onnx_ir as ir
 from fcn_deploy.errors import BundleError
 from fcn_deploy.onnx_file import split_weights
 
+# Operators whose floating-point constants are trained; those of others (a widened map's frame, a mean) are not.
+_TRAINED = frozenset({"Conv", "ConvTranspose", "BatchNormalization", "Gemm", "MatMul", "PRelu"})
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -19,7 +22,7 @@ class Layer:
         name: the node's name.
         operator: its ONNX operator.
         shape: of its first output; empty when unknown.
-        parameters: elements of its floating-point weights.
+        parameters: elements of its trained weights.
         multiply_adds: of a convolution or transposed convolution for the whole batch, padding included; else 0.
         moved_bytes: of its inputs, weights among them, and outputs, each once; unknown ones count as none.
     """
@@ -50,7 +53,8 @@ def operator_counts(model: ir.Model) -> dict[str, int]:
 
 
 def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]], sizes: dict[str, int]) -> Layer:
-    weights = [v for v in node.inputs if v is not None and v.is_initializer() and v.dtype is not None]
+    trained = node.op_type in _TRAINED
+    weights = [v for v in node.inputs if trained and v is not None and v.is_initializer() and v.dtype is not None]
     parameters = sum(prod(_known(v)) for v in weights if v.dtype and v.dtype.is_floating_point())
     shape = shapes.get(node.outputs[0].name or "", ())
     multiply_adds = _multiply_adds(node, shape, shapes)

@@ -42,7 +42,7 @@ class Inspection:
 
     @property
     def parameters(self) -> int:
-        """Number of floating-point weights."""
+        """Number of trained weights."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
