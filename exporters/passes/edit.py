@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from exporters.passes.trace import SPATIAL_AXES, Window, static_shape
+from exporters.passes.static import SPATIAL_AXES, Window, static_shape
 from fcn_deploy.onnx_file import LARGE_TENSOR_BYTES
 from fcn_deploy.regions import Span
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from exporters.passes.base import Rewrite
 from exporters.passes.cost import Machine
 from exporters.passes.edit import cut, take_over, window_shape
-from exporters.passes.trace import Window, slice_window, static_shape
+from exporters.passes.static import Window, slice_window, static_shape
 from fcn_deploy.regions import Span
 
 Pads = tuple[int, int, int, int]  # top, left, bottom, right

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from exporters.passes.base import Rewrite
-from exporters.passes.trace import static_shape
+from exporters.passes.static import static_shape
 from fcn_deploy.model_info import LABELS_NAME, MAX_CLASSES
 
 

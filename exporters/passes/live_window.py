@@ -15,7 +15,8 @@ from exporters.passes.base import Rewrite
 from exporters.passes.constants import constants_of
 from exporters.passes.cost import Machine
 from exporters.passes.edit import add_constant, cut, relative, take_over, widened, window_shape
-from exporters.passes.trace import Step, Trace, Window, trace
+from exporters.passes.static import Window
+from exporters.passes.trace import Step, Trace, trace
 from exporters.passes.window_plan import WindowPlan, cheapest_plan, plan_windows
 
 # A plan that saves less than this share is not worth another graph; it also makes the pass idempotent.

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from exporters.passes.base import Rewrite
 from exporters.passes.edit import add_constant
-from exporters.passes.trace import constant, static_shape
+from exporters.passes.static import constant, static_shape
 from fcn_deploy.model_info import MEAN_BGR, PIXELS_NAME
 
 

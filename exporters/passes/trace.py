@@ -4,22 +4,16 @@ Works on any ONNX graph of static shapes: from the first Conv or Pad that frames
 operators that treat every pixel alike, to whatever is not known here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy.typing as npt
 import onnx_ir as ir
 
-from fcn_deploy.regions import Region, Sliding, Span, image_region
-
-SPATIAL_AXES = (2, 3)
-AXIS_NAMES = ("height", "width")
-POINTWISE = frozenset({"Relu", "Clip", "BatchNormalization"})
+from exporters.passes.motions import Motions, motions_of
+from exporters.passes.static import Window, slice_window, static_shape
+from fcn_deploy.regions import Region, image_region
 
 Regions = tuple[Region, Region]
-Motions = tuple[Sliding, Sliding]
-Window = tuple[Span, Span]
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,7 @@ def trace(model: ir.Model) -> Trace:
         if source is None or (steps and source not in regions) or (steps and _flooded(regions[source])):
             continue
         given = regions.get(source) or _image(source)
-        motions = _motions(node, first=not steps)
+        motions = motions_of(node, first=not steps)
         if given is None or (not steps and not _frames(motions)):
             continue
         if isinstance(motions, str):
@@ -121,50 +115,6 @@ def _slices(value: ir.Value) -> Iterator[tuple[ir.Node, Window]]:
             yield use.node, kept
 
 
-def static_shape(value: ir.Value) -> tuple[int, ...] | None:
-    """The sizes of a value, or None unless all are known."""
-    if value.shape is None or not all(isinstance(size, int) for size in value.shape):
-        return None
-    return tuple(int(str(size)) for size in value.shape)
-
-
-def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
-    """The content of a constant value, or None when it is none."""
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return tensor.numpy() if tensor is not None else None
-
-
-def constant_ints(value: ir.Value | None) -> tuple[int, ...] | None:
-    """The integers of a constant one-dimensional value, or None when it is none."""
-    found = constant(value)
-    return tuple(int(n) for n in found.ravel()) if found is not None else None
-
-
-def slice_window(node: ir.Node) -> Window | None:
-    """What a Slice keeps of height and width; None unless it is static, of step 1, and leaves other axes whole."""
-    if node.op_type != "Slice":
-        return None
-    shape = static_shape(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
-    bounds = [constant_ints(value) for value in node.inputs[1:]]
-    if shape is None or len(shape) != 4 or len(bounds) < 2 or any(bound is None for bound in bounds):
-        return None
-    starts, ends, axes, strides = _slice_arguments([bound for bound in bounds if bound is not None])
-    spans = [Span(0, size - 1) for size in shape]
-    for start, end, axis, stride in zip(starts, ends, axes, strides, strict=True):
-        size = shape[axis]
-        first, stop, _ = slice(start, end).indices(size)
-        if stride != 1 or (axis not in {2, 3, -1, -2} and (first, stop) != (0, size)):
-            return None
-        spans[axis] = Span(first, stop - 1)
-    return (spans[2], spans[3]) if spans[2].size > 0 and spans[3].size > 0 else None
-
-
-def _slice_arguments(bounds: Sequence[tuple[int, ...]]) -> tuple[Sequence[int], ...]:
-    starts, ends = bounds[:2]
-    axes = bounds[2] if len(bounds) > 2 else tuple(range(len(starts)))
-    return starts, ends, axes, bounds[3] if len(bounds) > 3 else (1,) * len(starts)
-
-
 def _image(value: ir.Value) -> Regions | None:
     shape = static_shape(value)
     if shape is None or len(shape) != 4:
@@ -180,74 +130,3 @@ def _frames(motions: Motions | str | None) -> bool:
 def _flooded(regions: Regions) -> bool:
     """Whether nothing constant is left along either axis."""
     return all(region.live == region.whole for region in regions)
-
-
-def _motions(node: ir.Node, *, first: bool) -> Motions | str | None:
-    """How a node slides; None for one that treats every pixel alike, text for one that is not known here.
-
-    Padding is neutral where the frame begins (it makes the moat), and in a max pool (which ignores it).
-    """
-    if node.op_type in POINTWISE and node.domain == "":
-        return _pointwise(node)
-    readers = {"Conv": _conv, "MaxPool": _pool, "Pad": _pad}
-    if node.op_type not in readers or node.domain:
-        return f"{node.op_type} is not followed"
-    return readers[node.op_type](node, first)
-
-
-def _pointwise(node: ir.Node) -> str | None:
-    if len(node.outputs) > 1:
-        return f"{node.op_type} has {len(node.outputs)} outputs"
-    dynamic = [v for v in node.inputs[1:] if v is not None and ir.convenience.get_const_tensor(v) is None]
-    return f"{node.op_type} has inputs that are not constant" if dynamic else None
-
-
-def _conv(node: ir.Node, first: bool) -> Motions | str:
-    return _window_operator(node, node.inputs[1], neutral=first)
-
-
-def _pool(node: ir.Node, first: bool) -> Motions | str:
-    del first
-    return "MaxPool gives indices" if len(node.outputs) > 1 else _window_operator(node, None, neutral=True)
-
-
-def _window_operator(node: ir.Node, weight: ir.Value | None, *, neutral: bool) -> Motions | str:
-    if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return f"{node.op_type} with auto_pad"
-    shape = static_shape(weight) if weight is not None else None
-    kernels = node.attributes.get_ints("kernel_shape", shape[2:] if shape else ()) or ()
-    if len(kernels) != 2 or (weight is not None and ir.convenience.get_const_tensor(weight) is None):
-        return f"{node.op_type} is not of two dimensions and constant weights"
-    strides = node.attributes.get_ints("strides", (1, 1)) or (1, 1)
-    dilations = node.attributes.get_ints("dilations", (1, 1)) or (1, 1)
-    pads = node.attributes.get_ints("pads", (0, 0, 0, 0)) or (0, 0, 0, 0)
-    ceil = bool(node.attributes.get_int("ceil_mode", 0))
-    height, width = (
-        Sliding(kernels[i], strides[i], pads[i], pads[i + 2], dilations[i], ceil, neutral) for i in range(2)
-    )
-    return height, width
-
-
-def _pad(node: ir.Node, first: bool) -> Motions | str:
-    if node.attributes.get_string("mode", "constant") != "constant":
-        return "Pad is not constant"
-    amounts = constant_ints(node.inputs[1]) if len(node.inputs) > 1 else None
-    if amounts is None or len(amounts) != 8 or len(node.inputs) > 3:
-        return "Pad is not static, of four dimensions and without axes"
-    if any(amounts[i] for i in (0, 1, 4, 5)) or min(amounts) < 0:
-        return "Pad reaches beyond height and width, or crops"
-    if not first and any(_fill_values(node)):
-        return "Pad fills with something else than 0"
-    return Sliding(1, begin=amounts[2], end=amounts[6], neutral=first), Sliding(
-        1, begin=amounts[3], end=amounts[7], neutral=first
-    )
-
-
-def _fill_values(node: ir.Node) -> tuple[float, ...]:
-    found = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    return tuple(float(x) for x in found.ravel()) if found is not None else ()
-
-
-def constant_fill(node: ir.Node) -> float:
-    """What a Pad, or a Conv with padding, fills with."""
-    return (_fill_values(node) or (0.0,))[0] if node.op_type == "Pad" else 0.0

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from exporters.passes.base import Rewrite
 from exporters.passes.cost import Machine
 from exporters.passes.edit import add_constant, cut, node_after, take_over
-from exporters.passes.trace import Window, constant, slice_window, static_shape
+from exporters.passes.static import Window, constant, slice_window, static_shape
 from fcn_deploy.regions import Span
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from benchmarks.cases import Precision
 from benchmarks.roofline import Ceilings, Work, work_of
 from benchmarks.schedule import own_process
 from fcn_deploy.graph import layers
+from tests.conftest import narrow_options
 
 CEILINGS = Ceilings(copied_bytes_per_s=1e9, multiply_adds_per_s={"fp32": 1e11})
 
@@ -28,10 +30,11 @@ def test_ceilings_survive_json() -> None:
     assert Ceilings.from_dict(CEILINGS.to_dict()) == CEILINGS
 
 
-def test_work_of_a_real_graph(shared_bundle: Path) -> None:
+def test_work_of_a_real_graph(tmp_path: Path) -> None:
     """Multiply-adds against the inspection's sum; bytes against the file, which holds hardly more than the weights."""
-    bundle = fd.open_bundle(shared_bundle)
-    inspection = fd.inspect(shared_bundle)
+    options = replace(narrow_options(tmp_path / "plain"), optimize=fd.Optimize.SIMPLIFY, verify=False)
+    bundle = fd.open_bundle(fd.export(options).path)
+    inspection = fd.inspect(bundle.path)
 
     work = work_of(bundle.model, layers(bundle.model), element_bytes=4)
 

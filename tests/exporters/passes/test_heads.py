@@ -8,7 +8,7 @@ from exporters.heads import with_heads
 from exporters.onnx import OnnxOptions, export_graph
 from exporters.passes.label_head import LabelHead
 from exporters.passes.pixel_head import PixelHead
-from exporters.passes.trace import static_shape
+from exporters.passes.static import static_shape
 from fcn_deploy import Head, ImageInput, NetworkSpec, UsageError, Variant
 from fcn_deploy.images import preprocess
 from fcn_deploy.models.init import random_network

@@ -59,7 +59,7 @@ def test_the_session_says_where_every_node_runs(shared_bundle: Path) -> None:
         (nodes,) = runner.placement.values()
 
     assert set(runner.placement) == {"CPUExecutionProvider"}
-    assert {"conv1_1", "fc6", "upscore8"} <= set(nodes)
+    assert {"conv1_1", "fc6", "score_pool3"} <= set(nodes)
 
 
 def test_a_node_elsewhere_is_an_error_that_names_it() -> None:
