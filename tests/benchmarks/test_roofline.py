@@ -1,10 +1,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 import fcn_deploy as fd
 from benchmarks.cases import Precision
+from benchmarks.ceilings import product_graph
 from benchmarks.roofline import Ceilings, Work, work_of
 from benchmarks.schedule import own_process
 from fcn_deploy.graph import layers
@@ -58,6 +62,18 @@ def test_this_machines_ceilings_are_those_of_a_computer(tmp_path: Path) -> None:
 
     assert 1e8 < found.copied_bytes_per_s < 1e13
     assert 1e8 < found.multiply_adds_per_s["fp32"] < 1e14
+
+
+def test_the_product_that_is_timed_is_a_product() -> None:
+    session = onnxruntime.InferenceSession(product_graph(64), providers=["CPUExecutionProvider"])
+    (node,) = onnx.load_from_string(product_graph(64)).graph.node
+    left = np.random.default_rng(7).standard_normal((64, 64), dtype=np.float32)
+    right = np.random.default_rng(1).standard_normal((64, 64), dtype=np.float32)
+
+    (found,) = session.run(None, {"left": left})
+
+    assert node.op_type == "MatMul"
+    assert np.abs(found - left.astype(np.float64) @ right).max() < 1e-5
 
 
 @pytest.mark.full
