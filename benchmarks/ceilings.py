@@ -1,16 +1,20 @@
 """Measures what a device can do at best: a large matrix product per precision, and a large copy."""
 
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import torch
 
 from benchmarks.cases import Precision
 from benchmarks.peers.pytorch import set_tf32
 from benchmarks.roofline import Ceilings
+from fcn_deploy.onnx_file import write_model
+from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.runtime.ort_options import OrtOptions
 from fcn_deploy.runtime.provider import Provider
 
 # Rows of the square factors, and bytes copied: large enough that neither launch costs nor caches count.
@@ -52,23 +56,27 @@ def _product_s(precision: Precision, rows: int, device: torch.device, seconds: f
 
 
 def _onnxruntime_product_s(rows: int, threads: int | None, seconds: float) -> float:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    session = onnxruntime.InferenceSession(product_graph(rows), options, providers=["CPUExecutionProvider"])
-    feed = {"left": np.random.default_rng(0).standard_normal((rows, rows), dtype=np.float32)}
-    return _best(lambda: session.run(None, feed), torch.device("cpu"), seconds)
+    left = np.random.default_rng(0).standard_normal((rows, rows), dtype=np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "product.onnx"
+        write_model(product_graph(rows), path)
+        with OrtRunner(path, OrtOptions(threads=threads)) as runner:
+            bound = runner.bind()
+            bound.upload({"left": left})
+            return _best(bound.run, torch.device("cpu"), seconds)
 
 
-def product_graph(rows: int) -> bytes:
+def product_graph(rows: int) -> ir.Model:
     """A graph that multiplies its input by a constant, which the runtime may lay out as it likes best."""
     kind, shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([rows, rows])
     left = ir.Value(name="left", type=kind, shape=shape)
     factor = np.random.default_rng(1).standard_normal((rows, rows), dtype=np.float32)
     right = ir.Value(name="right", type=kind, shape=shape, const_value=ir.tensor(factor, name="right"))
     node = ir.node("MatMul", [left, right])
-    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "product", kind, shape
-    graph = ir.Graph([left], [node.outputs[0]], nodes=[node], initializers=[right], opset_imports={"": 18}, name="mm")
-    return bytes(ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString())
+    (product,) = node.outputs
+    product.name, product.type, product.shape = "product", kind, shape
+    graph = ir.Graph([left], [product], nodes=[node], initializers=[right], opset_imports={"": 18}, name="product")
+    return ir.Model(graph, ir_version=10)
 
 
 def _best(call: Callable[[], object], device: torch.device, seconds: float) -> float:

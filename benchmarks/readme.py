@@ -5,17 +5,25 @@ Run as `python -m benchmarks.readme`; a test compares what stands in README.md w
 
 import re
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.comparison import Ratio
 from benchmarks.report import markdown_table
-from benchmarks.results import read_report
-from benchmarks.table import groups
+from benchmarks.results import BenchReport, Row, read_report
+from benchmarks.table import NOTHING, groups
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 README = ROOT / "README.md"
-_BEGIN = "<!-- latency of {name}: made by `python -m benchmarks.readme` -->"
+_BEGIN = "<!-- {kind} of {name}: made by `python -m benchmarks.readme` -->"
 _END = "<!-- end -->"
+# (the row with the rewritten graph, the same runtime's row without, how the column is called)
+_PAIRS = (
+    ("ort", "ort-simplified", "ONNX Runtime, against the simplified graph"),
+    ("openvino", "openvino-plain", "OpenVINO, against the plain graph"),
+    ("ort", "pytorch", "ONNX Runtime, against PyTorch eager"),
+)
 
 
 def with_tables(text: str) -> str:
@@ -24,17 +32,41 @@ def with_tables(text: str) -> str:
     Raises:
         InputFileError: results that are named do not exist.
     """
-    marked = re.escape(_BEGIN).replace(r"\{name\}", "([^:]+)") + ".*?" + re.escape(_END)
-    return re.sub(marked, lambda found: block(found.group(1)), text, flags=re.DOTALL)
+    kinds = "|".join(_TABLES)
+    marked = re.escape(_BEGIN).replace(r"\{kind\}", f"({kinds})").replace(r"\{name\}", "([^:]+)")
+    return re.sub(f"{marked}.*?{re.escape(_END)}", lambda found: block(found[1], found[2]), text, flags=re.DOTALL)
 
 
-def block(name: str) -> str:
-    """The tables of the results called `name`, between their marks."""
+def block(kind: str, name: str) -> str:
+    """A table of the results called `name`, between its marks."""
     report = read_report(RESULTS / name / "latency.json")
-    lines = [_BEGIN.format(name=name)]
+    return "\n".join([_BEGIN.format(kind=kind, name=name), "", *_TABLES[kind](report), "", _END])
+
+
+def _latency(report: BenchReport) -> list[str]:
+    """All rows of the first network."""
+    title, rows = groups(report)[0]
+    return [f"{title} ({report.machine}):", "", *markdown_table(report, rows)]
+
+
+def _gains(report: BenchReport) -> list[str]:
+    """Times as fast, with its 95 % interval, for every network."""
+    lines = [f"| {report.machine} | {' | '.join(column for _, _, column in _PAIRS)} |", "|---|" + "---|" * len(_PAIRS)]
     for title, rows in groups(report):
-        lines += ["", f"{title} ({report.machine}):", "", *markdown_table(report, rows)]
-    return "\n".join([*lines, "", _END])
+        by_case = {row.key.case: row for row in rows if row.measurement is not None}
+        cells = [_times_as_fast(by_case, subject, peer) for subject, peer, _ in _PAIRS]
+        lines.append(f"| {title.partition(',')[0]} | {' | '.join(cells)} |")
+    return lines
+
+
+def _times_as_fast(by_case: Mapping[str, Row], subject: str, peer: str) -> str:
+    if not {subject, peer} <= by_case.keys():
+        return NOTHING
+    ratio = Ratio.of_rows(by_case[peer], by_case[subject])
+    return f"{ratio.value:.2f} ({ratio.low:.2f} .. {ratio.high:.2f})"
+
+
+_TABLES: Mapping[str, Callable[[BenchReport], Sequence[str]]] = {"latency": _latency, "gains": _gains}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,102 @@
+"""What the exact rewrites gain, counted, and whether the graph still computes what it did, at 500x500 and full width.
+
+Run as `python -m benchmarks.rewrite_gain [cpu|cuda|tensorrt]`; prints a Markdown table. Latencies are measured by
+`fcn-deploy bench`.
+"""
+
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from exporters.onnx import OnnxOptions, export_graph
+from exporters.optimize import Target
+from exporters.passes.cost import MACHINES
+from exporters.passes.live_window import LiveWindow
+from exporters.rewrite import Totals, rewrite, totals
+from exporters.simplify import simplify
+from fcn_deploy import Geometry, NetworkSpec, Variant
+from fcn_deploy.images import SAMPLE_PHOTO
+from fcn_deploy.models.init import random_network
+from fcn_deploy.onnx_file import write_model
+from fcn_deploy.parity.inputs import photo_input
+from fcn_deploy.runtime.ort import OrtRunner
+
+HEADINGS = ("network", "multiply-adds", "bytes moved", "nodes", "file", "live-window takes", "max error / range")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One network, plain (simplified) and rewritten.
+
+    Attributes:
+        plain: one run of the plain graph.
+        fast: one run of the rewritten graph.
+        file_bytes: of the plain and of the rewritten file.
+        pass_s: seconds that the live window alone took.
+        error: largest difference over the range of the plain graph's logits, on a photo, by ONNX Runtime on the CPU.
+    """
+
+    plain: Totals
+    fast: Totals
+    file_bytes: tuple[int, int]
+    pass_s: float
+    error: float
+
+    def cells(self) -> tuple[str, ...]:
+        """For a table, in the order of `HEADINGS` after the first."""
+        before, after = self.plain, self.fast
+        return (
+            f"{before.multiply_adds / 1e9:.1f} → {after.multiply_adds / 1e9:.1f} G"
+            f" ({after.multiply_adds / before.multiply_adds - 1:+.0%})",
+            f"{before.moved_bytes / 1e9:.2f} → {after.moved_bytes / 1e9:.2f} GB",
+            f"{before.nodes} → {after.nodes}",
+            f"{(self.file_bytes[1] - self.file_bytes[0]) / 1e6:+.1f} MB",
+            f"{self.pass_s:.1f} s",
+            f"{self.error:.1e}",
+        )
+
+
+def measure(variant: Variant, geometry: Geometry, target: Target) -> Gain:
+    """Export, simplify and rewrite one network with random weights and biases, and run both graphs once."""
+    network = random_network(NetworkSpec(variant, geometry), 0)
+    plain, _ = simplify(export_graph(network, OnnxOptions()))
+    copy = plain.clone()
+    start = time.perf_counter()
+    LiveWindow(MACHINES[target])(copy)
+    pass_s = time.perf_counter() - start
+    fast, _ = rewrite(plain, target)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = Path(folder) / "plain.onnx", Path(folder) / "fast.onnx"
+        expected, found = (_logits(model, path) for model, path in zip((plain, fast), paths, strict=True))
+        sizes = paths[0].stat().st_size, paths[1].stat().st_size
+    error = float(np.abs(expected - found).max() / np.ptp(expected))
+    return Gain(totals(plain), totals(fast), sizes, pass_s, error)
+
+
+def _logits(model: ir.Model, path: Path) -> npt.NDArray[np.float64]:
+    write_model(model, path)
+    with OrtRunner(path) as runner:
+        outputs = runner.run({"image": photo_input(SAMPLE_PHOTO, (1, 3, 500, 500)).image})
+    return outputs["logits"].astype(np.float64)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure every variant in both geometries."""
+    target = Target(arguments[0]) if arguments else Target.CPU
+    sys.stdout.write(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}\n")
+    for geometry, variant in itertools.product(Geometry, Variant):
+        cells = measure(variant, geometry, target).cells()
+        sys.stdout.write(f"| FCN-{variant} {geometry} | {' | '.join(cells)} |\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
