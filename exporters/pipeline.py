@@ -218,7 +218,7 @@ def _build(options: ExportOptions, on_step: OnStep) -> tuple[FCN, ModelInfo]:
             network, provenance = untrained_network(spec, weights)
         else:
             network, provenance = load_network(spec, checkpoint, weights)
-    return network, ModelInfo(spec, provenance, options.image_input, options.head, package_versions())
+    return network, ModelInfo(spec, provenance, options.image_input, options.head, versions=package_versions())
 
 
 def _inputs(shape: Shape, image_input: ImageInput) -> tuple[ParityInput, ...]:

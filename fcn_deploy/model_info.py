@@ -44,6 +44,15 @@ class ImageInput(StrEnum):
     UINT8 = "uint8"  # `pixels`: N x H x W x 3 uint8, RGB
 
 
+class Precision(StrEnum):
+    """What a graph computes in; what it takes and gives does not depend on it."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"  # the trunk; scores and up-sampling in float32
+    INT8 = "int8"  # likewise
+
+
 class Head(StrEnum):
     """What a graph gives."""
 
@@ -129,19 +138,27 @@ class ModelInfo:
         provenance: where its weights came from.
         image_input: what the graph takes.
         head: what the graph gives.
+        precision: what the graph computes in.
         versions: versions of what made the file, by package name.
+        names: of the classes, when the checkpoint brings them.
+        min_agreement: the least mean IU with the float labels that int8 was accepted with; None elsewhere.
     """
 
     network: NetworkSpec
     provenance: Provenance
     image_input: ImageInput = ImageInput.FLOAT
     head: Head = Head.LOGITS
+    precision: Precision = Precision.FP32
     versions: Mapping[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    min_agreement: float | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """VOC's names for 21 classes, `class 0` ... otherwise."""
+        """The checkpoint's own, or else VOC's for 21 classes, `class 0` ... otherwise."""
         count = self.network.num_classes
+        if self.names:
+            return self.names
         return VOC_CLASSES if count == len(VOC_CLASSES) else tuple(f"class {i}" for i in range(count))
 
     @property
@@ -158,6 +175,9 @@ class ModelInfo:
             "channel_order": CHANNEL_ORDER,
             "image_input": self.image_input,
             "head": self.head,
+            "precision": self.precision,
+            "class_names": self.names,
+            "min_agreement": self.min_agreement,
             "weights": "untrained" if self.provenance.untrained else "trained",
             **asdict(self.provenance),
             **{f"version.{package}": version for package, version in self.versions.items()},
@@ -204,7 +224,10 @@ def _from_facts(facts: Mapping[str, str]) -> ModelInfo:
     )
     versions = {k.removeprefix("version."): v for k, v in facts.items() if k.startswith("version.")}
     ends = ImageInput(facts.get("image_input", ImageInput.FLOAT)), Head(facts.get("head", Head.LOGITS))
-    return ModelInfo(network, provenance, *ends, versions)
+    precision = Precision(facts.get("precision", Precision.FP32))
+    names = tuple(facts.get("class_names", "").split())
+    least = float(facts["min_agreement"]) if "min_agreement" in facts else None
+    return ModelInfo(network, provenance, *ends, precision, versions, names, least)
 
 
 def _to_text(value: Any) -> str:

@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 def add_constant(model: ir.Model, name: str, array: Array) -> ir.Value:
     """A new initializer of that name, or of the first free `name_2`, `name_3`, ..."""
     free = _free_name(name, model.graph.initializers)
-    tensor = ir.tensor(np.ascontiguousarray(array), name=free)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=free)
     value = ir.Value(name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.initializers.add(value)
     return value

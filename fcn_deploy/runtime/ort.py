@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime as ort
 
 from fcn_deploy.errors import BundleError, ProviderError
 from fcn_deploy.onnx_file import skeleton_bytes
-from fcn_deploy.runtime import nvidia
+from fcn_deploy.runtime import half, nvidia
 from fcn_deploy.runtime.base import Arrays, Bound, Runner, TensorSpec
 from fcn_deploy.runtime.ort_options import PROVIDER_NAMES, OrtOptions
-from fcn_deploy.runtime.provider import Provider
+from fcn_deploy.runtime.provider import Provider, probe_model
 
 _SILENT = 4  # every problem reaches the user as an exception; the log would only say it twice
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
@@ -64,6 +63,9 @@ class OrtRunner(Runner):
             options.enable_profiling = True
             options.profile_file_prefix = str(self._profile)
         skeleton = skeleton_bytes(self.path)
+        if provider is Provider.CPU and half.computes_in_half(skeleton):
+            skeleton = half.widened(skeleton)
+            self.name += ", half precision by rounding"
         try:
             session = _session(skeleton, self.options, options)
         except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
@@ -165,7 +167,7 @@ def provider_problem(provider: Provider) -> str | None:
     preload_libraries()
     ort.set_default_logger_severity(_SILENT)
     try:
-        _session(_probe_model(), OrtOptions(provider))
+        _session(probe_model(), OrtOptions(provider))
     except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
         # It says only that it would have fallen back; the driver and the loader say why.
         driver = nvidia.driver_problem(nvidia.driver_cuda_version(), _built_for_cuda())
@@ -239,12 +241,3 @@ def _spec(value: Any) -> TensorSpec:
 def _allocate(value: Any, device: str) -> ort.OrtValue:
     spec = _spec(value)
     return ort.OrtValue.ortvalue_from_shape_and_type(list(spec.shape), np.dtype(spec.dtype), device, 0)
-
-
-def _probe_model() -> bytes:
-    shape = [1, 1, 4, 4]
-    node = onnx.helper.make_node("Relu", ["x"], ["y"])
-    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
-    graph = onnx.helper.make_graph([node], "probe", tensors[:1], tensors[1:])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
-    return bytes(model.SerializeToString())

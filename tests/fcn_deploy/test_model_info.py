@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcn_deploy import BundleError, Geometry, Head, ImageInput, ModelInfo, NetworkSpec, Provenance, Variant
-from fcn_deploy.model_info import voc_palette
+from fcn_deploy.model_info import Precision, voc_palette
 
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
 NAMES = st.lists(st.sampled_from(["score_fr.weight", "upscore.weight"]), unique=True).map(tuple)
@@ -20,8 +20,9 @@ NAMES = st.lists(st.sampled_from(["score_fr.weight", "upscore.weight"]), unique=
             Provenance, st.none() | st.integers(0, 2**40), st.none() | HEX, st.none() | st.just("Caffe"),
             st.booleans(), NAMES, NAMES,
         ),
-        st.sampled_from(ImageInput), st.sampled_from(Head),
+        st.sampled_from(ImageInput), st.sampled_from(Head), st.sampled_from(Precision),
         st.dictionaries(st.sampled_from(["torch", "onnx"]), st.just("1.2.3+cpu")),
+        NAMES, st.none() | st.floats(0.1, 1),
     )
 )  # fmt: skip
 def test_metadata_round_trip(info: ModelInfo) -> None:

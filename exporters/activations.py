@@ -1,0 +1,120 @@
+"""What the maps of a graph hold on real images: extremes and a histogram, streamed so that memory does not grow."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil, log2, prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from exporters.passes.static import static_shape
+from fcn_deploy.onnx_file import write_model
+from fcn_deploy.runtime.ort import OrtRunner
+
+Array = npt.NDArray[Any]
+
+BINS = 2048
+# Histograms count every so manieth value; extremes see all. A map of 500x500 has tens of millions.
+_STRIDE = 7
+# Maps given out by one session, so that a few hundred megabytes are held at a time.
+_CHUNK_BYTES = 400e6
+
+
+@dataclass
+class Activation:
+    """One map over all images.
+
+    Attributes:
+        low: the smallest value.
+        high: the largest.
+        width: of a bin of the histogram; a power of two.
+        counts: values by magnitude, `BINS` bins from 0 upwards.
+    """
+
+    low: float = float("inf")
+    high: float = float("-inf")
+    width: float = 0.0
+    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude."""
+        return max(abs(self.low), abs(self.high))
+
+    def add(self, values: Array) -> None:
+        """Take in the map of one more run."""
+        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        if self.largest == 0:
+            return
+        self._make_room()
+        magnitudes = np.abs(values.ravel()[::_STRIDE])
+        bins = np.minimum((magnitudes * np.float32(1 / self.width)).astype(np.int64), BINS - 1)
+        self.counts += np.bincount(bins, minlength=BINS)
+
+    def _make_room(self) -> None:
+        """Widen the bins, two by two, until the largest magnitude has one."""
+        needed = 2.0 ** ceil(log2(self.largest / BINS))
+        if self.width == 0:
+            self.width = needed
+        while self.width < needed:
+            pairs = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.concatenate([pairs, np.zeros_like(pairs)])
+            self.width *= 2
+
+
+def observe(
+    model: ir.Model,
+    names: Sequence[str],
+    feeds: Sequence[Mapping[str, Array]],
+    on_run: Callable[[], None] = lambda: None,
+) -> dict[str, Activation]:
+    """Run `model` on every feed and take in the maps called `names`.
+
+    Args:
+        model: left as it is.
+        names: of values of float32 and fixed shapes.
+        feeds: inputs by name.
+        on_run: called after each run; there are `runs(model, names) * len(feeds)` of them.
+    """
+    found = {name: Activation() for name in names}
+    for chunk in _chunks(model, names):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "observed.onnx"
+            write_model(_giving(model, chunk), path)
+            with OrtRunner(path) as runner:
+                for feed in feeds:
+                    for name, values in runner.run(feed).items():
+                        found[name].add(values)
+                    on_run()
+    return found
+
+
+def runs(model: ir.Model, names: Sequence[str]) -> int:
+    """How many runs `observe` takes for a feed."""
+    return len(list(_chunks(model, names)))
+
+
+def _chunks(model: ir.Model, names: Sequence[str]) -> Iterator[list[str]]:
+    sizes = {v.name: 4 * prod(static_shape(v) or ()) for node in model.graph for v in node.outputs}
+    chunk: list[str] = []
+    for name in names:
+        if chunk and sum(sizes[n] for n in chunk) + sizes[name] > _CHUNK_BYTES:
+            yield chunk
+            chunk = []
+        chunk.append(name)
+    if chunk:
+        yield chunk
+
+
+def _giving(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """The part of `model` that makes the values called `names`."""
+    copy = model.clone()
+    values = {value.name: value for node in copy.graph for value in node.outputs}
+    copy.graph.outputs[:] = [values[name] for name in names]
+    RemoveUnusedNodesPass()(copy)
+    return copy

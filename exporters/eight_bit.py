@@ -1,0 +1,181 @@
+"""Quantising a graph with proof: calibrate, rank layers by their noise, keep the worst in float until labels agree."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import inf, log10
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from exporters.activations import BINS, Activation, observe
+from exporters.calibration import Calibration
+from exporters.optimize import Target
+from exporters.passes.static import constant
+from exporters.quantize import Scale, map_names, map_scale, quantized, rounded_weights
+from exporters.trunk import source_of, trunk_convolutions
+from fcn_deploy.errors import ParityError
+from fcn_deploy.metrics import Scores, confusion_matrix
+from fcn_deploy.model_info import MAX_CLASSES
+from fcn_deploy.onnx_file import write_model
+from fcn_deploy.runtime.ends import labels_of
+from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.steps import OnStep, quietly
+
+Array = npt.NDArray[Any]
+Feeds = Sequence[Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class LayerNoise:
+    """What rounding one convolution's weights and input to 8 bits adds.
+
+    Attributes:
+        name: of the convolution.
+        weights: noise over signal, both as sums of squares.
+        input: likewise, of the map it reads.
+        in_float: whether it was kept in float for it.
+    """
+
+    name: str
+    weights: float
+    input: float
+    in_float: bool = False
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantisation noise of the layer's output, in decibels, as if the two noises were independent."""
+        noise = self.weights + self.input
+        return -10 * log10(noise) if noise > 0 else inf
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What became of a graph in 8 bits.
+
+    Attributes:
+        method: how clipping thresholds were chosen.
+        images: how many the maps were observed on.
+        layers: the trunk's convolutions in order.
+        mean_iu: between the labels of the float and of the 8-bit graph, over the calibration images.
+        min_agreement: the least that was asked for.
+    """
+
+    method: Calibration
+    images: int
+    layers: tuple[LayerNoise, ...]
+    mean_iu: float
+    min_agreement: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, for JSON."""
+        layers = [asdict(layer) | {"sqnr_db": layer.sqnr_db} for layer in self.layers]
+        return asdict(self) | {"method": str(self.method), "layers": layers}
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How to quantise.
+
+    Attributes:
+        method: how clipping thresholds are chosen.
+        target: where the graph is to run, which decides the integers' type.
+        min_agreement: least mean IU between the labels of the two graphs.
+    """
+
+    method: Calibration
+    target: Target
+    min_agreement: float
+
+
+def quantize(
+    model: ir.Model, feeds: Feeds, options: QuantizeOptions, on_step: OnStep = quietly
+) -> tuple[ir.Model, Quantization]:
+    """`model` with as many of its trunk's convolutions in 8 bits as agree with it; it is left as it was.
+
+    Raises:
+        ParityError: not even one layer in 8 bits agrees well enough.
+    """
+    with on_step(f"observe every layer on {len(feeds)} images"):
+        observed = observe_maps(model, feeds)
+        expected = _labels(model, feeds)
+    scales = {name: map_scale(found, options.method, options.target) for name, found in observed.items()}
+    noises = sorted(layer_noises(model, observed, scales), key=lambda layer: layer.sqnr_db)
+    for kept in range(len(noises)):
+        layers = {layer.name for layer in noises[kept:]}
+        with on_step(f"8 bits in {len(layers)} of {len(noises)} layers, compare labels"):
+            candidate = quantized(model, scales, layers)
+            mean_iu = _mean_iu(expected, _labels(candidate, feeds))
+        if mean_iu >= options.min_agreement:
+            marked = _marked(model, noises, layers)
+            return candidate, Quantization(options.method, len(feeds), marked, mean_iu, options.min_agreement)
+    raise ParityError(
+        f"8 bits in {noises[-1].name} alone leave a mean IU of {mean_iu:.4f} with the float graph, less than "
+        f"{options.min_agreement:g}",
+        remedy="Calibrate on images like those it is for, try another --calibration-method, or pass --precision fp16.",
+    )
+
+
+def observe_maps(model: ir.Model, feeds: Feeds) -> dict[str, Activation]:
+    """Every map that needs a scale; the graph's own input is read off the feeds."""
+    inputs = {str(value.name) for value in model.graph.inputs}
+    names = map_names(model)
+    found = observe(model, [name for name in names if name not in inputs], feeds)
+    for name in inputs & set(names):
+        found[name] = Activation()
+        for feed in feeds:
+            found[name].add(feed[name])
+    return found
+
+
+def layer_noises(model: ir.Model, observed: Mapping[str, Activation], scales: Mapping[str, Scale]) -> list[LayerNoise]:
+    """The noise of every trunk convolution: of the weights exactly, of the input from its histogram."""
+    found = []
+    for node in trunk_convolutions(model):
+        weight, source = constant(node.inputs[1]), str(source_of(node.inputs[0]).name)
+        if weight is None:
+            raise ValueError(f"{node.name} has no constant weights")
+        integers, steps = rounded_weights(weight)
+        error = weight - integers * steps.reshape(-1, *[1] * (weight.ndim - 1))
+        share = float(np.square(error, dtype=np.float64).sum() / max(np.square(weight, dtype=np.float64).sum(), 1e-300))
+        found.append(LayerNoise(str(node.name), share, input_noise(observed[source], scales[source])))
+    return found
+
+
+def input_noise(found: Activation, scale: Scale) -> float:
+    """Noise over signal of a map.
+
+    A twelfth of a squared step where a value fits (uniform rounding), and what is cut off where it does not.
+    """
+    centres = (np.arange(BINS) + 0.5) * found.width
+    info = np.iinfo(scale.zero_point.dtype)
+    reach = float(scale.scale) * max(info.max - int(scale.zero_point), int(scale.zero_point) - info.min)
+    # The first bin holds the zeros a ReLU makes, which rounding leaves alone.
+    rounding = np.where(np.arange(BINS) > 0, float(scale.scale) ** 2 / 12, 0)
+    errors = np.where(centres > reach, (centres - reach) ** 2, rounding)
+    signal = float((found.counts * centres**2).sum())
+    return float((found.counts * errors).sum()) / signal if signal else 0.0
+
+
+def _marked(model: ir.Model, noises: Sequence[LayerNoise], layers: set[str]) -> tuple[LayerNoise, ...]:
+    """In the graph's order, with those that are not among `layers` marked as float."""
+    by_name = {layer.name: layer for layer in noises}
+    found = [by_name[str(node.name)] for node in trunk_convolutions(model)]
+    return tuple(replace(layer, in_float=layer.name not in layers) for layer in found)
+
+
+def _labels(model: ir.Model, feeds: Feeds) -> list[npt.NDArray[np.uint8]]:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_model(model, path)
+        with OrtRunner(path) as runner:
+            return [labels_of(runner.run(feed)) for feed in feeds]
+
+
+def _mean_iu(expected: Sequence[Array], found: Sequence[Array]) -> float:
+    """Over all images together; a class that occurs nowhere does not count."""
+    counts = sum(confusion_matrix(e, f, MAX_CLASSES) for e, f in zip(expected, found, strict=True))
+    return Scores(np.asarray(counts)).mean_iu

@@ -1,0 +1,138 @@
+"""From the float32 graph to the arithmetic asked for: which images it is observed on, and what became of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from exporters.activations import observe
+from exporters.calibration import Calibration
+from exporters.eight_bit import Quantization, QuantizeOptions, quantize
+from exporters.optimize import Target
+from exporters.passes.static import static_shape
+from exporters.precision import LIMITS, HalfReport, in_half, observed_names
+from exporters.rescale import factors, rescaled
+from fcn_deploy.errors import ImageError, UsageError
+from fcn_deploy.images import SAMPLE_PHOTO
+from fcn_deploy.model_info import Precision
+from fcn_deploy.parity.inputs import ParityInput, Shape, photo_input
+from fcn_deploy.prediction import find_images
+from fcn_deploy.runtime.base import TensorSpec
+from fcn_deploy.steps import OnStep, quietly
+
+# bfloat16 convolutions came with this operator set.
+BF16_OPSET = 22
+# What the artifact is compared with PyTorch on, besides the photo, when its arithmetic is good for real images only.
+_COMPARED = 3
+
+Reduction = HalfReport | Quantization
+
+
+@dataclass(frozen=True)
+class PrecisionOptions:
+    """What a graph is to compute in.
+
+    Attributes:
+        precision: the arithmetic.
+        calibration: images, or folders of them, like those the artifact is for; int8 cannot do without.
+        method: how int8's clipping thresholds are chosen.
+        min_agreement: least mean IU between int8's labels and float's on the calibration images.
+
+    Raises:
+        UsageError: calibration missing where it is needed, or a bound out of its bounds.
+    """
+
+    precision: Precision = Precision.FP32
+    calibration: tuple[Path, ...] = ()
+    method: Calibration = Calibration.PERCENTILE
+    min_agreement: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.precision is Precision.INT8 and not self.calibration:
+            raise UsageError(
+                "int8 has to see what values occur, and no calibration images are given",
+                remedy="Pass --calibration with a folder of at least a dozen photos like those the model is for.",
+            )
+        if not 0 < self.min_agreement <= 1:
+            raise UsageError(
+                f"min agreement {self.min_agreement:g} is not above 0 and at most 1",
+                remedy="It is a mean IU; 0.95 is usual.",
+            )
+
+    def check_opset(self, opset: int) -> None:
+        """Refuse operator sets that do not have the arithmetic.
+
+        Raises:
+            UsageError: bfloat16 before opset 22.
+        """
+        if self.precision is Precision.BF16 and opset < BF16_OPSET:
+            raise UsageError(
+                f"opset {opset} has no bfloat16 convolutions; {BF16_OPSET} and later do",
+                remedy=f"Pass --opset {BF16_OPSET}, or --precision fp16.",
+            )
+
+
+def calibration_inputs(options: PrecisionOptions, shape: Shape) -> tuple[ParityInput, ...]:
+    """The calibration images as the network takes them; without any, the photo that comes along.
+
+    Raises:
+        ImageError: none is found, one cannot be read, or all are of one colour.
+    """
+    if not options.calibration:
+        return (photo_input(SAMPLE_PHOTO, shape),)
+    inputs = tuple(photo_input(path, shape) for path in find_images([str(p) for p in options.calibration]))
+    if not any(np.ptp(given.image[:, 0]) > 0 for given in inputs):
+        raise ImageError(
+            f"all {len(inputs)} calibration images are of one colour, and show no layer what values occur",
+            remedy="Pass photos like those the model is for.",
+        )
+    return inputs
+
+
+def compared_inputs(options: PrecisionOptions, inputs: Sequence[ParityInput]) -> tuple[ParityInput, ...]:
+    """Which calibration images the finished artifact is compared with PyTorch on."""
+    return tuple(inputs[:_COMPARED]) if options.precision is Precision.INT8 else ()
+
+
+def reduced(
+    model: ir.Model,
+    options: PrecisionOptions,
+    inputs: Sequence[ParityInput],
+    target: Target,
+    on_step: OnStep = quietly,
+) -> tuple[ir.Model, Reduction | None]:
+    """`model` in the arithmetic asked for; it is left as it was.
+
+    Args:
+        model: in float32, with the heads it is to have.
+        options: what it is to compute in.
+        inputs: what its maps are observed on, from `calibration_inputs`.
+        target: what it is to run on, which decides the type of 8-bit maps.
+        on_step: told what is being done.
+
+    Raises:
+        UsageError: a weight is beyond the type's limit.
+        ParityError: 8 bits do not agree with float well enough.
+    """
+    if options.precision is Precision.FP32:
+        return model, None
+    feeds = _feeds(model, inputs)
+    if options.precision is Precision.INT8:
+        return quantize(model, feeds, QuantizeOptions(options.method, target, options.min_agreement), on_step)
+    with on_step(f"observe every layer on {len(feeds)} images"):
+        observed = observe(model, observed_names(model), feeds)
+    scales = factors(model, observed, LIMITS[options.precision])
+    with on_step(f"convert to {options.precision}"):
+        converted, report = in_half(rescaled(model, scales), options.precision, observed)
+    return converted, replace(report, rescaled=scales)
+
+
+def _feeds(model: ir.Model, inputs: Sequence[ParityInput]) -> list[Mapping[str, npt.NDArray[Any]]]:
+    (value,) = model.graph.inputs
+    dtype = value.dtype.numpy().name if value.dtype is not None else "float32"
+    spec = TensorSpec(str(value.name), static_shape(value) or (), dtype)
+    return [{spec.name: given.feed(spec)} for given in inputs]

@@ -1,0 +1,67 @@
+"""Where a graph's trunk ends and its head begins: reduced precision treats the two differently."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+# Operators that give their input's values at other places, perhaps with constants around them.
+MOVING = frozenset({"MaxPool", "Slice", "Concat"})
+
+
+def head_nodes(model: ir.Model) -> set[ir.Node]:
+    """The scores and everything behind them: convolutions that no Relu follows, and what reads them.
+
+    Sums of few large scores decide about labels, and take a hundredth of the work.
+    """
+    found: set[ir.Node] = set()
+    for node in model.graph:
+        behind = any(value is not None and value.producer() in found for value in node.inputs)
+        scores = node.op_type in ("Conv", "ConvTranspose") and not is_activated(node)
+        if behind or scores:
+            found.add(node)
+    return found
+
+
+def prologue_nodes(model: ir.Model) -> set[ir.Node]:
+    """What stands before the first convolution and its padding: the casts and sums that make an image of pixels."""
+    found: set[ir.Node] = set()
+    for node in model.graph:
+        made_from = [v for v in node.inputs if v is not None and not v.is_initializer()]
+        early = made_from and all(v.is_graph_input() or v.producer() in found for v in made_from)
+        if early and node.op_type in ("Cast", "Sub", "Transpose"):
+            found.add(node)
+    return found
+
+
+def is_activated(node: ir.Node) -> bool:
+    """Whether a Relu is all that reads a node's output."""
+    uses = Counter(use.node.op_type for use in node.outputs[0].uses())
+    return set(uses) == {"Relu"} and not node.outputs[0].is_graph_output()
+
+
+def trunk_convolutions(model: ir.Model) -> Iterator[ir.Node]:
+    """The convolutions that a Relu follows, in order."""
+    return (node for node in model.graph if node.op_type == "Conv" and is_activated(node))
+
+
+def activation_of(convolution: ir.Node) -> ir.Value:
+    """What the Relu behind a trunk convolution gives."""
+    return next(iter(convolution.outputs[0].uses())).node.outputs[0]
+
+
+def source_of(value: ir.Value | None) -> ir.Value:
+    """The map whose values `value` holds: followed back over pools, slices, and constants put around."""
+    if value is None:
+        raise ValueError("a node without its first input")
+    node = value.producer()
+    if node is None or node.op_type not in MOVING:
+        return value
+    return source_of(next(v for v in node.inputs if v is not None and not is_constant(v)))
+
+
+def is_constant(value: ir.Value) -> bool:
+    """Whether a value is an initializer, or one that is spread out."""
+    node = value.producer()
+    source = node.inputs[0] if node is not None and node.op_type == "Expand" else None
+    return value.is_initializer() or (source is not None and is_constant(source))
