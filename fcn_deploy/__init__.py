@@ -15,11 +15,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
+    "SAMPLE_CHECKPOINT",
+    "SAMPLE_SCENE",
     "AxisSizes",
     "BenchOptions",
     "BenchReport",
     "Bundle",
     "BundleError",
+    "Calibration",
     "CheckpointError",
     "Comparison",
     "ExportOptions",
@@ -27,6 +30,7 @@ __all__ = [
     "FcnDeployError",
     "Finding",
     "Geometry",
+    "HalfReport",
     "Head",
     "ImageError",
     "ImageInput",
@@ -43,12 +47,15 @@ __all__ = [
     "OutputError",
     "ParityError",
     "ParityReport",
+    "Precision",
+    "PrecisionOptions",
     "PredictOptions",
     "Prediction",
     "Protocol",
     "Provenance",
     "Provider",
     "ProviderError",
+    "Quantization",
     "RegressionError",
     "ReportComparison",
     "Rewriting",
@@ -66,6 +73,7 @@ __all__ = [
     "bench",
     "check_fits",
     "compare_reports",
+    "default_opset",
     "draw_regions",
     "examine",
     "export",
@@ -93,10 +101,15 @@ if TYPE_CHECKING:
     from benchmarks.results import BenchReport, Row, read_report, write_report
     from benchmarks.run import bench
     from benchmarks.timing import Measurement, Protocol
+    from exporters.calibration_method import Calibration
+    from exporters.eight_bit import Quantization
+    from exporters.export_options import ExportOptions
     from exporters.foreign import Optimized, optimize
     from exporters.onnx import OnnxOptions
     from exporters.optimize import Optimize, Target
-    from exporters.pipeline import ExportOptions, ExportResult, export
+    from exporters.pipeline import ExportResult, export
+    from exporters.precision import HalfReport
+    from exporters.reduce import PrecisionOptions, default_opset
     from exporters.rewrite import Rewriting
     from exporters.window_picture import draw_regions
     from fcn_deploy.bundle import Bundle, open_bundle
@@ -117,7 +130,7 @@ if TYPE_CHECKING:
     )
     from fcn_deploy.geometry import AxisSizes, Geometry, Variant, axis_sizes, check_fits
     from fcn_deploy.inspection import Inspection, inspect
-    from fcn_deploy.model_info import Head, ImageInput, ModelInfo, NetworkSpec, Provenance
+    from fcn_deploy.model_info import Head, ImageInput, ModelInfo, NetworkSpec, Precision, Provenance
     from fcn_deploy.models.checkpoints import read_checkpoint
     from fcn_deploy.models.fcn import fcn8s, fcn16s, fcn32s
     from fcn_deploy.models.weights import WeightsOptions
@@ -127,6 +140,7 @@ if TYPE_CHECKING:
     from fcn_deploy.prediction import Prediction, PredictOptions, find_images, predict
     from fcn_deploy.runtime.ort_options import OrtOptions
     from fcn_deploy.runtime.provider import Provider
+    from fcn_deploy.samples import SAMPLE_CHECKPOINT, SAMPLE_SCENE
     from fcn_deploy.verification import Verification, VerifyOptions, verify
     from fcn_deploy.version import __version__
 
@@ -138,10 +152,15 @@ _NAMES_BY_MODULE = {
     "benchmarks.run": "bench",
     "benchmarks.options": "BenchOptions",
     "benchmarks.timing": "Measurement Protocol",
+    "exporters.calibration_method": "Calibration",
+    "exporters.eight_bit": "Quantization",
+    "exporters.export_options": "ExportOptions",
     "exporters.foreign": "Optimized optimize",
     "exporters.onnx": "OnnxOptions",
     "exporters.optimize": "Optimize Target",
-    "exporters.pipeline": "ExportOptions ExportResult export",
+    "exporters.pipeline": "ExportResult export",
+    "exporters.precision": "HalfReport",
+    "exporters.reduce": "PrecisionOptions default_opset",
     "exporters.rewrite": "Rewriting",
     "exporters.window_picture": "draw_regions",
     "fcn_deploy.bundle": "Bundle open_bundle",
@@ -149,7 +168,7 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.errors": f"{_ERRORS} MeasurementError RegressionError SizeError UsageError",
     "fcn_deploy.geometry": "AxisSizes Geometry Variant axis_sizes check_fits",
     "fcn_deploy.inspection": "Inspection inspect",
-    "fcn_deploy.model_info": "Head ImageInput ModelInfo NetworkSpec Provenance",
+    "fcn_deploy.model_info": "Head ImageInput ModelInfo NetworkSpec Precision Provenance",
     "fcn_deploy.models.checkpoints": "read_checkpoint",
     "fcn_deploy.models.fcn": "fcn32s fcn16s fcn8s",
     "fcn_deploy.models.weights": "WeightsOptions",
@@ -159,6 +178,7 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.prediction": "Prediction PredictOptions find_images predict",
     "fcn_deploy.runtime.ort_options": "OrtOptions",
     "fcn_deploy.runtime.provider": "Provider",
+    "fcn_deploy.samples": "SAMPLE_CHECKPOINT SAMPLE_SCENE",
     "fcn_deploy.verification": "Verification VerifyOptions verify",
     "fcn_deploy.version": "__version__",
 }
