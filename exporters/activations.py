@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from exporters.passes.static import static_shape
+from fcn_deploy.graph import prefix
 from fcn_deploy.onnx_file import write_model
 from fcn_deploy.runtime.ort import OrtRunner
 
@@ -85,7 +85,7 @@ def observe(
     for chunk in _chunks(model, names):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "observed.onnx"
-            write_model(_giving(model, chunk), path)
+            write_model(prefix(model, chunk), path)
             with OrtRunner(path) as runner:
                 for feed in feeds:
                     for name, values in runner.run(feed).items():
@@ -109,12 +109,3 @@ def _chunks(model: ir.Model, names: Sequence[str]) -> Iterator[list[str]]:
         chunk.append(name)
     if chunk:
         yield chunk
-
-
-def _giving(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """The part of `model` that makes the values called `names`."""
-    copy = model.clone()
-    values = {value.name: value for node in copy.graph for value in node.outputs}
-    copy.graph.outputs[:] = [values[name] for name in names]
-    RemoveUnusedNodesPass()(copy)
-    return copy

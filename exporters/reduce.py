@@ -47,7 +47,7 @@ class PrecisionOptions:
 
     precision: Precision = Precision.FP32
     calibration: tuple[Path, ...] = ()
-    method: Calibration = Calibration.PERCENTILE
+    method: Calibration = Calibration.MINMAX
     min_agreement: float = 0.95
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from exporters.activations import Activation
 from exporters.passes.edit import add_constant
 from exporters.passes.static import constant
 from exporters.trunk import MOVING, activation_of, is_constant, source_of, trunk_convolutions
+from fcn_deploy.model_info import SCALE_KEY
 
 # Maps may grow by this on images nobody observed.
 HEADROOM = 8
@@ -39,6 +40,10 @@ def rescaled(model: ir.Model, by_layer: Mapping[str, float]) -> ir.Model:
     """`model` with the outputs of some trunk convolutions scaled, computing the same; it is left as it was."""
     copy = model.clone()
     scales = {activation_of(node): by_layer.get(str(node.name), 1.0) for node in trunk_convolutions(copy)}
+    for output, scale in scales.items():
+        maker = output.producer()
+        if scale != 1 and maker is not None:
+            maker.metadata_props[SCALE_KEY] = f"{scale:g}"
     for node in list(copy.graph):
         if node.op_type == "Conv":
             before = scales.get(source_of(node.inputs[0]), 1.0)

@@ -73,9 +73,7 @@ def export(
             metavar="DIR", help="Photos like those it is for, at least a dozen; int8 needs them.", show_default=False
         ),
     ] = None,
-    calibration_method: Annotated[
-        Calibration, typer.Option(help="How far int8's maps reach.")
-    ] = Calibration.PERCENTILE,
+    calibration_method: Annotated[Calibration, typer.Option(help="How far int8's maps reach.")] = Calibration.MINMAX,
     min_agreement: Annotated[
         float, typer.Option(help="Least mean IU of int8's labels with float's; layers stay in float until it is met.")
     ] = 0.95,
