@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,8 @@ def _write_graph(options: ExportOptions, calibration: Sequence[ParityInput], pat
     graph, simplification, rewriting = _optimized(graph, options, on_step)
     graph = with_heads(graph, options.image_input, options.head)
     target = options.target or target_of_this_machine()
-    graph, reduction = reduced(graph, options.precision, calibration, target, on_step)
+    wanted = replace(options.precision, min_agreement=info.min_agreement)
+    graph, reduction = reduced(graph, wanted, calibration, target, on_step)
     with on_step("check and write model.onnx"):
         name_after_nodes(graph)
         check_graph(graph)
@@ -179,7 +180,7 @@ def _info(options: ExportOptions, spec: NetworkSpec, provenance: Provenance, nam
         precision,
         package_versions(),
         names,
-        options.precision.min_agreement if precision is Precision.INT8 else None,
+        options.precision.agreement(provenance),
     )
 
 

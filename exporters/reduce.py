@@ -19,7 +19,7 @@ from exporters.precision import LIMITS, HalfReport, in_half, observed_names
 from exporters.rescale import factors, rescaled
 from fcn_deploy.errors import ImageError, UsageError
 from fcn_deploy.images import SAMPLE_PHOTO
-from fcn_deploy.model_info import Precision
+from fcn_deploy.model_info import Precision, Provenance
 from fcn_deploy.parity.inputs import ParityInput, Shape, photo_input
 from fcn_deploy.prediction import find_images
 from fcn_deploy.runtime.base import TensorSpec
@@ -27,6 +27,7 @@ from fcn_deploy.steps import OnStep, quietly
 
 # bfloat16 convolutions came with this operator set.
 BF16_OPSET = 22
+MIN_AGREEMENT = 0.95
 
 Reduction = HalfReport | Quantization
 
@@ -39,7 +40,8 @@ class PrecisionOptions:
         precision: the arithmetic.
         calibration: images, or folders of them, like those the artifact is for; int8 cannot do without.
         method: how int8's clipping thresholds are chosen.
-        min_agreement: least mean IU between int8's labels and float's on the calibration images.
+        min_agreement: least mean IU between int8's labels and float's on the calibration images; None asks for
+            `MIN_AGREEMENT` of trained weights, and for nothing of random ones.
 
     Raises:
         UsageError: calibration missing where it is needed, or a bound out of its bounds.
@@ -48,7 +50,7 @@ class PrecisionOptions:
     precision: Precision = Precision.FP32
     calibration: tuple[Path, ...] = ()
     method: Calibration = Calibration.MINMAX
-    min_agreement: float = 0.95
+    min_agreement: float | None = None
 
     def __post_init__(self) -> None:
         if self.precision is Precision.INT8 and not self.calibration:
@@ -56,11 +58,20 @@ class PrecisionOptions:
                 "int8 has to see what values occur, and no calibration images are given",
                 remedy="Pass --calibration with a folder of at least a dozen photos like those the model is for.",
             )
-        if not 0 < self.min_agreement <= 1:
+        if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
             raise UsageError(
                 f"min agreement {self.min_agreement:g} is not above 0 and at most 1",
                 remedy="It is a mean IU; 0.95 is usual.",
             )
+
+    def agreement(self, provenance: Provenance) -> float | None:
+        """The least mean IU for weights of that origin; None where it is not judged.
+
+        Labels of random weights hang on margins far below what 8 bits can keep.
+        """
+        if self.precision is not Precision.INT8 or self.min_agreement is not None:
+            return self.min_agreement if self.precision is Precision.INT8 else None
+        return None if provenance.untrained else MIN_AGREEMENT
 
     def check_opset(self, opset: int) -> None:
         """Refuse operator sets that do not have the arithmetic.
@@ -110,7 +121,7 @@ def reduced(
 
     Args:
         model: in float32, with the heads it is to have.
-        options: what it is to compute in.
+        options: what it is to compute in; without a least agreement, 8 bits are taken everywhere.
         inputs: what its maps are observed on, from `calibration_inputs`.
         target: what it is to run on, which decides the type of 8-bit maps.
         on_step: told what is being done.
@@ -123,7 +134,7 @@ def reduced(
         return model, None
     feeds = _feeds(model, inputs)
     if options.precision is Precision.INT8:
-        return quantize(model, feeds, QuantizeOptions(options.method, target, options.min_agreement), on_step)
+        return quantize(model, feeds, QuantizeOptions(options.method, target, options.min_agreement or 0.0), on_step)
     names = observed_names(model)
     with on_step(f"observe every layer on {len(feeds)} images", runs(model, names) * len(feeds)) as advance:
         observed = observe(model, names, feeds, advance)
