@@ -17,7 +17,7 @@ from exporters.optimize import Target
 from exporters.passes.static import constant
 from exporters.quantize import Scale, map_names, map_scale, quantized, rounded_weights
 from exporters.trunk import source_of, trunk_convolutions
-from fcn_deploy.errors import ParityError
+from fcn_deploy.errors import ParityError, UsageError
 from fcn_deploy.metrics import Scores, confusion_matrix
 from fcn_deploy.model_info import MAX_CLASSES
 from fcn_deploy.onnx_file import write_model
@@ -97,8 +97,14 @@ def quantize(
     """`model` with as many of its trunk's convolutions in 8 bits as agree with it; it is left as it was.
 
     Raises:
+        UsageError: the graph has no trunk.
         ParityError: not even one layer in 8 bits agrees well enough.
     """
+    if not any(trunk_convolutions(model)):
+        raise UsageError(
+            "no convolution is followed by a Relu alone, so there is no layer for 8 bits",
+            remedy="Pass --precision fp16.",
+        )
     with on_step(f"observe every layer on {len(feeds)} images"):
         observed = observe_maps(model, feeds)
         expected = _labels(model, feeds)

@@ -14,6 +14,7 @@ from exporters.activations import Activation
 from exporters.passes.edit import add_constant
 from exporters.passes.static import constant
 from exporters.trunk import activation_of, is_constant, moved_by, source_of, trunk_convolutions
+from fcn_deploy.errors import UsageError
 
 # Maps may grow by this on images nobody observed.
 HEADROOM = 8
@@ -33,6 +34,23 @@ def factors(model: ir.Model, observed: Mapping[str, Activation], limit: float) -
         if largest * HEADROOM > limit and _only_convolutions_read(activation_of(node)):
             found[str(node.name)] = 2.0 ** -ceil(log2(largest * HEADROOM / limit))
     return found
+
+
+def require_fitting(
+    model: ir.Model, observed: Mapping[str, Activation], by_layer: Mapping[str, float], limit: float
+) -> None:
+    """Refuse maps that are beyond a type's limit where nothing can be scaled back, as scores.
+
+    Raises:
+        UsageError: names the map.
+    """
+    for node in model.graph:
+        name, found = str(node.outputs[0].name), observed.get(str(node.outputs[0].name))
+        if found is not None and found.largest * by_layer.get(str(node.name), 1.0) > limit:
+            raise UsageError(
+                f"{name} reaches {found.largest:g} and cannot be scaled; the type ends at {limit:g}",
+                remedy="Export it with --precision bf16 or fp32.",
+            )
 
 
 def rescaled(model: ir.Model, by_layer: Mapping[str, float]) -> ir.Model:

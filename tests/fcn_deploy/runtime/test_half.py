@@ -18,9 +18,6 @@ DTYPES: dict[int, np.dtype] = {
     TensorProto.FLOAT16: np.dtype(np.float16),
     TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
 }
-    TensorProto.FLOAT16: np.dtype(np.float16),
-    TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
-}
 NAMES: dict[int, str] = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 VALUES = st.floats(-(2.0**15), 2.0**15, width=32, allow_subnormal=False)
 HALVES = pytest.mark.parametrize("dtype", list(DTYPES), ids=NAMES.get)
