@@ -16,7 +16,8 @@ from exporters.onnx import DEFAULT_OPSET
 from exporters.optimize import Target
 from exporters.passes.static import static_shape
 from exporters.precision import LIMITS, HalfReport, in_half, observed_names
-from exporters.rescale import factors, rescaled
+from exporters.rescale import factors, require_fitting, rescaled
+from exporters.trunk import require_float32
 from fcn_deploy.errors import ImageError, UsageError
 from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.model_info import Precision, Provenance
@@ -102,7 +103,7 @@ def calibration_inputs(options: PrecisionOptions, shape: Shape) -> tuple[ParityI
     if not options.calibration:
         return (photo_input(SAMPLE_PHOTO, shape),)
     inputs = tuple(photo_input(path, shape) for path in find_images([str(p) for p in options.calibration]))
-    if not any(np.ptp(given.image[:, 0]) > 0 for given in inputs):
+    if not any(np.ptp(given.image, axis=(2, 3)).any() for given in inputs):
         raise ImageError(
             f"all {len(inputs)} calibration images are of one colour, and show no layer what values occur",
             remedy="Pass photos like those the model is for.",
@@ -127,11 +128,12 @@ def reduced(
         on_step: told what is being done.
 
     Raises:
-        UsageError: a weight is beyond the type's limit.
+        UsageError: a weight or a map is beyond the type's limit, or the graph is reduced already.
         ParityError: 8 bits do not agree with float well enough.
     """
     if options.precision is Precision.FP32:
         return model, None
+    require_float32(model)
     feeds = _feeds(model, inputs)
     if options.precision is Precision.INT8:
         return quantize(model, feeds, QuantizeOptions(options.method, target, options.min_agreement or 0.0), on_step)
@@ -139,6 +141,7 @@ def reduced(
     with on_step(f"observe every layer on {len(feeds)} images", runs(model, names) * len(feeds)) as advance:
         observed = observe(model, names, feeds, advance)
     scales = factors(model, observed, LIMITS[options.precision])
+    require_fitting(model, observed, scales, LIMITS[options.precision])
     with on_step(f"convert to {options.precision}"):
         converted, report = in_half(rescaled(model, scales), options.precision, observed)
     return converted, replace(report, rescaled=scales)
