@@ -78,11 +78,11 @@ def measure(scenes: int) -> list[Accuracy]:
     return found
 
 
-def write_scenes(folder: Path, split: Split, count: int) -> Path:
-    """Write that many scenes into a new folder, as PNG files."""
+def write_scenes(folder: Path, split: Split, count: int, side: int = SIDE) -> Path:
+    """Write that many square scenes into a new folder, as PNG files."""
     folder.mkdir()
     for i in range(count):
-        made = scene(split, _FIRST_SEED + i, SIDE, SIDE)
+        made = scene(split, _FIRST_SEED + i, side, side)
         Image.fromarray(made.pixels).save(folder / f"scene-{i:02}.png")
     return folder
 

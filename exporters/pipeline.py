@@ -133,10 +133,11 @@ def _write_graph(options: ExportOptions, calibration: Sequence[ParityInput], pat
         name_after_nodes(graph)
         check_graph(graph)
         write_model(graph, path)
-    inputs, reference = compared_inputs(info, options.onnx.shape, calibration), None
+    photos, reference = path.parent / PHOTOS_FOLDER, None
     if info.precision is Precision.INT8:
-        write_photos(inputs, path.parent / PHOTOS_FOLDER)
+        write_photos(calibration, photos)
     if options.verify:
+        inputs = compared_inputs(info, options.onnx.shape, photos)
         reference = run_reference(network, inputs, options.onnx.shape, on_step)
     return _Exported(info, simplification, rewriting, reduction, reference)
 

@@ -24,14 +24,15 @@ from fcn_deploy.steps import OnStep
 
 # Calibration images that go along with the artifact: they take room, and time whenever it is verified.
 MAX_PHOTOS = 4
+_JPEG_QUALITY = 95
 
 
-def write_photos(inputs: Sequence[ParityInput], folder: Path) -> None:
-    """Write what is a picture among `inputs` into a new folder, in the size the network takes, as `0.png`, `1.png`."""
+def write_photos(calibration: Sequence[ParityInput], folder: Path) -> None:
+    """Write the first pictures of `calibration` into a new folder, in the size the network takes, as JPEG files."""
     folder.mkdir()
-    for index, given in enumerate(inputs):
-        if given.pixels is not None:
-            Image.fromarray(given.pixels[0]).save(folder / f"{index}.png")
+    pictures = [given.pixels for given in calibration if given.pixels is not None]
+    for index, pixels in enumerate(pictures[:MAX_PHOTOS]):
+        Image.fromarray(pixels[0]).save(folder / f"{index}.jpg", quality=_JPEG_QUALITY)
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,10 @@ def check_graph(graph: ir.Model) -> None:
         raise ParityError(f"ONNX's checker refuses the graph: {error}", remedy="Try --optimize none.") from error
 
 
-def compared_inputs(info: ModelInfo, shape: Shape, calibration: Sequence[ParityInput]) -> tuple[ParityInput, ...]:
-    """What a fresh artifact is compared on: a photo and noise, or what 8 bits were calibrated for."""
+def compared_inputs(info: ModelInfo, shape: Shape, photos: Path) -> tuple[ParityInput, ...]:
+    """What a fresh artifact is compared on: a photo and noise, or the photos that go along with an int8 artifact."""
     if info.precision is Precision.INT8:
-        return tuple(calibration[:MAX_PHOTOS])
+        return tuple(photo_input(path, shape) for path in sorted(photos.iterdir()))
     noise = pixel_noise_input if info.image_input is ImageInput.UINT8 else noise_input
     return photo_input(SAMPLE_PHOTO, shape), noise(0, shape)
 

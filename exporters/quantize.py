@@ -22,6 +22,8 @@ from exporters.trunk import activation_of, is_constant, source_of, trunk_convolu
 
 # Largest magnitude of a symmetric int8, and of uint8.
 _SIGNED, _UNSIGNED = 127, 255
+# Float weights larger than this are worth keeping as float16.
+_LARGE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def quantized(model: ir.Model, scales: Mapping[str, Scale], layers: set[str]) ->
             rounded[made] = _rounded(copy, made, scales[str(made.name)])
         elif node.op_type in ("MaxPool", "Concat") and (scale := _scale_of(node, rounded)) is not None:
             rounded[made] = _rounded(copy, made, scale)
+    _store_in_half(copy)
     RemoveUnusedNodesPass()(copy)
     return copy
 
@@ -97,28 +100,48 @@ def _read_rounded(model: ir.Model, node: ir.Node, rounded: dict[ir.Value, tuple[
         if value in rounded and node.op_type != "QuantizeLinear":
             node.replace_input_with(index, rounded[value][0])
     scale = _scale_of(node, rounded) if node.op_type == "Concat" else None
-    if scale is not None:
-        for index, value in enumerate(node.inputs):
-            if value is not None and is_constant(value):
-                before = node.inputs[0] if node.inputs[0] is not value else node.inputs[1]
-                node.replace_input_with(index, _rounded(model, value, scale, before)[0])
+    if scale is None:
+        return
+    for value in dict.fromkeys(v for v in node.inputs if v is not None and is_constant(v)):
+        made = _rounded_constant(model, node, value, scale)
+        for index in [index for index, given in enumerate(node.inputs) if given is value]:
+            node.replace_input_with(index, made)
 
 
-def _rounded(model: ir.Model, value: ir.Value, scale: Scale, behind: ir.Value | None = None) -> tuple[ir.Value, Scale]:
-    """Quantise and dequantise a value, right behind the node that makes it, or `behind` another for a constant."""
-    place = value if value.producer() is not None or value.is_graph_input() else behind
-    if place is None:
-        raise ValueError(f"no place behind {value.name}")
-    parameters = [
-        add_constant(model, f"{value.name}/scale", np.array(scale.scale)),
-        add_constant(model, f"{value.name}/zero_point", np.array(scale.zero_point)),
-    ]
-    shape = static_shape(value) or ()
-    integers = node_after(place, "QuantizeLinear", [value, *parameters], f"{value.name}/quantize", shape)
+def _rounded_constant(model: ir.Model, node: ir.Node, value: ir.Value, scale: Scale) -> ir.Value:
+    """A constant beside a rounded map: as integers in the file, or rounded where it is spread out."""
+    found = constant(value)
+    if found is None:
+        return _rounded(model, value, scale)[0]
+    limits = np.iinfo(scale.zero_point.dtype)
+    integers = np.clip(np.rint(found / scale.scale) + scale.zero_point, limits.min, limits.max)
+    stored = add_constant(model, f"{value.name}/integers", integers.astype(scale.zero_point.dtype))
+    return _dequantized(model, node, [stored, *_parameters(model, value, scale)], str(value.name))
+
+
+def _rounded(model: ir.Model, value: ir.Value, scale: Scale) -> tuple[ir.Value, Scale]:
+    """Quantise and dequantise a value, right behind the node that makes it."""
+    parameters, shape = _parameters(model, value, scale), static_shape(value) or ()
+    integers = node_after(value, "QuantizeLinear", [value, *parameters], f"{value.name}/quantize", shape)
     integers.type = ir.TensorType(ir.DataType.from_numpy(np.array(scale.zero_point).dtype))
     made = node_after(integers, "DequantizeLinear", [integers, *parameters], f"{value.name}/dequantize", shape)
     made.type = ir.TensorType(ir.DataType.FLOAT)
     return made, scale
+
+
+def _parameters(model: ir.Model, value: ir.Value, scale: Scale) -> list[ir.Value]:
+    return [
+        add_constant(model, f"{value.name}/scale", np.array(scale.scale)),
+        add_constant(model, f"{value.name}/zero_point", np.array(scale.zero_point)),
+    ]
+
+
+def _dequantized(model: ir.Model, reader: ir.Node, inputs: list[ir.Value], name: str, *how: ir.Attr) -> ir.Value:
+    """Integers of the file as floats, right in front of the node that reads them."""
+    made = ir.Value(name=f"{name}/float", shape=inputs[0].shape, type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.Node("", "DequantizeLinear", inputs, how, outputs=[made], name=f"{name}/dequantize")
+    model.graph.insert_before(reader, node)
+    return made
 
 
 def _quantize_weights(model: ir.Model, node: ir.Node) -> None:
@@ -132,12 +155,24 @@ def _quantize_weights(model: ir.Model, node: ir.Node) -> None:
         add_constant(model, f"{name}/weight_scale", steps),
         add_constant(model, f"{name}/weight_zero_point", np.zeros(len(steps), np.int8)),
     ]
-    made = ir.Value(name=f"{name}/weight", shape=ir.Shape(weight.shape), type=ir.TensorType(ir.DataType.FLOAT))
-    axis = ir.AttrInt64("axis", 0)
-    model.graph.insert_before(
-        node, ir.Node("", "DequantizeLinear", parameters, [axis], outputs=[made], name=f"{name}/weight_dequantize")
-    )
+    made = _dequantized(model, node, parameters, f"{name}/weight", ir.AttrInt64("axis", 0))
     node.replace_input_with(1, made)
+
+
+def _store_in_half(model: ir.Model) -> None:
+    """Keep large float weights, those of the up-sampling, as float16 in the file; they are computed with in float32.
+
+    Beside 8 bits elsewhere their rounding (2^-11) does not count, and they are a twentieth of the file.
+    """
+    for node in [node for node in model.graph if node.op_type in ("Conv", "ConvTranspose")]:
+        weight = constant(node.inputs[1])
+        if weight is None or weight.nbytes < _LARGE_BYTES or np.abs(weight).max() > np.finfo(np.float16).max:
+            continue
+        stored = add_constant(model, f"{node.name}/weight_half", weight.astype(np.float16))
+        made = ir.Value(name=f"{node.name}/weight_float", shape=stored.shape, type=ir.TensorType(ir.DataType.FLOAT))
+        to = [ir.AttrInt64("to", int(ir.DataType.FLOAT))]
+        model.graph.insert_before(node, ir.Node("", "Cast", [stored], to, outputs=[made], name=str(made.name)))
+        node.replace_input_with(1, made)
 
 
 def rounded_weights(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
