@@ -13,7 +13,7 @@ MINUTES ?= 8
 .PHONY: help demo test lint clean bench bench-gpu bench-export
 
 help:
-	@echo "make demo   export FCN-32s, prove it equal to PyTorch, segment a photo with it"
+	@echo "make demo   export a small trained FCN-8s, prove it equal to PyTorch, segment a scene it never saw"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff, mypy --strict, import-linter"
 	@echo "make bench  latency of all three FCNs on this CPU beside their peers: table, JSON, page (10 minutes)"
@@ -30,8 +30,8 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/fcn-deploy export --variant 32s --rng-seed 4 --output $(DEMO)/fcn32s --force
-	$(BIN)/fcn-deploy predict $(DEMO)/fcn32s fcn_deploy/assets/astronaut.jpg --output $(DEMO)/predictions
+	$(BIN)/fcn-deploy export --variant 8s --checkpoint sample --output $(DEMO)/fcn8s --force
+	$(BIN)/fcn-deploy predict $(DEMO)/fcn8s fcn_deploy/assets/scene.jpg --output $(DEMO)/predictions
 
 test: $(READY)
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
