@@ -16,7 +16,7 @@ from exporters.calibration_method import Calibration
 from exporters.optimize import Target
 from exporters.passes.static import constant
 from exporters.quantize import Scale, map_names, map_scale, quantized, rounded_weights
-from exporters.trunk import source_of, trunk_convolutions
+from exporters.trunk import constants_beside, source_of, trunk_convolutions
 from fcn_deploy.errors import ParityError, UsageError
 from fcn_deploy.metrics import Scores, confusion_matrix
 from fcn_deploy.model_info import MAX_CLASSES
@@ -150,13 +150,16 @@ def _fewest(attempt: Attempt, layers: int, enough: float) -> tuple[int, tuple[ir
 
 
 def observe_maps(model: ir.Model, feeds: Feeds, advance: Advance = lambda: None) -> dict[str, Activation]:
-    """Every map that needs a scale; the graph's own input is read off the feeds."""
+    """Every map that needs a scale, with the constants put around it; the graph's own input is read off the feeds."""
     inputs = {str(value.name) for value in model.graph.inputs}
     found = observe(model, _inner_maps(model), feeds, advance)
     for name in inputs & set(map_names(model)):
         found[name] = Activation()
         for feed in feeds:
             found[name].add(feed[name])
+    for source, beside in constants_beside(model):
+        if source in found:
+            found[source].add(beside)
     return found
 
 

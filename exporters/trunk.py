@@ -1,9 +1,12 @@
 """Where a graph's trunk ends and its head begins: reduced precision treats the two differently."""
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 
+from exporters.passes.static import constant
 from fcn_deploy.errors import UsageError
 
 _ROUNDED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.INT8})
@@ -89,3 +92,15 @@ def is_constant(value: ir.Value) -> bool:
     node = value.producer()
     source = node.inputs[0] if node is not None and node.op_type == "Expand" else None
     return value.is_initializer() or (source is not None and is_constant(source))
+
+
+def constants_beside(model: ir.Model) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """The constants that are put around maps, each with the name of the map whose values it stands beside."""
+    for node in model.graph:
+        if node.op_type != "Concat" or moved_by(node) is None:
+            continue
+        for value in dict.fromkeys(v for v in node.inputs if v is not None and is_constant(v)):
+            spread = value.producer()
+            found = constant(spread.inputs[0] if spread is not None else value)
+            if found is not None:
+                yield str(source_of(node.outputs[0]).name), found

@@ -12,6 +12,8 @@ from fcn_deploy.runtime.provider import Provider
 
 _INTRA_OP_AFFINITIES = "session.intra_op_thread_affinities"
 _NO_CPU_FALLBACK = "session.disable_cpu_ep_fallback"
+# Without VNNI, AVX2's products of uint8 and int8 saturate; this takes slower ones that do not.
+_EXACT_PRODUCTS = "session.x64quantprecision"
 _RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
 MAX_THREADS = 1024
 
@@ -107,6 +109,8 @@ class OrtOptions:
     def session_config(self) -> dict[str, str]:
         """What ONNX Runtime's session is given besides: where nodes may run, and where threads do."""
         config = {_RECORD_PLACEMENT: "1"}
+        if self.provider is Provider.CPU:
+            config[_EXACT_PRODUCTS] = "1"
         if self.provider is not Provider.CPU:
             config[_NO_CPU_FALLBACK] = "1"
         if len(self.cores) > 1:

@@ -188,3 +188,12 @@ def test_the_report_as_json() -> None:
     assert [layer["name"] for layer in found["layers"]] == ["c", "d"]
     assert found["layers"][0]["sqnr_db"] == report.layers[0].sqnr_db
     assert found["mean_iu"] == report.mean_iu
+
+
+def test_constants_put_around_a_map_are_in_its_range() -> None:
+    """The live window keeps a frame's values as constants beside a map; clipping them would shift every border."""
+    body = LAYERS.replace("(r, w2, b2)", "(f, w2, b2)").replace("d = Conv", "f = Concat<axis=3>(r, frame) d = Conv")
+    frame = np.full((1, 4, 24, 1), 5000, np.float32)
+    model = parsed(body, "float[1,3,24,24] image", "float[1,K,H,W] s", **arrays_of(), frame=frame)
+
+    assert observe_maps(model, images())["r"].high == 5000

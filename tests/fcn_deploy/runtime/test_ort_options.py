@@ -6,7 +6,9 @@ from fcn_deploy.runtime.ort_options import AlgorithmSearch
 
 def test_a_cpu_has_no_provider_options() -> None:
     assert OrtOptions().provider_options() == {}
-    assert OrtOptions().session_config() == {"session.record_ep_graph_assignment_info": "1"}
+    assert OrtOptions().session_config() == {
+        "session.record_ep_graph_assignment_info": "1", "session.x64quantprecision": "1"
+    }  # fmt: skip
 
 
 def test_cuda_by_onnxruntimes_names() -> None:
