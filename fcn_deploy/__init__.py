@@ -22,6 +22,9 @@ __all__ = [
     "BundleError",
     "CheckpointError",
     "Comparison",
+    "Engine",
+    "EngineBuild",
+    "EngineOptions",
     "ExportOptions",
     "ExportResult",
     "FcnDeployError",
@@ -64,6 +67,7 @@ __all__ = [
     "__version__",
     "axis_sizes",
     "bench",
+    "build_engine",
     "check_fits",
     "compare_reports",
     "draw_regions",
@@ -75,6 +79,7 @@ __all__ = [
     "find_images",
     "inspect",
     "open_bundle",
+    "open_engine",
     "optimize",
     "predict",
     "read_checkpoint",
@@ -98,6 +103,7 @@ if TYPE_CHECKING:
     from exporters.optimize import Optimize, Target
     from exporters.pipeline import ExportOptions, ExportResult, export
     from exporters.rewrite import Rewriting
+    from exporters.tensorrt import EngineBuild, EngineOptions, build_engine
     from exporters.window_picture import draw_regions
     from fcn_deploy.bundle import Bundle, open_bundle
     from fcn_deploy.doctor import Finding, examine
@@ -125,6 +131,7 @@ if TYPE_CHECKING:
     from fcn_deploy.parity.report import ParityReport
     from fcn_deploy.parity.tolerance import Tier
     from fcn_deploy.prediction import Prediction, PredictOptions, find_images, predict
+    from fcn_deploy.runtime.engine_file import Engine, open_engine
     from fcn_deploy.runtime.ort_options import OrtOptions
     from fcn_deploy.runtime.provider import Provider
     from fcn_deploy.verification import Verification, VerifyOptions, verify
@@ -143,6 +150,7 @@ _NAMES_BY_MODULE = {
     "exporters.optimize": "Optimize Target",
     "exporters.pipeline": "ExportOptions ExportResult export",
     "exporters.rewrite": "Rewriting",
+    "exporters.tensorrt": "EngineBuild EngineOptions build_engine",
     "exporters.window_picture": "draw_regions",
     "fcn_deploy.bundle": "Bundle open_bundle",
     "fcn_deploy.doctor": "Finding examine",
@@ -157,6 +165,7 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.parity.report": "ParityReport",
     "fcn_deploy.parity.tolerance": "Tier",
     "fcn_deploy.prediction": "Prediction PredictOptions find_images predict",
+    "fcn_deploy.runtime.engine_file": "Engine open_engine",
     "fcn_deploy.runtime.ort_options": "OrtOptions",
     "fcn_deploy.runtime.provider": "Provider",
     "fcn_deploy.verification": "Verification VerifyOptions verify",

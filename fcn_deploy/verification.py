@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fcn_deploy.bundle import Bundle, check_checkpoint, open_bundle
+from fcn_deploy.artifact import open_artifact
+from fcn_deploy.bundle import Bundle, check_checkpoint
 from fcn_deploy.errors import ImageError, OutputError, UsageError
 from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.model_info import Head, ImageInput, ModelInfo
@@ -20,8 +21,8 @@ from fcn_deploy.parity.report import ExactErrors, ParityReport
 from fcn_deploy.parity.run import Outputs, compare_all, run_all
 from fcn_deploy.parity.tolerance import TIERS
 from fcn_deploy.runtime.eager import EagerRunner
-from fcn_deploy.runtime.ort import OrtRunner, require_provider
-from fcn_deploy.runtime.ort_options import OrtOptions
+from fcn_deploy.runtime.engine_file import Engine
+from fcn_deploy.runtime.open import check_runnable, runner_for
 from fcn_deploy.runtime.provider import Provider
 from fcn_deploy.staging import staged_file
 from fcn_deploy.steps import OnStep, quietly
@@ -97,13 +98,13 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
         ProviderError: the provider asked for would not run.
     """
     options = options or VerifyOptions()
-    require_provider(options.provider)
+    check_runnable(path, options.provider)
     with on_step(f"check {path}"):
-        bundle = open_bundle(path)
+        bundle = open_artifact(path)
         info, shape = bundle.info, bundle.input_shape
     inputs = parity_inputs(options, info, shape)
     reference_name, references, exact = _reference_outputs(info, options, inputs, shape, on_step)
-    candidate = OrtRunner(bundle.model_path, OrtOptions(options.provider))
+    candidate = runner_for(bundle.model_path, options.provider)
     outputs = run_all(candidate, inputs, on_step)
     with on_step("compare"):
         comparisons = compare_all(inputs, references, outputs)
@@ -178,7 +179,7 @@ def _distances(
 
 
 def _save_worst(
-    bundle: Bundle, options: VerifyOptions, parity: ParityReport, inputs: Sequence[ParityInput]
+    bundle: Bundle | Engine, options: VerifyOptions, parity: ParityReport, inputs: Sequence[ParityInput]
 ) -> Path | None:
     worst, as_pixels = inputs[parity.comparisons.index(parity.worst)], bundle.info.image_input is ImageInput.UINT8
     if options.save_worst is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.status import Status
 from rich.table import Table
 
 from fcn_deploy.errors import FcnDeployError
@@ -18,11 +19,11 @@ err = Console(stderr=True)
 
 
 @contextlib.contextmanager
-def show_step(name: str) -> Iterator[None]:
-    """Say on stderr what is being done, and how long it took once it is."""
+def show_step(name: str) -> Iterator[Status | None]:
+    """Say on stderr what is being done, and how long it took once it is; gives the line to update on a terminal."""
     start = time.perf_counter()
-    with err.status(escape(name)) if err.is_terminal else contextlib.nullcontext():
-        yield
+    with err.status(escape(name)) if err.is_terminal else contextlib.nullcontext() as status:
+        yield status
     print_line(f"[green]done[/] {time.perf_counter() - start:5.1f} s  {escape(name)}", to_stderr=True)
 
 
