@@ -1,7 +1,5 @@
 """From a bundle to a TensorRT engine: convert, parse, build, check what it computes in, write it with its sidecar."""
 
-import hashlib
-import json
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,72 +8,18 @@ from typing import Any
 from exporters.optimize import Target
 from exporters.reduce import PrecisionOptions, calibration_inputs, reduced
 from exporters.trt.builder import BuildPlan, Built, build
+from exporters.trt.job import Job, device_for, job_of
 from exporters.trt.layers import engine_layers, require_precision
+from exporters.trt.options import EngineOptions
 from exporters.trt.progress import OnPhases, untold
-from exporters.trt.timing_cache import require_effect
-from fcn_deploy.bundle import Bundle, open_bundle
-from fcn_deploy.errors import BundleError, OutputError, ProviderError, UsageError
+from fcn_deploy.errors import BundleError, OutputError
 from fcn_deploy.hashing import file_sha256
-from fcn_deploy.model_info import Precision
 from fcn_deploy.onnx_file import write_model
-from fcn_deploy.prediction import find_images
-from fcn_deploy.runtime.cuda_driver import Device, current_device
-from fcn_deploy.runtime.engine_file import PLAN_SUFFIX, Engine, LayerTypes, open_engine, sidecar_path
-from fcn_deploy.runtime.tensorrt_flavour import Flavour, FlavourName, find_flavour
+from fcn_deploy.runtime.engine_file import Engine, LayerTypes, open_engine, sidecar_path
+from fcn_deploy.runtime.tensorrt_flavour import find_flavour
 from fcn_deploy.runtime.trt import deserialized
 from fcn_deploy.staging import check_writable, staged_file
 from fcn_deploy.steps import OnStep, quietly
-from fcn_deploy.version import __version__
-
-MAX_WORKSPACE_MB = 1 << 20
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """What to build an engine from, for what, and where to.
-
-    Attributes:
-        source: a bundle's directory, or an ONNX file of this toolkit.
-        output: the plan; None puts it beside the source, as `<source>.plan`.
-        precision: the arithmetic; None keeps the source's own.
-        calibration: images that a float32 source is observed on before it is reduced; empty takes the photo that
-            comes along.
-        flavour: which TensorRT; None takes the one that is installed, TensorRT before TensorRT-RTX.
-        capabilities: compute capabilities to build for ahead of time, e.g. `8.9`: TensorRT-RTX only.
-        workspace_mb: limit on scratch memory in MiB; None leaves it to TensorRT.
-        timing_cache: file that keeps what the builder measured: TensorRT only.
-        force: replace an existing engine that is another.
-
-    Raises:
-        UsageError: an option out of its bounds.
-    """
-
-    source: Path
-    output: Path | None = None
-    precision: Precision | None = None
-    calibration: tuple[Path, ...] = ()
-    flavour: FlavourName | None = None
-    capabilities: tuple[str, ...] = ()
-    workspace_mb: int | None = None
-    timing_cache: Path | None = None
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        if self.workspace_mb is not None and not 1 <= self.workspace_mb <= MAX_WORKSPACE_MB:
-            raise UsageError(
-                f"workspace {self.workspace_mb} MiB is not between 1 and {MAX_WORKSPACE_MB}",
-                remedy="Pass more, or leave --workspace out: TensorRT then takes what it needs.",
-            )
-        if self.plan_path.suffix != PLAN_SUFFIX:
-            raise UsageError(f"{self.plan_path} does not end in {PLAN_SUFFIX}", remedy=f"Name it *{PLAN_SUFFIX}.")
-
-    @property
-    def plan_path(self) -> Path:
-        """Where the plan is written."""
-        if self.output is not None:
-            return self.output
-        name = self.source.stem if self.source.suffix == ".onnx" else self.source.name
-        return self.source.with_name(name + PLAN_SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -95,18 +39,6 @@ class EngineBuild:
         return {"up_to_date": self.up_to_date, **self.engine.to_dict()}
 
 
-@dataclass(frozen=True)
-class _Job:
-    """Everything that decides what is built."""
-
-    bundle: Bundle
-    precision: Precision
-    source_sha256: str
-    flavour: Flavour
-    device: Device | None
-    key: str
-
-
 def build_engine(options: EngineOptions, on_step: OnStep = quietly, on_phases: OnPhases = untold) -> EngineBuild:
     """Build a TensorRT engine and its sidecar; do nothing when the same engine is there already.
 
@@ -124,9 +56,9 @@ def build_engine(options: EngineOptions, on_step: OnStep = quietly, on_phases: O
         ParityError: the engine does not compute in the precision asked for.
     """
     flavour = find_flavour(options.flavour)
-    device = _device(flavour, options)
+    device = device_for(flavour, options)
     with on_step(f"check {options.source}"):
-        job = _job(options, flavour, device)
+        job = job_of(options, flavour, device)
         present = _present(options, job.key)
     if present is not None:
         return EngineBuild(present, up_to_date=True)
@@ -136,70 +68,6 @@ def build_engine(options: EngineOptions, on_step: OnStep = quietly, on_phases: O
         with on_step(f"build the engine with {flavour}, {job.precision}"):
             built = build(flavour, path, plan, on_phases)
     return EngineBuild(_written(options, job, built, on_step), up_to_date=False)
-
-
-def _device(flavour: Flavour, options: EngineOptions) -> Device | None:
-    """The GPU to build for; None when compute capabilities are named instead."""
-    if options.capabilities and not flavour.builds_without_gpu:
-        raise UsageError(
-            f"compute capability {', '.join(options.capabilities)}: {flavour} builds for the GPU it runs on only",
-            remedy="Leave --compute-capability out, or pass --flavour tensorrt-rtx.",
-        )
-    if options.timing_cache is not None:
-        require_effect(flavour)
-    for text in options.capabilities:
-        flavour.capability(text)
-    if options.capabilities:
-        return None
-    device = current_device()
-    if device is None:
-        others = (
-            f"--compute-capability {','.join(flavour.capabilities)}, or some of these" if flavour.capabilities else ""
-        )
-        raise ProviderError(
-            f"{flavour} builds for the GPU at hand, and there is none",
-            remedy=f"Pass {others}." if others else "Run this on the machine that is to run the engine.",
-        )
-    return device
-
-
-def _job(options: EngineOptions, flavour: Flavour, device: Device | None) -> _Job:
-    bundle = open_bundle(options.source)
-    precision = _precision(options, bundle)
-    sha256 = file_sha256(bundle.model_path)
-    images = find_images([str(path) for path in options.calibration])
-    facts = {
-        "fcn_deploy": __version__,
-        "model": sha256,
-        "precision": precision,
-        "calibration": [file_sha256(path) for path in images],
-        "flavour": [flavour.name, flavour.version],
-        "capabilities": options.capabilities,
-        "device": [device.name, device.capability, device.driver] if device else None,
-        "workspace_mb": options.workspace_mb,
-    }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return _Job(bundle, precision, sha256, flavour, device, key)
-
-
-def _precision(options: EngineOptions, bundle: Bundle) -> Precision:
-    own = bundle.info.precision
-    wanted = options.precision or own
-    if wanted is not own and own is not Precision.FP32:
-        raise UsageError(
-            f"{options.source} is {own} already and cannot become {wanted}",
-            remedy=f"Export the checkpoint again with --precision {wanted}, or in fp32.",
-        )
-    if wanted is Precision.INT8 and own is not wanted:
-        raise UsageError("an engine is not quantized while it is built", remedy="Export with --precision int8 first.")
-    if wanted is own and options.calibration:
-        raise UsageError(
-            f"calibration images are for reducing a float32 graph, and {options.source} stays {own}",
-            remedy="Leave --calibration out, or ask for another --precision.",
-        )
-    if wanted is not own:
-        PrecisionOptions(wanted).check_opset(bundle.model.opset_imports.get("", 0))
-    return wanted
 
 
 def _present(options: EngineOptions, key: str) -> Engine | None:
@@ -228,7 +96,7 @@ def _present(options: EngineOptions, key: str) -> Engine | None:
     return None
 
 
-def _graph(job: _Job, options: EngineOptions, folder: Path, on_step: OnStep) -> Path:
+def _graph(job: Job, options: EngineOptions, folder: Path, on_step: OnStep) -> Path:
     """The ONNX file to parse: the source's own, or one in the precision asked for, written to `folder`."""
     if job.precision is job.bundle.info.precision:
         return job.bundle.model_path
@@ -240,7 +108,7 @@ def _graph(job: _Job, options: EngineOptions, folder: Path, on_step: OnStep) -> 
     return path
 
 
-def _written(options: EngineOptions, job: _Job, built: Built, on_step: OnStep) -> Engine:
+def _written(options: EngineOptions, job: Job, built: Built, on_step: OnStep) -> Engine:
     path = options.plan_path
     with staged_file(path) as staging, staged_file(sidecar_path(path)) as sidecar:
         with on_step("write the plan and its sidecar"):
@@ -251,7 +119,7 @@ def _written(options: EngineOptions, job: _Job, built: Built, on_step: OnStep) -
     return engine
 
 
-def _layers(job: _Job, built: Built, plan: Path, on_step: OnStep) -> LayerTypes:
+def _layers(job: Job, built: Built, plan: Path, on_step: OnStep) -> LayerTypes:
     """Types of the engine's layers on a GPU that it was built for, else those of the network it was built from."""
     if job.device is None:
         return built.layers
@@ -261,7 +129,7 @@ def _layers(job: _Job, built: Built, plan: Path, on_step: OnStep) -> LayerTypes:
     return layers
 
 
-def _described(options: EngineOptions, job: _Job, built: Built, layers: LayerTypes, plan: Path) -> Engine:
+def _described(options: EngineOptions, job: Job, built: Built, layers: LayerTypes, plan: Path) -> Engine:
     info = replace(job.bundle.info, precision=job.precision)
     return Engine(
         path=options.plan_path,

@@ -103,7 +103,8 @@ if TYPE_CHECKING:
     from exporters.optimize import Optimize, Target
     from exporters.pipeline import ExportOptions, ExportResult, export
     from exporters.rewrite import Rewriting
-    from exporters.tensorrt import EngineBuild, EngineOptions, build_engine
+    from exporters.tensorrt import EngineBuild, build_engine
+    from exporters.trt.options import EngineOptions
     from exporters.window_picture import draw_regions
     from fcn_deploy.bundle import Bundle, open_bundle
     from fcn_deploy.doctor import Finding, examine
@@ -150,7 +151,8 @@ _NAMES_BY_MODULE = {
     "exporters.optimize": "Optimize Target",
     "exporters.pipeline": "ExportOptions ExportResult export",
     "exporters.rewrite": "Rewriting",
-    "exporters.tensorrt": "EngineBuild EngineOptions build_engine",
+    "exporters.tensorrt": "EngineBuild build_engine",
+    "exporters.trt.options": "EngineOptions",
     "exporters.window_picture": "draw_regions",
     "fcn_deploy.bundle": "Bundle open_bundle",
     "fcn_deploy.doctor": "Finding examine",

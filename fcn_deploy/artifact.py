@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from fcn_deploy.bundle import Bundle, open_bundle
-from fcn_deploy.runtime.engine_file import PLAN_SUFFIX, Engine, open_engine
+from fcn_deploy.runtime.engine_file import Engine, open_engine
+from fcn_deploy.runtime.tensorrt_flavour import PLAN_SUFFIX
 
 
 def open_artifact(path: Path) -> Bundle | Engine:

@@ -96,7 +96,9 @@ def _configure(flavour: Flavour, config: Any, plan: BuildPlan) -> None:
 def _run(flavour: Flavour, builder: Any, network: Any, config: Any, on_phases: OnPhases) -> Any:
     """Build on a thread of its own, so that this one can be interrupted: the builder then ends at its next step."""
     progress = Progress(on_phases)
-    config.progress_monitor = watching = monitor(flavour.trt, progress)
+    # Held until the build has ended.
+    watching = monitor(flavour.trt, progress)
+    config.progress_monitor = watching
     with flavour.log.listening() as said, ThreadPoolExecutor(1) as pool:
         future = pool.submit(builder.build_serialized_network, network, config)
         try:
@@ -104,12 +106,12 @@ def _run(flavour: Flavour, builder: Any, network: Any, config: Any, on_phases: O
         except BaseException:
             progress.stop()
             raise
-    del watching
     if progress.failure is not None:
         raise progress.failure
     if plan is None:
         raise ProviderError(
             f"{flavour} could not build the engine: {worst(said) or 'it does not say why'}",
-            remedy="Give it more --workspace if it names memory or finds no implementation; else try --precision fp32.",
+            remedy="Give it more --workspace if it names memory or finds no implementation; if it names types, pass "
+            "--precision fp32, or newer GPUs to --compute-capability.",
         )
     return plan

@@ -1,6 +1,7 @@
 """What the layers of a network and of a built engine really compute in."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -69,8 +70,8 @@ def _inspected_type(layer: Mapping[str, Any]) -> str | None:
 
 
 def _named(words: str) -> str | None:
-    lowered = words.lower()
-    return next((kind for name, kind in _NAMES.items() if name in lowered), None)
+    found = set(re.findall(r"[a-z0-9]+", words.lower()))
+    return next((kind for name, kind in _NAMES.items() if name in found), None)
 
 
 def _counted(seen_in: str, types: Iterable[str | None]) -> LayerTypes:

@@ -17,9 +17,8 @@ def parsed(flavour: Flavour, builder: Any, path: Path) -> Any:
         UsageError: TensorRT's parser refuses nodes of it; names all of them.
     """
     network = builder.create_network(flavour.network_flags())
-    with flavour.log.listening():
-        parser = flavour.trt.OnnxParser(network, flavour.log.logger)
-        done = parser.parse_from_file(str(path))
+    parser = flavour.trt.OnnxParser(network, flavour.log.logger)
+    done = parser.parse_from_file(str(path))
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     if not done or errors:
         raise _refused(flavour, errors)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fcn_deploy.cli.parameters import BundlePath, Json
-from fcn_deploy.runtime.engine_file import PLAN_SUFFIX
+from fcn_deploy.runtime.tensorrt_flavour import PLAN_SUFFIX
 
 if TYPE_CHECKING:
     from fcn_deploy.inspection import Inspection

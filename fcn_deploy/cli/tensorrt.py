@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from exporters.tensorrt import EngineBuild
     from exporters.trt.progress import Phase
 
-EPILOG = "Example: fcn-deploy tensorrt fcn8s --precision fp16 --compute-capability 8.9,12.0"
+EPILOG = "Example: fcn-deploy tensorrt fcn8s --precision fp16"
 
 
 def tensorrt(

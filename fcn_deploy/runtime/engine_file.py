@@ -17,7 +17,6 @@ from fcn_deploy.runtime.base import TensorSpec
 from fcn_deploy.runtime.cuda_driver import Device
 from fcn_deploy.runtime.tensorrt_flavour import FlavourName
 
-PLAN_SUFFIX = ".plan"
 SCHEMA_VERSION = 1
 _BUILD_AGAIN = "Build the engine again with `fcn-deploy tensorrt`."
 

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Union
 
 from fcn_deploy.errors import UsageError
 from fcn_deploy.runtime.cuda_driver import Cuda
-from fcn_deploy.runtime.engine_file import PLAN_SUFFIX, open_engine
+from fcn_deploy.runtime.engine_file import open_engine
 from fcn_deploy.runtime.ort_options import OrtOptions
 from fcn_deploy.runtime.provider import Provider
+from fcn_deploy.runtime.tensorrt_flavour import PLAN_SUFFIX, find_flavour
 
 if TYPE_CHECKING:
     from fcn_deploy.runtime.ort import OrtRunner
@@ -27,7 +28,6 @@ def check_runnable(path: Path, provider: Provider) -> None:
 
         require_provider(provider)
         return
-    from fcn_deploy.runtime.tensorrt_flavour import find_flavour
     from fcn_deploy.runtime.trt import check_device, check_version
 
     if provider is not Provider.CPU:

@@ -12,6 +12,7 @@ from typing import Any
 from fcn_deploy.errors import ProviderError, UsageError
 from fcn_deploy.runtime.tensorrt_log import Log
 
+PLAN_SUFFIX = ".plan"
 OLDEST = {"tensorrt": 10, "tensorrt-rtx": 1}
 _MEMBER = "SM"
 
@@ -96,11 +97,9 @@ class Flavour:
         """Why RTX says that a plan cannot run here, from its header alone; None when it can, or nobody can say."""
         if self.name is FlavourName.TENSORRT:
             return None
-        found, reasons = self.trt.Runtime(self.log.logger).get_engine_validity(plan)
-        if found != self.trt.EngineValidity.INVALID:
-            return None
+        _, reasons = self.trt.Runtime(self.log.logger).get_engine_validity(plan)
         known = self.trt.EngineInvalidityDiagnostics.__members__.items()
-        return ", ".join(name for name, bit in known if int(bit) & int(reasons)) or "no reason given"
+        return ", ".join(name for name, bit in known if int(bit) & int(reasons)) or None
 
 
 def find_flavour(name: FlavourName | None = None) -> Flavour:
