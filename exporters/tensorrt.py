@@ -12,7 +12,7 @@ from exporters.trt.job import Job, device_for, job_of
 from exporters.trt.layers import engine_layers, require_precision
 from exporters.trt.options import EngineOptions
 from exporters.trt.progress import OnPhases, untold
-from fcn_deploy.errors import BundleError, OutputError
+from fcn_deploy.errors import BundleError, OutputError, ParityError
 from fcn_deploy.hashing import file_sha256
 from fcn_deploy.onnx_file import write_model
 from fcn_deploy.runtime.engine_file import Engine, LayerTypes, open_engine, sidecar_path
@@ -125,6 +125,13 @@ def _layers(job: Job, built: Built, plan: Path, on_step: OnStep) -> LayerTypes:
         return built.layers
     with on_step("read the engine's layers"):
         layers = engine_layers(job.flavour, deserialized(job.flavour, plan))
+    if layers is None and job.flavour.times_kernels:
+        raise ParityError(
+            f"{job.flavour}'s inspector names no layer's type, so nobody knows what the engine computes in",
+            remedy="Report this: it was asked for detailed layers.",
+        )
+    # RTX compiles where the engine runs, and may have no layers to tell of before.
+    layers = layers or built.layers
     require_precision(layers, job.precision)
     return layers
 

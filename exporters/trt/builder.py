@@ -87,10 +87,11 @@ def _configure(flavour: Flavour, config: Any, plan: BuildPlan) -> None:
     config.clear_flag(trt.BuilderFlag.TF32)
     if plan.workspace_mb is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace_mb * MEBIBYTE)
-    if plan.capabilities:
-        config.num_compute_capabilities = len(plan.capabilities)
-        for index, text in enumerate(plan.capabilities):
-            config.set_compute_capability(flavour.capability(text), index)
+    targets = flavour.build_targets(plan.capabilities)
+    if targets:
+        config.num_compute_capabilities = len(targets)
+        for index, target in enumerate(targets):
+            config.set_compute_capability(target, index)
 
 
 def _run(flavour: Flavour, builder: Any, network: Any, config: Any, on_phases: OnPhases) -> Any:

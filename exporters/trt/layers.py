@@ -36,30 +36,20 @@ def _network_type(layer: Any) -> str | None:
     return _named(str(layer.get_output(0).dtype.name))
 
 
-def engine_layers(flavour: Flavour, engine: Any) -> LayerTypes:
-    """Types of the layers of an engine on its GPU, from TensorRT's engine inspector.
-
-    Raises:
-        ParityError: the inspector says nothing of types, as when an engine was built without detailed verbosity.
-    """
+def engine_layers(flavour: Flavour, engine: Any) -> LayerTypes | None:
+    """Types of the layers of an engine on its GPU, as TensorRT's engine inspector reports them; None if it does not."""
     said = engine.create_engine_inspector().get_engine_information(flavour.trt.LayerInformationFormat.JSON)
     return inspected(said)
 
 
-def inspected(text: str) -> LayerTypes:
+def inspected(text: str) -> LayerTypes | None:
     """Types of layers in the inspector's JSON, of TensorRT 10 (`Format/Datatype`) or 11 (`Format` and `Datatype`).
 
-    Raises:
-        ParityError: it says nothing of types.
+    None when it says nothing of types, as it does of engines that were built without detailed verbosity.
     """
     layers = [layer for layer in json.loads(text)["Layers"] if isinstance(layer, dict)]
     found = _counted("engine", (_inspected_type(layer) for layer in layers))
-    if not found.counts:
-        raise ParityError(
-            "TensorRT's engine inspector names no layer's type, so that nobody knows what the engine computes in",
-            remedy="Build the engine again with `fcn-deploy tensorrt`, which asks for detailed layers.",
-        )
-    return found
+    return found if found.counts else None
 
 
 def _inspected_type(layer: Mapping[str, Any]) -> str | None:

@@ -75,6 +75,12 @@ class Flavour:
             )
         return self.trt.ComputeCapability.__members__[_MEMBER + text.replace(".", "")]
 
+    def build_targets(self, capabilities: tuple[str, ...]) -> list[Any]:
+        """What a builder is told to build for: the capabilities named, or the GPU at hand; TensorRT is told nothing."""
+        if not self.builds_without_gpu:
+            return []
+        return [self.capability(text) for text in capabilities] or [self.trt.ComputeCapability.CURRENT]
+
     def network_flags(self) -> int:
         """Flags of a strongly typed network: TensorRT 10 has to be asked, 11 and RTX know no other."""
         flag = getattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)

@@ -51,6 +51,8 @@ def test_rtx_builds_for_gpus_by_name() -> None:
     assert str(flavour) == f"TensorRT-RTX {flavour.version}"
     assert {"7.5", "8.0", "8.6", "8.9", "12.0"} <= set(flavour.capabilities)
     assert flavour.capability("8.9") == flavour.trt.ComputeCapability.SM89
+    assert flavour.build_targets(("8.9",)) == [flavour.trt.ComputeCapability.SM89]
+    assert flavour.build_targets(()) == [flavour.trt.ComputeCapability.CURRENT]
     assert flavour.builds_without_gpu
     assert flavour.captures_by_itself
     assert not flavour.times_kernels
