@@ -6,10 +6,12 @@ the run's. To measure something else, add a line.
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from fcn_deploy.errors import UsageError
+from fcn_deploy.model_info import ModelInfo
+from fcn_deploy.parity.tolerance import TIERS, Tier, tier_of
 from fcn_deploy.runtime.provider import Provider
 
 
@@ -37,6 +39,8 @@ class Precision(StrEnum):
     FP32 = "fp32"
     TF32 = "tf32"
     FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
 
 
 CPU, CUDA, TENSORRT = Provider.CPU, Provider.CUDA, Provider.TENSORRT
@@ -69,6 +73,15 @@ class Case:
     nhwc: bool = False
     autotune: bool = False
 
+    def on(self, info: ModelInfo) -> "Case":
+        """The case for one bundle: what runs its graph computes in the graph's arithmetic."""
+        own = self.graph is Graph.BUNDLE and self.precision is Precision.FP32
+        return replace(self, precision=Precision(info.precision)) if own else self
+
+    def tier(self, info: ModelInfo) -> Tier:
+        """What its results are held to."""
+        return tier_of(info) if self.precision is Precision(info.precision) else TIERS[self.precision]
+
 
 _EVERYWHERE = (CPU, CUDA, TENSORRT)
 CASES = (
@@ -96,6 +109,14 @@ def missing_runtime(runtime: Runtime) -> str | None:
     if runtime is Runtime.OPENVINO and importlib.util.find_spec("openvino") is None:
         return "OpenVINO is not installed: pip install 'fcn-deploy[openvino]'"
     return None
+
+
+def problem_with(case: Case, info: ModelInfo) -> str | None:
+    """Why a case makes no sense with a bundle, or None when it does."""
+    if case.graph is not Graph.BUNDLE or case.precision is not Precision.TF32:
+        return None
+    reduced = Precision(info.precision) is not Precision.FP32
+    return f"the bundle computes in {info.precision}, of which TF32 rounds nothing" if reduced else None
 
 
 def choose(names: Sequence[str], provider: Provider) -> tuple[Case, ...]:

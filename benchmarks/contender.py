@@ -13,7 +13,7 @@ from benchmarks.roofline import Work
 from benchmarks.timing import Measurement
 from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.parity.compare import LabelComparison
-from fcn_deploy.parity.tolerance import TIERS
+from fcn_deploy.parity.report import ParityReport
 
 _KEPT_NODES = 12
 
@@ -72,10 +72,9 @@ class Contender:
             return
         self._first_ns, self._next_ns = answer.first_ns, answer.next_ns
         self._comparisons = tuple(answer.comparisons)
-        tier = TIERS[self.case.precision]
-        problems = [f"{c.input_name}: {p}" for c in self._comparisons for p in tier.failures(c)]
-        if problems:
-            self._end(Status.WRONG, "; ".join(problems))
+        judged = ParityReport("PyTorch", self.case.name, self.case.tier(self._job.workspace.info), self._comparisons)
+        if not judged.passed:
+            self._end(Status.WRONG, "; ".join(judged.failures))
 
     def warm_up(self, seconds: float) -> None:
         """Run it for a while without taking samples; what the run before took counts, the very first does not."""

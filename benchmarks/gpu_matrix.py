@@ -18,8 +18,9 @@ from benchmarks.report import require_page, write_markdown, write_page
 from benchmarks.results import BenchReport, Status, write_report
 from benchmarks.run import bench
 from benchmarks.timing import Protocol
+from exporters.export_options import ExportOptions
 from exporters.onnx import OnnxOptions
-from exporters.pipeline import ExportOptions, export
+from exporters.pipeline import export
 from fcn_deploy.errors import FcnDeployError, MeasurementError, ParityError, UsageError
 from fcn_deploy.geometry import Variant
 from fcn_deploy.runtime.ort import require_provider

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.cases import Case, Graph, Precision, missing_runtime
+from benchmarks.cases import Case, Graph, Precision, missing_runtime, problem_with
 from benchmarks.contender import Contender
 from benchmarks.gpu_state import GpuWatch, visible_gpus
 from benchmarks.messages import Failure, Job
@@ -35,7 +35,7 @@ _RUNS_BEFORE = 3
 # A runtime holds its weights up to three times while it packs them, and its own libraries.
 _MODELS_PER_ROW, _MAPS_PER_ROW, _ROW_BYTES = 3, 6, 400_000_000
 _SAME_GRAPH = {"none": Graph.PLAIN, "simplify": Graph.SIMPLIFIED}
-_BYTES = {Precision.FP32: 4, Precision.TF32: 4, Precision.FP16: 2}
+_BYTES = {Precision.FP32: 4, Precision.TF32: 4, Precision.FP16: 2, Precision.BF16: 2, Precision.INT8: 1}
 
 
 class Schedule:
@@ -93,11 +93,11 @@ class Schedule:
         self, workspace: Workspace, bundle: Bundle, cases: Sequence[Case], problem: str | None
     ) -> list[Contender]:
         contenders = []
-        for case in cases:
+        for case in (case.on(bundle.info) for case in cases):
             job = Job(case, workspace, self._options.provider, self._cores)
             key = RowKey(network_name(bundle), workspace.shape, case.name, str(self._options.provider))
             contender = Contender(job, key, _work(workspace, bundle, case), workspace.folder / f"{case.name}.log")
-            reason = problem or missing_runtime(case.runtime)
+            reason = problem or missing_runtime(case.runtime) or problem_with(case, bundle.info)
             if reason is not None:
                 contender.skip(reason)
             contenders.append(contender)
@@ -176,12 +176,13 @@ def own_process(log: Path) -> Iterator[Process]:
 
 
 def network_name(bundle: Bundle) -> str:
-    """What tells networks apart in a report, e.g. `FCN-8s` or `FCN-8s caffe / 16, 3 classes`."""
-    network = bundle.info.network
+    """What tells networks apart in a report, e.g. `FCN-8s int8` or `FCN-8s caffe / 16, 3 classes`."""
+    network, precision = bundle.info.network, Precision(bundle.info.precision)
     caffe = " caffe" if network.geometry is Geometry.CAFFE else ""
     narrow = f" / {network.channel_divisor}" if network.channel_divisor > 1 else ""
     classes = f", {network.num_classes} classes" if network.num_classes != len(VOC_CLASSES) else ""
-    return f"FCN-{network.variant}{caffe}{narrow}{classes}"
+    reduced = "" if precision is Precision.FP32 else f" {precision}"
+    return f"FCN-{network.variant}{caffe}{narrow}{classes}{reduced}"
 
 
 def row_bytes(bundle: Bundle) -> int:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from benchmarks.cases import Graph
 from fcn_deploy.bundle import Bundle
 from fcn_deploy.images import SAMPLE_PHOTO, Pixels, read_image, resize
-from fcn_deploy.model_info import ImageInput, ModelInfo
+from fcn_deploy.model_info import ImageInput, ModelInfo, Precision
 from fcn_deploy.parity.inputs import (
     ParityInput,
     Shape,
@@ -52,7 +52,12 @@ class Workspace:
         return rolled_batch(resize(read_image(SAMPLE_PHOTO), *self.shape[2:]), self.shape[0])
 
     def inputs(self) -> tuple[ParityInput, ...]:
-        """What every row is run on: the photo, then noise, of pixels where the bundle takes pixels."""
+        """What every row is run on: the photo, then noise, of pixels where the bundle takes pixels.
+
+        Noise is not what 8 bits are good for.
+        """
+        if self.info.precision is Precision.INT8:
+            return (photo_input(SAMPLE_PHOTO, self.shape),)
         noise = pixel_noise_input if self.info.image_input is ImageInput.UINT8 else noise_input
         return photo_input(SAMPLE_PHOTO, self.shape), noise(0, self.shape)
 

@@ -1,24 +1,15 @@
 """How far a map's values are kept when they are rounded to 8 bits: one threshold from a histogram of magnitudes."""
 
-from enum import StrEnum
-
 import numpy as np
 import numpy.typing as npt
 
 from exporters.activations import BINS, Activation
+from exporters.calibration_method import Calibration
 
 # What percentile calibration keeps (the default of NVIDIA's pytorch-quantization toolkit).
 PERCENTILE = 99.99
 _QUANTIZED_BINS = 128
 _STEP = 16
-
-
-class Calibration(StrEnum):
-    """How the threshold is chosen."""
-
-    MINMAX = "minmax"  # nothing is clipped
-    PERCENTILE = "percentile"  # the largest 0.01 % are
-    ENTROPY = "entropy"  # least Kullback-Leibler divergence between the values and their 8-bit versions
 
 
 def threshold(found: Activation, method: Calibration) -> float:

@@ -1,6 +1,6 @@
 """Quantising a graph with proof: calibrate, rank layers by their noise, keep the worst in float until labels agree."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf, log10
 from pathlib import Path
@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from exporters.activations import BINS, Activation, observe
-from exporters.calibration import Calibration
+from exporters.activations import BINS, Activation, observe, runs
+from exporters.calibration_method import Calibration
 from exporters.optimize import Target
 from exporters.passes.static import constant
 from exporters.quantize import Scale, map_names, map_scale, quantized, rounded_weights
@@ -23,10 +23,12 @@ from fcn_deploy.model_info import MAX_CLASSES
 from fcn_deploy.onnx_file import write_model
 from fcn_deploy.runtime.ends import labels_of
 from fcn_deploy.runtime.ort import OrtRunner
-from fcn_deploy.steps import OnStep, quietly
+from fcn_deploy.steps import Advance, OnStep, quietly
 
 Array = npt.NDArray[Any]
 Feeds = Sequence[Mapping[str, Array]]
+Labels = npt.NDArray[np.uint8]
+Attempt = Callable[[int], tuple[ir.Model, float]]
 
 
 @dataclass(frozen=True)
@@ -99,36 +101,58 @@ def quantize(
     Raises:
         ParityError: not even one layer in 8 bits agrees well enough.
     """
-    with on_step(f"observe every layer on {len(feeds)} images"):
-        observed = observe_maps(model, feeds)
-        expected = _labels(model, feeds)
+    observed, expected = _observed(model, feeds, on_step)
     scales = {name: map_scale(found, options.method, options.target) for name, found in observed.items()}
     noises = sorted(layer_noises(model, observed, scales), key=lambda layer: layer.sqnr_db)
-    for kept in range(len(noises)):
+
+    def attempt(kept: int) -> tuple[ir.Model, float]:
+        """The graph with the `kept` worst layers in float, and how well it agrees."""
         layers = {layer.name for layer in noises[kept:]}
-        with on_step(f"8 bits in {len(layers)} of {len(noises)} layers, compare labels"):
+        with on_step(f"8 bits in {len(layers)} of {len(noises)} layers, compare labels", len(feeds)) as advance:
             candidate = quantized(model, scales, layers)
-            mean_iu = _mean_iu(expected, _labels(candidate, feeds))
-        if mean_iu >= options.min_agreement:
-            marked = _marked(model, noises, layers)
-            return candidate, Quantization(options.method, len(feeds), marked, mean_iu, options.min_agreement)
-    raise ParityError(
-        f"8 bits in {noises[-1].name} alone leave a mean IU of {mean_iu:.4f} with the float graph, less than "
-        f"{options.min_agreement:g}",
-        remedy="Calibrate on images like those it is for, try another --calibration-method, or pass --precision fp16.",
-    )
+            return candidate, _mean_iu(expected, _labels(candidate, feeds, advance))
+
+    kept, (candidate, mean_iu) = _fewest(attempt, len(noises), options.min_agreement)
+    if not mean_iu >= options.min_agreement:
+        raise ParityError(
+            f"8 bits in {noises[-1].name} alone leave a mean IU of {mean_iu:.4f} with the float graph, less than "
+            f"{options.min_agreement:g}",
+            remedy="Calibrate on images like those it is for, try another --calibration-method, or --precision fp16.",
+        )
+    marked = _marked(model, noises, {layer.name for layer in noises[kept:]})
+    return candidate, Quantization(options.method, len(feeds), marked, mean_iu, options.min_agreement)
 
 
-def observe_maps(model: ir.Model, feeds: Feeds) -> dict[str, Activation]:
-    """Every map that needs a scale; the graph's own input is read off the feeds."""
+def _fewest(attempt: Attempt, layers: int, enough: float) -> tuple[int, tuple[ir.Model, float]]:
+    """The fewest layers to keep in float, by bisection, since each attempt runs every image; at most all but one."""
+    low, high = 0, layers - 1
+    found = attempt(low)
+    if found[1] >= enough:
+        return low, found
+    best = attempt(high)
+    while best[1] >= enough and high - low > 1:
+        middle = (low + high) // 2
+        found = attempt(middle)
+        if found[1] >= enough:
+            high, best = middle, found
+        else:
+            low = middle
+    return high, best
+
+
+def _observed(model: ir.Model, feeds: Feeds, on_step: OnStep) -> tuple[dict[str, Activation], list[Labels]]:
+    """Every map that needs a scale, and the labels of every feed."""
     inputs = {str(value.name) for value in model.graph.inputs}
-    names = map_names(model)
-    found = observe(model, [name for name in names if name not in inputs], feeds)
-    for name in inputs & set(names):
-        found[name] = Activation()
-        for feed in feeds:
-            found[name].add(feed[name])
-    return found
+    inner = [name for name in map_names(model) if name not in inputs]
+    parts = (runs(model, inner) + 1) * len(feeds)
+    with on_step(f"observe every layer on {len(feeds)} images", parts) as advance:
+        found = observe(model, inner, feeds, advance)
+        # The graph's own input is read off the feeds.
+        for name in inputs & set(map_names(model)):
+            found[name] = Activation()
+            for feed in feeds:
+                found[name].add(feed[name])
+        return found, _labels(model, feeds, advance)
 
 
 def layer_noises(model: ir.Model, observed: Mapping[str, Activation], scales: Mapping[str, Scale]) -> list[LayerNoise]:
@@ -167,12 +191,16 @@ def _marked(model: ir.Model, noises: Sequence[LayerNoise], layers: set[str]) -> 
     return tuple(replace(layer, in_float=layer.name not in layers) for layer in found)
 
 
-def _labels(model: ir.Model, feeds: Feeds) -> list[npt.NDArray[np.uint8]]:
+def _labels(model: ir.Model, feeds: Feeds, advance: Advance) -> list[Labels]:
+    found = []
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_model(model, path)
         with OrtRunner(path) as runner:
-            return [labels_of(runner.run(feed)) for feed in feeds]
+            for feed in feeds:
+                found.append(labels_of(runner.run(feed)))
+                advance()
+    return found
 
 
 def _mean_iu(expected: Sequence[Array], found: Sequence[Array]) -> float:

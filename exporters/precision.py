@@ -4,7 +4,8 @@ The types are explicit on every value (strongly typed), not hints: what the file
 """
 
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -39,6 +40,15 @@ class HalfReport:
     float_nodes: int
     largest: float
     rescaled: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def limit(self) -> float:
+        """The largest magnitude the type has."""
+        return LIMITS[self.precision]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, for JSON."""
+        return asdict(self) | {"limit": self.limit}
 
 
 def in_half(model: ir.Model, precision: Precision, observed: dict[str, Activation]) -> tuple[ir.Model, HalfReport]:

@@ -13,7 +13,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from exporters.activations import Activation
-from exporters.calibration import Calibration, threshold
+from exporters.calibration import threshold
+from exporters.calibration_method import Calibration
 from exporters.optimize import Target
 from exporters.passes.edit import add_constant, node_after
 from exporters.passes.static import constant, static_shape

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from exporters.activations import observe
-from exporters.calibration import Calibration
+from exporters.activations import observe, runs
+from exporters.calibration_method import Calibration
 from exporters.eight_bit import Quantization, QuantizeOptions, quantize
+from exporters.onnx import DEFAULT_OPSET
 from exporters.optimize import Target
 from exporters.passes.static import static_shape
 from exporters.precision import LIMITS, HalfReport, in_half, observed_names
@@ -26,8 +27,6 @@ from fcn_deploy.steps import OnStep, quietly
 
 # bfloat16 convolutions came with this operator set.
 BF16_OPSET = 22
-# What the artifact is compared with PyTorch on, besides the photo, when its arithmetic is good for real images only.
-_COMPARED = 3
 
 Reduction = HalfReport | Quantization
 
@@ -76,12 +75,19 @@ class PrecisionOptions:
             )
 
 
+def default_opset(precision: Precision) -> int:
+    """The oldest operator set that has the arithmetic, which is the one most runtimes know."""
+    return BF16_OPSET if precision is Precision.BF16 else DEFAULT_OPSET
+
+
 def calibration_inputs(options: PrecisionOptions, shape: Shape) -> tuple[ParityInput, ...]:
-    """The calibration images as the network takes them; without any, the photo that comes along.
+    """The calibration images as the network takes them; for half precision, the photo that comes along will do.
 
     Raises:
         ImageError: none is found, one cannot be read, or all are of one colour.
     """
+    if options.precision is Precision.FP32:
+        return ()
     if not options.calibration:
         return (photo_input(SAMPLE_PHOTO, shape),)
     inputs = tuple(photo_input(path, shape) for path in find_images([str(p) for p in options.calibration]))
@@ -91,11 +97,6 @@ def calibration_inputs(options: PrecisionOptions, shape: Shape) -> tuple[ParityI
             remedy="Pass photos like those the model is for.",
         )
     return inputs
-
-
-def compared_inputs(options: PrecisionOptions, inputs: Sequence[ParityInput]) -> tuple[ParityInput, ...]:
-    """Which calibration images the finished artifact is compared with PyTorch on."""
-    return tuple(inputs[:_COMPARED]) if options.precision is Precision.INT8 else ()
 
 
 def reduced(
@@ -123,8 +124,9 @@ def reduced(
     feeds = _feeds(model, inputs)
     if options.precision is Precision.INT8:
         return quantize(model, feeds, QuantizeOptions(options.method, target, options.min_agreement), on_step)
-    with on_step(f"observe every layer on {len(feeds)} images"):
-        observed = observe(model, observed_names(model), feeds)
+    names = observed_names(model)
+    with on_step(f"observe every layer on {len(feeds)} images", runs(model, names) * len(feeds)) as advance:
+        observed = observe(model, names, feeds, advance)
     scales = factors(model, observed, LIMITS[options.precision])
     with on_step(f"convert to {options.precision}"):
         converted, report = in_half(rescaled(model, scales), options.precision, observed)

@@ -15,11 +15,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
+    "SAMPLE_CHECKPOINT",
+    "SAMPLE_SCENE",
     "AxisSizes",
     "BenchOptions",
     "BenchReport",
     "Bundle",
     "BundleError",
+    "Calibration",
     "CheckpointError",
     "Comparison",
     "Engine",
@@ -30,6 +33,7 @@ __all__ = [
     "FcnDeployError",
     "Finding",
     "Geometry",
+    "HalfReport",
     "Head",
     "ImageError",
     "ImageInput",
@@ -46,12 +50,15 @@ __all__ = [
     "OutputError",
     "ParityError",
     "ParityReport",
+    "Precision",
+    "PrecisionOptions",
     "PredictOptions",
     "Prediction",
     "Protocol",
     "Provenance",
     "Provider",
     "ProviderError",
+    "Quantization",
     "RegressionError",
     "ReportComparison",
     "Rewriting",
@@ -70,6 +77,7 @@ __all__ = [
     "build_engine",
     "check_fits",
     "compare_reports",
+    "default_opset",
     "draw_regions",
     "examine",
     "export",
@@ -98,10 +106,15 @@ if TYPE_CHECKING:
     from benchmarks.results import BenchReport, Row, read_report, write_report
     from benchmarks.run import bench
     from benchmarks.timing import Measurement, Protocol
+    from exporters.calibration_method import Calibration
+    from exporters.eight_bit import Quantization
+    from exporters.export_options import ExportOptions
     from exporters.foreign import Optimized, optimize
     from exporters.onnx import OnnxOptions
     from exporters.optimize import Optimize, Target
-    from exporters.pipeline import ExportOptions, ExportResult, export
+    from exporters.pipeline import ExportResult, export
+    from exporters.precision import HalfReport
+    from exporters.reduce import PrecisionOptions, default_opset
     from exporters.rewrite import Rewriting
     from exporters.tensorrt import EngineBuild, build_engine
     from exporters.trt.options import EngineOptions
@@ -124,7 +137,7 @@ if TYPE_CHECKING:
     )
     from fcn_deploy.geometry import AxisSizes, Geometry, Variant, axis_sizes, check_fits
     from fcn_deploy.inspection import Inspection, inspect
-    from fcn_deploy.model_info import Head, ImageInput, ModelInfo, NetworkSpec, Provenance
+    from fcn_deploy.model_info import Head, ImageInput, ModelInfo, NetworkSpec, Precision, Provenance
     from fcn_deploy.models.checkpoints import read_checkpoint
     from fcn_deploy.models.fcn import fcn8s, fcn16s, fcn32s
     from fcn_deploy.models.weights import WeightsOptions
@@ -135,6 +148,7 @@ if TYPE_CHECKING:
     from fcn_deploy.runtime.engine_file import Engine, open_engine
     from fcn_deploy.runtime.ort_options import OrtOptions
     from fcn_deploy.runtime.provider import Provider
+    from fcn_deploy.samples import SAMPLE_CHECKPOINT, SAMPLE_SCENE
     from fcn_deploy.verification import Verification, VerifyOptions, verify
     from fcn_deploy.version import __version__
 
@@ -146,10 +160,15 @@ _NAMES_BY_MODULE = {
     "benchmarks.run": "bench",
     "benchmarks.options": "BenchOptions",
     "benchmarks.timing": "Measurement Protocol",
+    "exporters.calibration_method": "Calibration",
+    "exporters.eight_bit": "Quantization",
+    "exporters.export_options": "ExportOptions",
     "exporters.foreign": "Optimized optimize",
     "exporters.onnx": "OnnxOptions",
     "exporters.optimize": "Optimize Target",
-    "exporters.pipeline": "ExportOptions ExportResult export",
+    "exporters.pipeline": "ExportResult export",
+    "exporters.precision": "HalfReport",
+    "exporters.reduce": "PrecisionOptions default_opset",
     "exporters.rewrite": "Rewriting",
     "exporters.tensorrt": "EngineBuild build_engine",
     "exporters.trt.options": "EngineOptions",
@@ -159,7 +178,7 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.errors": f"{_ERRORS} MeasurementError RegressionError SizeError UsageError",
     "fcn_deploy.geometry": "AxisSizes Geometry Variant axis_sizes check_fits",
     "fcn_deploy.inspection": "Inspection inspect",
-    "fcn_deploy.model_info": "Head ImageInput ModelInfo NetworkSpec Provenance",
+    "fcn_deploy.model_info": "Head ImageInput ModelInfo NetworkSpec Precision Provenance",
     "fcn_deploy.models.checkpoints": "read_checkpoint",
     "fcn_deploy.models.fcn": "fcn32s fcn16s fcn8s",
     "fcn_deploy.models.weights": "WeightsOptions",
@@ -170,6 +189,7 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.runtime.engine_file": "Engine open_engine",
     "fcn_deploy.runtime.ort_options": "OrtOptions",
     "fcn_deploy.runtime.provider": "Provider",
+    "fcn_deploy.samples": "SAMPLE_CHECKPOINT SAMPLE_SCENE",
     "fcn_deploy.verification": "Verification VerifyOptions verify",
     "fcn_deploy.version": "__version__",
 }

@@ -12,14 +12,14 @@ from fcn_deploy.artifact import open_artifact
 from fcn_deploy.bundle import Bundle, check_checkpoint
 from fcn_deploy.errors import ImageError, OutputError, UsageError
 from fcn_deploy.images import SAMPLE_PHOTO
-from fcn_deploy.model_info import Head, ImageInput, ModelInfo
+from fcn_deploy.model_info import Head, ImageInput, ModelInfo, Precision
 from fcn_deploy.models.checkpoints import read_checkpoint
 from fcn_deploy.models.fcn import FCN
 from fcn_deploy.models.weights import WeightsOptions, load_network, untrained_network
 from fcn_deploy.parity.inputs import ParityInput, Shape, hard_inputs, noise_input, photo_input, pixel_noise_input
 from fcn_deploy.parity.report import ExactErrors, ParityReport
 from fcn_deploy.parity.run import Outputs, compare_all, run_all
-from fcn_deploy.parity.tolerance import TIERS
+from fcn_deploy.parity.tolerance import tier_of
 from fcn_deploy.runtime.eager import EagerRunner
 from fcn_deploy.runtime.engine_file import Engine
 from fcn_deploy.runtime.open import check_runnable, runner_for
@@ -109,13 +109,13 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
     with on_step("compare"):
         comparisons = compare_all(inputs, references, outputs)
         distances = _distances(inputs, references, outputs, exact)
-    parity = ParityReport(reference_name, candidate.name, TIERS["fp32"], comparisons, distances)
+    parity = ParityReport(reference_name, candidate.name, tier_of(info), comparisons, distances)
     placement = {name: len(nodes) for name, nodes in candidate.placement.items()}
     return Verification(info, parity, _save_worst(bundle, options, parity, inputs), placement)
 
 
 def parity_inputs(options: VerifyOptions, info: ModelInfo, shape: Shape) -> tuple[ParityInput, ...]:
-    """What a model of these facts is verified on; a model that takes pixels, on pictures alone.
+    """What a model of these facts is verified on; one that takes pixels, on pictures alone, one in int8, on photos.
 
     Raises:
         UsageError: errors in float64 are asked for of a model that gives labels.
@@ -135,6 +135,8 @@ def parity_inputs(options: VerifyOptions, info: ModelInfo, shape: Shape) -> tupl
                 f"saved input {photo.name} is of floats; this model takes uint8 pixels",
                 remedy="Replay it on the model it was saved from.",
             )
+    if info.precision is Precision.INT8:
+        return tuple(photos)
     return tuple(given for given in inputs if given.pixels is not None) if on_pixels else inputs
 
 

@@ -50,7 +50,7 @@ def test_export_verify_predict_inspect(run_cli: Run, photo: Path, tmp_path: Path
     assert exported.returncode == 0, exported.stderr
     assert "passed  tier fp32" in exported.stdout
     assert "untrained (random weights, seed 0)" in exported.stdout
-    assert "wrote fcn8s: float input 1x3x96x96, logits" in exported.stdout
+    assert "wrote fcn8s: fp32, float input 1x3x96x96, logits" in exported.stdout
     assert "simplified 49 -> 46 nodes (Slice 6 -> 3)" in exported.stdout
     assert "export to ONNX, opset 18" in exported.stderr
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fcn_deploy.cli.parameters import parse_batches
+from fcn_deploy.cli.parameters import MadeFrom, parse_batches
 from fcn_deploy.runtime.provider import Provider
 
 if TYPE_CHECKING:
@@ -34,9 +34,7 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(help="Cores for every row. Default: all there are.", show_default=False)
     ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="The checkpoint the bundles were exported from.", show_default=False)
-    ] = None,
+    checkpoint: MadeFrom = None,
     report: Annotated[
         Path | None, typer.Option(help="Write one page (HTML) with plots to this file.", show_default=False)
     ] = None,

@@ -9,21 +9,25 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.status import Status
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fcn_deploy.errors import FcnDeployError
+from fcn_deploy.steps import Advance
 
 out = Console()
 err = Console(stderr=True)
 
 
 @contextlib.contextmanager
-def show_step(name: str) -> Iterator[Status | None]:
-    """Say on stderr what is being done, and how long it took once it is; gives the line to update on a terminal."""
+def show_step(name: str, parts: int = 1) -> Iterator[Advance]:
+    """Say on stderr what is being done, how far it is when it has parts, and how long it took once it is done."""
     start = time.perf_counter()
-    with err.status(escape(name)) if err.is_terminal else contextlib.nullcontext() as status:
-        yield status
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    shown = columns if parts > 1 else (SpinnerColumn(), columns[0])
+    with Progress(*shown, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task(escape(name), total=parts)
+        yield lambda: progress.advance(task)
     print_line(f"[green]done[/] {time.perf_counter() - start:5.1f} s  {escape(name)}", to_stderr=True)
 
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from exporters.calibration_method import Calibration
 from exporters.optimize import Optimize
-from fcn_deploy.cli.parameters import Json, RewriteTarget, parse_size
+from fcn_deploy.cli.parameters import Json, RewriteTarget, parse_checkpoint, parse_size
 from fcn_deploy.geometry import Geometry, Variant
-from fcn_deploy.model_info import Head, ImageInput
+from fcn_deploy.model_info import Head, ImageInput, Precision
 
 if TYPE_CHECKING:
     from exporters.pipeline import ExportResult
@@ -21,7 +22,13 @@ def export(
     variant: Annotated[Variant, typer.Option(help="Which FCN, by the stride of its last up-sampling.")],
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Weights: .pth, .pt or .safetensors. Without it: random ones.", show_default=False),
+        typer.Option(
+            parser=parse_checkpoint,
+            metavar="PATH",
+            help="Weights: .pth, .pt or .safetensors, or sample for a small network that comes along. "
+            "Without it: random ones.",
+            show_default=False,
+        ),
     ] = None,
     geometry: Annotated[
         Geometry | None,
@@ -31,10 +38,20 @@ def export(
             show_default=False,
         ),
     ] = None,
-    num_classes: Annotated[int, typer.Option(help="Number of classes, background included.")] = 21,
+    num_classes: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of classes, background included. Default: the checkpoint's; 21 without.", show_default=False
+        ),
+    ] = None,
     size: Annotated[str, typer.Option(help="Fixed input size in pixels: 500 or HxW.", metavar="PIXELS|HxW")] = "500",
     batch: Annotated[int, typer.Option(help="Images per run.")] = 1,
-    opset: Annotated[int, typer.Option(help="ONNX operator set; newer ones miss CUDA kernels.")] = 18,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            help="ONNX operator set; newer ones miss CUDA kernels. Default: 18, and 22 for bf16.", show_default=False
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="The bundle's directory. Default: fcn32s, fcn16s or fcn8s.", show_default=False)
     ] = None,
@@ -49,15 +66,34 @@ def export(
     image_input: Annotated[
         ImageInput, typer.Option(help="What the graph takes: float, or uint8 for N x H x W x 3 RGB pixels.")
     ] = ImageInput.FLOAT,
+    precision: Annotated[Precision, typer.Option(help="What the graph computes in.")] = Precision.FP32,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="Photos like those it is for, at least a dozen; int8 needs them.", show_default=False
+        ),
+    ] = None,
+    calibration_method: Annotated[
+        Calibration, typer.Option(help="How far int8's maps reach.")
+    ] = Calibration.PERCENTILE,
+    min_agreement: Annotated[
+        float, typer.Option(help="Least mean IU of int8's labels with float's; layers stay in float until it is met.")
+    ] = 0.95,
     no_verify: Annotated[bool, typer.Option("--no-verify", metavar="", help="Do not compare with PyTorch.")] = False,
     at_once: Annotated[bool, typer.Option("--at-once", metavar="", help="The checkpoint is an fcn8s-atonce.")] = False,
     rng_seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
     channel_divisor: Annotated[
-        int, typer.Option(help="Divide every width, for a quick stand-in of the real network.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Divide every width, for a quick stand-in of the real network. Default: the checkpoint's; 1 without.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Build an FCN, export it to ONNX, rewrite it exactly, prove it equal to PyTorch, and write a bundle.
+
+    The proof's bounds are those of the precision (docs/precision.md).
 
     Random weights are reproducible but untrained: their labels mean nothing.
     """
@@ -72,11 +108,12 @@ def export(
         num_classes=num_classes,
         channel_divisor=channel_divisor,
         weights=fd.WeightsOptions(checkpoint, rng_seed, at_once),
-        onnx=fd.OnnxOptions(height, width, batch, opset),
+        onnx=fd.OnnxOptions(height, width, batch, opset or fd.default_opset(precision)),
         optimize=optimize,
         target=target,
         head=head,
         image_input=image_input,
+        precision=fd.PrecisionOptions(precision, tuple(calibration or ()), calibration_method, min_agreement),
         verify=not no_verify,
         force=force,
         command=("fcn-deploy", *sys.argv[1:]),
@@ -93,12 +130,15 @@ def _show(result: "ExportResult") -> None:
 
     from fcn_deploy.cli.console import print_line
     from fcn_deploy.cli.parity_table import print_parity
+    from fcn_deploy.cli.reduction_table import print_reduction
     from fcn_deploy.cli.rewriting_table import print_rewriting, print_simplification
 
     if result.simplification is not None:
         print_simplification(result.simplification)
     if result.rewriting is not None:
         print_rewriting(result.rewriting)
+    if result.reduction is not None:
+        print_reduction(result.reduction)
     if result.parity is None:
         print_line("[yellow]not verified[/]: nobody has compared this file with PyTorch")
     else:
@@ -107,5 +147,5 @@ def _show(result: "ExportResult") -> None:
     batch, channels, height, width = result.input_shape
     on_pixels = result.info.image_input is ImageInput.UINT8
     shape = f"{batch}x{height}x{width}x{channels}" if on_pixels else f"{batch}x{channels}x{height}x{width}"
-    ends = f"{result.info.image_input} input {shape}, {result.info.head}"
+    ends = f"{result.info.precision}, {result.info.image_input} input {shape}, {result.info.head}"
     print_line(f"wrote {escape(str(result.path))}: {ends}, {result.file_bytes / 1e6:.1f} MB")

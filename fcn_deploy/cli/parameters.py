@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from exporters.optimize import Target
+from fcn_deploy.samples import SAMPLE_CHECKPOINT
 
 BundlePath = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle's directory, or an ONNX file.", show_default=False)
@@ -18,6 +19,24 @@ RewriteTarget = Annotated[
     Target | None,
     typer.Option(
         help="What the rewrites are chosen for. Default: cuda with an NVIDIA driver, else cpu.", show_default=False
+    ),
+]
+
+SAMPLE = "sample"
+
+
+def parse_checkpoint(text: str) -> Path:
+    """A path, or `sample` for the checkpoint that comes along (a file of that name is `./sample`)."""
+    return SAMPLE_CHECKPOINT if text == SAMPLE else Path(text)
+
+
+MadeFrom = Annotated[
+    Path | None,
+    typer.Option(
+        parser=parse_checkpoint,
+        metavar="PATH",
+        help="The checkpoint it was exported from, or sample.",
+        show_default=False,
     ),
 ]
 

@@ -5,19 +5,21 @@ from collections.abc import Mapping
 from rich.markup import escape
 
 from fcn_deploy.cli.console import out, plain_table, print_line
-from fcn_deploy.parity.compare import Comparison
+from fcn_deploy.parity.compare import Comparison, joint_mean_iu
 from fcn_deploy.parity.report import ParityReport
 
 
 def print_parity(report: ParityReport) -> None:
     """Print every comparison, the bounds they were held to, and the verdict."""
-    columns = ("error/range", "rel. L2", "SNR dB", "labels =", "flips", "clear")
+    by_maps = report.tier.mean_iu is not None
+    columns = ("error/range", "rel. L2", "SNR dB", "labels =", "flips", "mean IU" if by_maps else "clear")
     table = plain_table(f"{report.candidate} against {report.reference}", "input", *columns)
     for c in report.comparisons:
         figures = "", "", ""
         if isinstance(c, Comparison):
             figures = f"{c.relative_error:.1e}", f"{c.relative_l2:.1e}", f"{c.snr_db:.1f}"
-        table.add_row(escape(c.input_name), *figures, f"{c.label_agreement:.3%}", str(c.flips), str(c.clear_flips))
+        last = f"{c.mean_iu:.4f}" if by_maps else str(c.clear_flips)
+        table.add_row(escape(c.input_name), *figures, f"{c.label_agreement:.3%}", str(c.flips), last)
     out.print(table)
     if report.exact:
         _print_exact(report)
@@ -39,11 +41,14 @@ def _print_exact(report: ParityReport) -> None:
 
 def _print_verdict(report: ParityReport) -> None:
     tier, worst = report.tier, report.worst
-    judged = isinstance(worst, Comparison)
-    bounds = [f"max error / range <= {tier.max_error:g}" if judged and tier.max_error is not None else ""]
+    measured = isinstance(worst, Comparison) and tier.max_error is not None
+    bounds = [f"max error / range <= {tier.max_error:g}" if measured else ""]
     bounds += [f"labels equal >= {tier.label_agreement:.3%}" if tier.label_agreement is not None else ""]
     bounds += [f"clear flips <= {tier.clear_flips}" if tier.clear_flips is not None else ""]
-    just = f", which a bound of {worst.passing_tolerance:.1e} would just pass" if isinstance(worst, Comparison) else ""
+    bounds += [f"mean IU {joint_mean_iu(report.comparisons):.4f} >= {tier.mean_iu:g}" if tier.mean_iu else ""]
+    just = ""
+    if isinstance(worst, Comparison) and tier.max_error is not None:
+        just = f", which a bound of {worst.passing_tolerance:.1e} would just pass"
     verdict = "[bold green]passed[/]" if report.passed else "[bold red]FAILED[/]"
     print_line(
         f"{verdict}  tier {tier.name}: {', '.join(b for b in bounds if b)}; worst input {escape(worst.input_name)}"

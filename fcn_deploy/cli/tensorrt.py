@@ -1,9 +1,7 @@
 """`fcn-deploy tensorrt`."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +11,8 @@ from fcn_deploy.runtime.tensorrt_flavour import FlavourName
 
 if TYPE_CHECKING:
     from exporters.tensorrt import EngineBuild
+    from rich.progress import TaskID
+
     from exporters.trt.progress import Phase
 
 EPILOG = "Example: fcn-deploy tensorrt fcn8s --precision fp16"
@@ -55,7 +55,7 @@ def tensorrt(
     With TensorRT-RTX engines are built for named GPUs on any machine; with TensorRT, for the GPU of this one.
     """
     import fcn_deploy as fd
-    from fcn_deploy.cli.console import print_json
+    from fcn_deploy.cli.console import print_json, show_step
 
     options = fd.EngineOptions(
         source=bundle,
@@ -68,38 +68,36 @@ def tensorrt(
         timing_cache=timing_cache,
         force=force,
     )
-    display = _Display()
-    result = fd.build_engine(options, display.step, display.phases)
+    bars = _PhaseBars()
+    with bars.progress:
+        result = fd.build_engine(options, show_step, bars)
     if json:
         print_json(result.to_dict())
     else:
         _show(result)
 
 
-class _Display:
-    """Steps as other commands show them, with TensorRT's phases behind the one that is running."""
+class _PhaseBars:
+    """A bar for every phase that TensorRT is in, on a terminal."""
 
     def __init__(self) -> None:
-        self._status: Any = None
-        self._step = ""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        from fcn_deploy.cli.console import show_step
+        from fcn_deploy.cli.console import err
 
-        with show_step(name) as status:
-            self._status, self._step = status, name
-            try:
-                yield
-            finally:
-                self._status = None
+        columns = TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn()
+        self.progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
 
-    def phases(self, phases: "tuple[Phase, ...]") -> None:
+    def __call__(self, phases: "tuple[Phase, ...]") -> None:
         from rich.markup import escape
 
-        status = self._status
-        if status is not None:
-            status.update(escape(" > ".join([self._step, *map(str, phases)])))
+        for name in self._tasks.keys() - {phase.name for phase in phases}:
+            self.progress.remove_task(self._tasks.pop(name))
+        for phase in phases:
+            if phase.name not in self._tasks:
+                self._tasks[phase.name] = self.progress.add_task(escape(phase.name), total=phase.steps)
+            self.progress.update(self._tasks[phase.name], completed=phase.done)
 
 
 def _show(result: "EngineBuild") -> None:

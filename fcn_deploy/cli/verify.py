@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fcn_deploy.cli.parameters import BundlePath, Json
+from fcn_deploy.cli.parameters import BundlePath, Json, MadeFrom
 from fcn_deploy.runtime.provider import Provider
 
 EPILOG = "Example: fcn-deploy verify fcn8s --checkpoint fcn8s.pth --image photo.jpg"
@@ -13,9 +13,7 @@ EPILOG = "Example: fcn-deploy verify fcn8s --checkpoint fcn8s.pth --image photo.
 
 def verify(
     bundle: BundlePath,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="The checkpoint the artifact was exported from.", show_default=False)
-    ] = None,
+    checkpoint: MadeFrom = None,
     image: Annotated[
         list[Path] | None,
         typer.Option(

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fcn_deploy.errors import CheckpointError
 from fcn_deploy.hashing import file_sha256
 from fcn_deploy.models.families import FAMILIES, Family, StateDict
+from fcn_deploy.models.vgg import BLOCKS
 
 # Where training scripts put the state dict inside a checkpoint.
 _CONTAINERS = ("model_state_dict", "state_dict", "model_state", "model")
@@ -42,6 +43,7 @@ class Checkpoint:
         family: whose names it had.
         state: float32 tensors by our parameter names.
         dropped: names in the file that have no place in an FCN.
+        class_names: what the file calls its classes, in order; empty when it does not say.
     """
 
     path: Path
@@ -49,6 +51,19 @@ class Checkpoint:
     family: Family
     state: Mapping[str, Tensor]
     dropped: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int | None:
+        """K, from the shape of the scores; None for a starting point that has none."""
+        scores = self.state.get("score_fr.weight")
+        return None if scores is None or scores.dim() == 0 else len(scores)
+
+    @property
+    def channel_divisor(self) -> int:
+        """How many times narrower than VGG16 its first layer is."""
+        first = self.state.get("conv1_1.weight")
+        return 1 if first is None or first.dim() == 0 else max(1, BLOCKS[0][0] // max(1, len(first)))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -68,7 +83,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     dropped = tuple(key for key in state if key.rpartition(".")[0] in family.dropped)
     converted = {name: _as_float32(path, name, tensor) for name, tensor in _converted(path, family, state).items()}
-    return Checkpoint(path, file_sha256(path), family, converted, dropped)
+    found = Checkpoint(path, file_sha256(path), family, converted, dropped, _class_names(path))
+    if found.class_names and len(found.class_names) != found.num_classes:
+        raise CheckpointError(
+            f"checkpoint {path} names {len(found.class_names)} classes and scores {found.num_classes}",
+            remedy="Correct its metadata: class_names is one string of names with spaces between.",
+        )
+    return found
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    """Of a safetensors file, whose metadata has room for them."""
+    if path.suffix != ".safetensors":
+        return ()
+    with safe_open(path, "pt") as file:
+        return tuple((file.metadata() or {}).get("class_names", "").split())
 
 
 def _converted(path: Path, family: Family, state: StateDict) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Two logit maps for one input, compared every way that says something. Names, then shapes and types, then values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fcn_deploy.errors import ParityError
-from fcn_deploy.metrics import Scores, confusion_matrix
+from fcn_deploy.metrics import confusion_matrix
 from fcn_deploy.model_info import LABELS_NAME, OUTPUT_NAME
 
 # A flip is clear when the reference preferred its own label by more than this share of its logit range.
@@ -28,7 +28,8 @@ class LabelComparison:
         flips: labels that differ.
         clear_flips: flips where the reference's margin over the candidate's label exceeds CLEAR_MARGIN of the range.
         largest_flip_margin: the largest such margin, in logits; 0 without flips.
-        mean_iu: mean IU of the candidate's labels with the reference's as truth.
+        intersections: pixels per class that both label so.
+        unions: pixels per class that either labels so.
     """
 
     input_name: str
@@ -37,7 +38,8 @@ class LabelComparison:
     flips: int
     clear_flips: int
     largest_flip_margin: float
-    mean_iu: float
+    intersections: tuple[int, ...]
+    unions: tuple[int, ...]
 
     @property
     def severity(self) -> float:
@@ -49,9 +51,14 @@ class LabelComparison:
         """Share of pixels with the same label, 0..1."""
         return 1 - self.flips / self.pixels
 
+    @property
+    def mean_iu(self) -> float:
+        """Mean IU of the two label maps over the classes that occur in either."""
+        return joint_mean_iu([self])
+
     def to_dict(self) -> dict[str, Any]:
         """Every figure, raw and derived, for JSON."""
-        return asdict(self) | {"label_agreement": self.label_agreement}
+        return asdict(self) | {"label_agreement": self.label_agreement, "mean_iu": self.mean_iu}
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,14 @@ class Comparison(LabelComparison):
         return super().to_dict() | {name: getattr(self, name) for name in derived}
 
 
+def joint_mean_iu(comparisons: Sequence[LabelComparison]) -> float:
+    """Mean IU over several inputs as if they were one, so that a class of a few pixels in one of them weighs little."""
+    intersections, unions = (
+        np.sum([getattr(c, name) for c in comparisons], axis=0) for name in ("intersections", "unions")
+    )
+    return float(np.mean(intersections[unions > 0] / unions[unions > 0]))
+
+
 def compare_outputs(input_name: str, reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> LabelComparison:
     """Compare the outputs of two runners for one input: logits with logits, or labels with the logits they are of.
 
@@ -162,13 +177,16 @@ def _label_figures(expected: Array, candidate_labels: Array) -> dict[str, Any]:
     logit_range = float(expected.max() - expected.min())
     labels = expected.argmax(axis=1).astype(np.uint8)
     margins = _flip_margins(expected, labels, candidate_labels)
+    counts = confusion_matrix(labels, candidate_labels, expected.shape[1])
+    intersections = np.diag(counts)
     return {
         "logit_range": logit_range,
         "pixels": labels.size,
         "flips": margins.size,
         "clear_flips": int((margins > CLEAR_MARGIN * logit_range).sum()),
         "largest_flip_margin": float(margins.max(initial=0.0)),
-        "mean_iu": Scores(confusion_matrix(labels, candidate_labels, expected.shape[1])).mean_iu,
+        "intersections": tuple(intersections.tolist()),
+        "unions": tuple((counts.sum(axis=0) + counts.sum(axis=1) - intersections).tolist()),
     }
 
 

@@ -40,7 +40,9 @@ class ParityReport:
     @property
     def failures(self) -> tuple[str, ...]:
         """Every broken bound, with the input that broke it."""
-        return tuple(f"{c.input_name}: {problem}" for c in self.comparisons for problem in self.tier.failures(c))
+        single = [f"{c.input_name}: {problem}" for c in self.comparisons for problem in self.tier.failures(c)]
+        joint = [f"{len(self.comparisons)} inputs: {problem}" for problem in self.tier.joint_failures(self.comparisons)]
+        return (*single, *joint)
 
     @property
     def passed(self) -> bool:
@@ -50,7 +52,11 @@ class ParityReport:
     @property
     def worst(self) -> LabelComparison:
         """The comparison that fails, or else the most severe one; NaN counts as most severe."""
-        return max(self.comparisons, key=lambda c: (bool(self.tier.failures(c)), math.isnan(c.severity), c.severity))
+        return max(self.comparisons, key=self._badness)
+
+    def _badness(self, comparison: LabelComparison) -> tuple[bool, bool, float]:
+        severity = self.tier.severity(comparison)
+        return bool(self.tier.failures(comparison)), math.isnan(severity), severity
 
     def require(self) -> None:
         """Do nothing when the check passed.

@@ -16,10 +16,11 @@ Outputs = dict[str, npt.NDArray[Any]]
 def run_all(runner: Runner, inputs: Sequence[ParityInput], on_step: OnStep) -> list[Outputs]:
     """Open `runner`, run it on every input, close it, so that no two runtimes hold memory at once."""
     outputs = []
-    with on_step(f"run {runner.name} on {_names(inputs)}"), runner:
+    with on_step(f"run {runner.name} on {_names(inputs)}", len(inputs)) as advance, runner:
         for given in inputs:
             spec = runner.inputs[0]
             outputs.append(runner.run({spec.name: given.feed(spec)}))
+            advance()
     return outputs
 
 

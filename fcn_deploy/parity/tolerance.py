@@ -4,9 +4,11 @@ Errors are measured against the range of the reference's logits (largest less sm
 fail correct exports: rounding grows with the values. docs/parity.md says how the figures were chosen.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from fcn_deploy.parity.compare import Comparison, LabelComparison
+from fcn_deploy.model_info import ModelInfo
+from fcn_deploy.parity.compare import Comparison, LabelComparison, joint_mean_iu
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Tier:
         label_agreement: smallest share of pixels with the reference's label; one pixel may always differ, since small
             maps cannot resolve the share.
         clear_flips: most pixels whose label changed although the reference was sure of it.
-        mean_iu: smallest mean IU between the two label maps.
+        mean_iu: smallest mean IU between the two sides' label maps over all inputs together.
     """
 
     name: str
@@ -29,7 +31,7 @@ class Tier:
     mean_iu: float | None = None
 
     def failures(self, comparison: LabelComparison) -> tuple[str, ...]:
-        """Every bound that `comparison` breaks, with the value and the bound; empty when it passes.
+        """Every bound for one input that `comparison` breaks, with the value and the bound; empty when it passes.
 
         Where only labels were compared there is no error to judge.
         """
@@ -38,7 +40,6 @@ class Tier:
             ("max error / range", c.relative_error if isinstance(c, Comparison) else 0.0, self.max_error, False),
             ("label agreement", c.label_agreement if c.flips > 1 else 1.0, self.label_agreement, True),
             ("clear flips", c.clear_flips, self.clear_flips, False),
-            ("mean IU", c.mean_iu, self.mean_iu, True),
         )
         return tuple(
             f"{name} {value:.6g} is not {'at least' if larger_is_better else 'at most'} {bound:g}"
@@ -46,6 +47,17 @@ class Tier:
             # Written so that NaN fails.
             if bound is not None and not (value >= bound if larger_is_better else value <= bound)
         )
+
+    def joint_failures(self, comparisons: Sequence[LabelComparison]) -> tuple[str, ...]:
+        """The bound for all inputs together, if they break it."""
+        found = joint_mean_iu(comparisons)
+        if self.mean_iu is None or found >= self.mean_iu:
+            return ()
+        return (f"mean IU {found:.6g} is not at least {self.mean_iu:g}",)
+
+    def severity(self, comparison: LabelComparison) -> float:
+        """How bad `comparison` is by what this tier judges, to find the worst of several."""
+        return comparison.severity if self.mean_iu is None else 1 - comparison.mean_iu
 
 
 TIERS = {
@@ -58,3 +70,9 @@ TIERS = {
         Tier("int8", max_error=None, label_agreement=None, clear_flips=None, mean_iu=0.95),
     )
 }
+
+
+def tier_of(info: ModelInfo) -> Tier:
+    """The tier of a model's arithmetic, with the least mean IU that it was accepted with."""
+    tier = TIERS[info.precision]
+    return tier if info.min_agreement is None else replace(tier, mean_iu=info.min_agreement)

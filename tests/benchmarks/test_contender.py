@@ -17,7 +17,7 @@ from fcn_deploy import BenchOptions, BundleError, ModelInfo, NetworkSpec, Protoc
 from fcn_deploy.parity.compare import LabelComparison
 
 SECOND = 1_000_000_000
-EQUAL = LabelComparison("photo", 1.0, 100, 0, 0, 0.0, 1.0)
+EQUAL = LabelComparison("photo", 1.0, 100, 0, 0, 0.0, (100,), (100,))
 
 
 class Scripted:
@@ -92,7 +92,7 @@ def test_latencies_are_kept_when_the_extras_fail(row: Contender, name: str, answ
 
 
 def test_flips_of_sure_pixels_are_wrong_and_get_no_latency(row: Contender) -> None:
-    Scripted.answers["first"] = FirstRuns(1, 1, [LabelComparison("photo", 1.0, 100, 30, 5, 0.4, 0.5)])
+    Scripted.answers["first"] = FirstRuns(1, 1, [LabelComparison("photo", 1.0, 100, 30, 5, 0.4, (40, 30), (70, 60))])
 
     row.first_run()
     row.sample(1.0)

@@ -43,6 +43,7 @@ def test_a_worked_example() -> None:
     assert found.largest_flip_margin == pytest.approx(6)
     assert found.label_agreement == 0.5
     # Labels 0 0 1 1 become 0 1 1 0: one hit of three for either class.
+    assert (found.intersections, found.unions) == ((1, 1), (3, 3))
     assert found.mean_iu == pytest.approx(1 / 3)
 
 
@@ -102,5 +103,6 @@ def test_every_figure_reaches_the_dictionary() -> None:
     assert set(figures) == {
         "input_name", "max_abs_error", "mean_abs_error", "logit_range", "error_norm", "reference_norm",
         "candidate_norm", "dot", "pixels", "flips", "clear_flips", "largest_flip_margin", "mean_iu",
+        "intersections", "unions",
         "relative_error", "relative_l2", "cosine", "snr_db", "label_agreement", "passing_tolerance",
     }  # fmt: skip

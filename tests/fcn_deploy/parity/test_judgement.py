@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fcn_deploy import ParityError
+from fcn_deploy import ModelInfo, NetworkSpec, ParityError, Precision, Provenance, Variant
 from fcn_deploy.parity.compare import Comparison, compare_logits
 from fcn_deploy.parity.report import ParityReport, json_ready
-from fcn_deploy.parity.tolerance import TIERS
+from fcn_deploy.parity.tolerance import TIERS, tier_of
 
 MAPS = np.random.default_rng(0).normal(0, 1, (1, 3, 20, 20))
 GOOD = compare_logits("good", MAPS, MAPS)
@@ -49,8 +49,28 @@ def test_the_fp32_tier_on_either_side_of_its_bounds(comparison: Comparison, fail
 
 
 def test_int8_is_judged_by_its_maps_alone() -> None:
-    assert TIERS["int8"].failures(replace(off_by("x", 1, flips=100_000), mean_iu=0.96)) == ()
-    assert TIERS["int8"].failures(replace(GOOD, mean_iu=0.94)) == ("mean IU 0.94 is not at least 0.95",)
+    passed = replace(off_by("x", 1, flips=100_000), intersections=(96, 0, 96), unions=(100, 0, 100))
+    failed = replace(GOOD, input_name="y", intersections=(93, 0, 93), unions=(100, 0, 100))
+
+    assert report(passed, tier="int8").failures == ()
+    assert report(failed, tier="int8").failures == ("1 inputs: mean IU 0.93 is not at least 0.95",)
+    assert report(passed, failed, tier="int8").worst.input_name == "y"
+
+
+def test_int8_is_judged_on_all_inputs_together() -> None:
+    """A class of ten pixels that is lost in one input would cost half of that input's mean IU."""
+    small = replace(GOOD, intersections=(980, 0, 5), unions=(1000, 0, 10))
+    large = replace(GOOD, intersections=(1000, 0, 990), unions=(1000, 0, 990))
+
+    assert small.mean_iu == 0.74
+    assert report(small, large, tier="int8").failures == ()
+
+
+def test_the_tier_of_a_model_is_that_of_its_arithmetic_with_its_own_bound() -> None:
+    info = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(), precision=Precision.INT8, min_agreement=0.9)
+
+    assert tier_of(info) == replace(TIERS["int8"], mean_iu=0.9)
+    assert tier_of(replace(info, precision=Precision.BF16, min_agreement=None)) is TIERS["bf16"]
 
 
 def test_the_worst_input_is_the_one_that_fails_then_the_largest_error() -> None:

@@ -1,0 +1,44 @@
+"""What reduced precision did to a graph: a table of layers in 8 bits, a few lines for half precision."""
+
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from fcn_deploy.cli.console import out, plain_table, print_line
+
+if TYPE_CHECKING:
+    from exporters.eight_bit import Quantization
+    from exporters.precision import HalfReport
+    from exporters.reduce import Reduction
+
+
+def print_reduction(reduction: "Reduction") -> None:
+    """Print what became of the graph's layers."""
+    from exporters.eight_bit import Quantization
+
+    if isinstance(reduction, Quantization):
+        _print_quantization(reduction)
+    else:
+        _print_half(reduction)
+
+
+def _print_quantization(found: "Quantization") -> None:
+    table = plain_table(f"Signal to quantisation noise, {found.method} over {found.images} images", "layer", "dB", "in")
+    for layer in found.layers:
+        table.add_row(escape(layer.name), f"{layer.sqnr_db:.1f}", "float" if layer.in_float else "int8")
+    out.print(table)
+    kept = [layer.name for layer in found.layers if layer.in_float]
+    stays = f"; {', '.join(kept)} stayed in float for it" if kept else ""
+    print_line(
+        f"int8 in {len(found.layers) - len(kept)} of {len(found.layers)} layers, scores and up-sampling in float: "
+        f"mean IU with the float graph {found.mean_iu:.4f}, at least {found.min_agreement:g} wanted{escape(stays)}"
+    )
+
+
+def _print_half(found: "HalfReport") -> None:
+    print_line(
+        f"{found.precision} in {found.nodes} nodes, float32 in {found.float_nodes}; the largest magnitude seen is "
+        f"{found.largest:.4g}, the largest that fits {found.limit:.4g}"
+    )
+    for name, factor in found.rescaled.items():
+        print_line(f"rescaled {escape(name)} by {factor:g}, which its readers undo exactly")

@@ -1,0 +1,10 @@
+"""What comes along to try things with."""
+
+from pathlib import Path
+
+_ASSETS = Path(__file__).parent / "assets"
+
+# A narrow FCN-8s (channels / 8) that tells six shapes apart: benchmarks/train_sample.py on procedural scenes.
+SAMPLE_CHECKPOINT = _ASSETS / "sample.safetensors"
+# A scene it never saw, over a photo it never saw: `benchmarks.scenes`, held-out.
+SAMPLE_SCENE = _ASSETS / "scene.jpg"
