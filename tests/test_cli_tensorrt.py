@@ -77,15 +77,19 @@ def test_bad_input_has_its_exit_code_and_leaves_nothing(
 
 
 @WITHOUT_GPU
-def test_engines_without_a_gpu(call_cli: Call, shared_bundle: Path) -> None:
+def test_engines_without_a_gpu(call_cli: Call, shared_bundle: Path, photo: Path) -> None:
     rtx()
     assert call_cli("tensorrt", shared_bundle, "--output", "e.plan")[0] == 4
     assert call_cli("tensorrt", shared_bundle, *ADA, "--output", "e.plan")[0] == 0
 
-    code, output, errors = call_cli("verify", "e.plan")
+    for command in (("verify", "e.plan"), ("predict", "e.plan", photo)):
+        code, output, errors = call_cli(*command)
+        assert (code, output) == (4, "")
+        assert "error: no NVIDIA driver (libcuda.so.1 is not found)" in errors
 
-    assert (code, output) == (4, "")
-    assert "error: no NVIDIA driver (libcuda.so.1 is not found)" in errors
+    code, _, errors = call_cli("bench", "e.plan")
+    assert code == 2
+    assert "e.plan: bench measures bundles, and has no rows for TensorRT engines" in errors
 
 
 def test_engines_of_another_tensorrt_and_damaged_ones(call_cli: Call, shared_bundle: Path, tmp_path: Path) -> None:

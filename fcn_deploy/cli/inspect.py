@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fcn_deploy.cli.parameters import BundlePath, Json
+from fcn_deploy.cli.parameters import ArtifactPath, Json
 from fcn_deploy.runtime.tensorrt_flavour import PLAN_SUFFIX
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ EPILOG = "Example: fcn-deploy inspect fcn8s --picture maps.png"
 
 
 def inspect(
-    bundle: BundlePath,
+    bundle: ArtifactPath,
     picture: Annotated[
         Path | None,
         typer.Option(help="Draw which part of every map depends on the image, to a .png or .svg.", show_default=False),

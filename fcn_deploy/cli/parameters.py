@@ -12,6 +12,12 @@ from fcn_deploy.samples import SAMPLE_CHECKPOINT
 BundlePath = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle's directory, or an ONNX file.", show_default=False)
 ]
+ArtifactPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="BUNDLE", help="A bundle's directory, an ONNX file, or a TensorRT engine (.plan).", show_default=False
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", metavar="", help="Print one JSON document on stdout and nothing else there.")
 ]

@@ -10,9 +10,9 @@ from fcn_deploy.model_info import Precision
 from fcn_deploy.runtime.tensorrt_flavour import FlavourName
 
 if TYPE_CHECKING:
-    from exporters.tensorrt import EngineBuild
     from rich.progress import TaskID
 
+    from exporters.tensorrt import EngineBuild
     from exporters.trt.progress import Phase
 
 EPILOG = "Example: fcn-deploy tensorrt fcn8s --precision fp16"

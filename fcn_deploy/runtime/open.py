@@ -28,24 +28,35 @@ def check_runnable(path: Path, provider: Provider) -> None:
 
         require_provider(provider)
         return
+    _check_provider(path, provider)
     from fcn_deploy.runtime.trt import check_device, check_version
 
-    if provider is not Provider.CPU:
-        raise UsageError(
-            f"provider {provider}: {path} is an engine, which runs with the TensorRT that built it",
-            remedy="Leave --provider out: it is for ONNX files.",
-        )
     engine = open_engine(path)
     check_version(engine, find_flavour(engine.flavour))
     check_device(engine, Cuda().device)
 
 
 def runner_for(path: Path, provider: Provider) -> Union["OrtRunner", "TrtRunner"]:
-    """What runs the model at `path`, a plan or an ONNX file; both say where its nodes are placed once they are open."""
+    """What runs the model at `path`, a plan or an ONNX file; both say where its nodes are placed once they are open.
+
+    Raises:
+        BundleError: an engine is damaged, or was built by another TensorRT.
+        ProviderError: its TensorRT is not installed.
+        UsageError: a provider is asked for, and it is an engine.
+    """
     if path.suffix == PLAN_SUFFIX:
+        _check_provider(path, provider)
         from fcn_deploy.runtime.trt import TrtRunner
 
         return TrtRunner(path)
     from fcn_deploy.runtime.ort import OrtRunner
 
     return OrtRunner(path, OrtOptions(provider))
+
+
+def _check_provider(path: Path, provider: Provider) -> None:
+    if provider is not Provider.CPU:
+        raise UsageError(
+            f"provider {provider}: {path} is an engine, which runs with the TensorRT that built it",
+            remedy="Leave --provider out: it is for ONNX files.",
+        )

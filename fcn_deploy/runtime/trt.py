@@ -47,7 +47,7 @@ class TrtRunner(Runner):
         self._cuda_graph = cuda_graph
         self._cuda: Cuda | None = None
         self._engine: Any = None
-        self._binding: TrtBinding | None = None
+        self._bindings: list[TrtBinding] = []
 
     def _open(self) -> None:
         cuda = Cuda()
@@ -56,19 +56,17 @@ class TrtRunner(Runner):
         self._cuda = cuda
         self._engine = deserialized(self._flavour, self.engine_file.path)
         self.placement = {str(self._flavour): _layer_names(self._flavour, self._engine)}
-        self._binding = self.bind()
 
     def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        if self._binding is None:
-            raise RuntimeError("the runner is not open: use it as a context manager")
-        self._binding.upload(feeds)
-        self._binding.run()
-        return self._binding.download()
+        binding = self._bindings[0] if self._bindings else self.bind()
+        binding.upload(feeds)
+        binding.run()
+        return binding.download()
 
     def _close(self) -> None:
-        if self._binding is not None:
-            self._binding.close()
-        self._binding = self._engine = None
+        for binding in self._bindings:
+            binding.close()
+        self._bindings, self._engine = [], None
         if self._cuda is not None:
             self._cuda.release()
             self._cuda = None
@@ -77,7 +75,9 @@ class TrtRunner(Runner):
         """Buffers on the GPU and a stream, to be run from without copies."""
         if self._cuda is None:
             raise RuntimeError("the runner is not open: use it as a context manager")
-        return TrtBinding(self._cuda, self._flavour, self._engine, self.engine_file, cuda_graph=self._cuda_graph)
+        made = TrtBinding(self._cuda, self._flavour, self._engine, self.engine_file, cuda_graph=self._cuda_graph)
+        self._bindings.append(made)
+        return made
 
 
 class TrtBinding(Bound):
