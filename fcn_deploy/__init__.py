@@ -32,6 +32,7 @@ __all__ = [
     "ExportResult",
     "FcnDeployError",
     "Finding",
+    "FlavourName",
     "Geometry",
     "HalfReport",
     "Head",
@@ -148,6 +149,7 @@ if TYPE_CHECKING:
     from fcn_deploy.runtime.engine_file import Engine, open_engine
     from fcn_deploy.runtime.ort_options import OrtOptions
     from fcn_deploy.runtime.provider import Provider
+    from fcn_deploy.runtime.tensorrt_flavour import FlavourName
     from fcn_deploy.samples import SAMPLE_CHECKPOINT, SAMPLE_SCENE
     from fcn_deploy.verification import Verification, VerifyOptions, verify
     from fcn_deploy.version import __version__
@@ -189,6 +191,7 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.runtime.engine_file": "Engine open_engine",
     "fcn_deploy.runtime.ort_options": "OrtOptions",
     "fcn_deploy.runtime.provider": "Provider",
+    "fcn_deploy.runtime.tensorrt_flavour": "FlavourName",
     "fcn_deploy.samples": "SAMPLE_CHECKPOINT SAMPLE_SCENE",
     "fcn_deploy.verification": "Verification VerifyOptions verify",
     "fcn_deploy.version": "__version__",

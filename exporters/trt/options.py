@@ -54,5 +54,6 @@ class EngineOptions:
         """Where the plan is written."""
         if self.output is not None:
             return self.output
-        name = self.source.stem if self.source.suffix == ".onnx" else self.source.name
-        return self.source.with_name(name + PLAN_SUFFIX)
+        # `.` and `..` have no name of their own.
+        source = self.source.resolve() if self.source.name in ("", "..") else self.source
+        return Path(f"{source.with_suffix('') if source.suffix == '.onnx' else source}{PLAN_SUFFIX}")

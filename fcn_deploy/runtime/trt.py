@@ -54,7 +54,11 @@ class TrtRunner(Runner):
         check_device(self.engine_file, cuda.device)
         cuda.make_current()
         self._cuda = cuda
-        self._engine = deserialized(self._flavour, self.engine_file.path)
+        try:
+            self._engine = deserialized(self._flavour, self.engine_file.path)
+        except BundleError:
+            self._close()
+            raise
         self.placement = {str(self._flavour): _layer_names(self._flavour, self._engine)}
 
     def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -272,6 +272,19 @@ def test_an_interrupt_stops_the_builder_and_leaves_nothing(shared_bundle: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("source", "plan"), [
+    ("fcn8s", "fcn8s.plan"), ("a/fcn8s/", "a/fcn8s.plan"), ("a/v1.2", "a/v1.2.plan"), ("a/model.onnx", "a/model.plan"),
+])  # fmt: skip
+def test_a_plan_lies_beside_its_source(source: str, plan: str) -> None:
+    assert fd.EngineOptions(Path(source)).plan_path == Path(plan)
+
+
+def test_a_plan_lies_beside_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert fd.EngineOptions(Path()).plan_path == tmp_path.with_name(tmp_path.name + ".plan")
+
+
 def test_results_are_json(shared_bundle: Path, tmp_path: Path) -> None:
     found = json.loads(json.dumps(built(shared_bundle, tmp_path / "engine.plan").to_dict()))
 
