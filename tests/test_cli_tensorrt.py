@@ -18,10 +18,7 @@ def test_an_engine_from_a_bundle(run_cli: Run, bundle: Path, tmp_path: Path) -> 
     lines = made.stdout.splitlines()
     assert lines[0].startswith("FCN-8s (floor geometry, 21 classes, channels / 16), untrained")
     assert lines[1] == "in: image float32 1x3x96x96; out: logits float32 1x21x96x96"
-    assert lines[2] == (
-        "98% of 60 layers in fp16 (59 in fp16, 1 in fp32), as the parser typed the network; "
-        "the engine's own layers show on a GPU only"
-    )
+    assert lines[2] == "100% of 36 layers in fp16 (36 in fp16), as TensorRT's builder lists the engine"
     assert lines[3] == f"runs with tensorrt-rtx {rtx().version} on compute capability 8.9, 12.0"
     assert lines[4].startswith(f"wrote {bundle}.plan: ")
     assert "convert to fp16" in made.stderr
@@ -46,7 +43,7 @@ def test_json_and_inspect(call_cli: Call, shared_bundle: Path, tmp_path: Path) -
 
     assert json.loads(call_cli("inspect", "e.plan", "--json")[1])["key"] == made["key"]
     shown = call_cli("inspect", "e.plan")[1]
-    assert "100% of 58 layers in fp32" in shown
+    assert "100% of 36 layers in fp32" in shown
     assert f"from an ONNX file of SHA-256 {made['source_sha256']}" in shown
 
     code, _, errors = call_cli("inspect", "e.plan", "--picture", "maps.png")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.trt import timing_cache
-from exporters.trt.layers import network_layers, require_precision
+from exporters.trt.layers import listed_layers, network_layers, require_precision
 from exporters.trt.network import parsed, specs
 from exporters.trt.progress import OnPhases, Progress, monitor
 from fcn_deploy.errors import ProviderError
@@ -15,7 +15,7 @@ from fcn_deploy.model_info import Precision
 from fcn_deploy.runtime.base import TensorSpec
 from fcn_deploy.runtime.engine_file import LayerTypes
 from fcn_deploy.runtime.tensorrt_flavour import Flavour
-from fcn_deploy.runtime.tensorrt_log import worst
+from fcn_deploy.runtime.tensorrt_log import Message, worst
 
 MEBIBYTE = 1 << 20
 
@@ -45,7 +45,7 @@ class Built:
         plan: TensorRT's own buffer.
         inputs: what it takes.
         outputs: what it gives.
-        layers: types of the network's layers.
+        layers: types of the engine's layers as the builder lists them, or else of the network's.
         seconds: how long the builder took.
     """
 
@@ -67,14 +67,16 @@ def build(flavour: Flavour, path: Path, plan: BuildPlan, on_phases: OnPhases) ->
     """
     builder = flavour.trt.Builder(flavour.log.logger)
     network = parsed(flavour, builder, path)
-    layers = network_layers(network)
-    require_precision(layers, plan.precision)
+    typed = network_layers(network)
+    require_precision(typed, plan.precision)
     config = builder.create_builder_config()
     _configure(flavour, config, plan)
     cache = timing_cache.load(flavour, config, plan.timing_cache) if plan.timing_cache is not None else None
     start = time.perf_counter()
-    made = _run(flavour, builder, network, config, on_phases)
+    made, said = _run(flavour, builder, network, config, on_phases)
     seconds = time.perf_counter() - start
+    layers = listed_layers(said) or typed
+    require_precision(layers, plan.precision)
     if cache is not None and plan.timing_cache is not None:
         timing_cache.save(cache, plan.timing_cache)
     return Built(made, *specs(flavour, network), layers, seconds)
@@ -94,7 +96,7 @@ def _configure(flavour: Flavour, config: Any, plan: BuildPlan) -> None:
             config.set_compute_capability(target, index)
 
 
-def _run(flavour: Flavour, builder: Any, network: Any, config: Any, on_phases: OnPhases) -> Any:
+def _run(flavour: Flavour, builder: Any, network: Any, config: Any, on_phases: OnPhases) -> tuple[Any, list[Message]]:
     """Build on a thread of its own, so that this one can be interrupted: the builder then ends at its next step."""
     progress = Progress(on_phases)
     # Held until the build has ended.
@@ -115,4 +117,4 @@ def _run(flavour: Flavour, builder: Any, network: Any, config: Any, on_phases: O
             remedy="Give it more --workspace if it names memory or finds no implementation; if it names types, pass "
             "--precision fp32, or newer GPUs to --compute-capability.",
         )
-    return plan
+    return plan, said

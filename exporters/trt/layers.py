@@ -10,6 +10,7 @@ from fcn_deploy.errors import ParityError
 from fcn_deploy.model_info import Precision
 from fcn_deploy.runtime.engine_file import LayerTypes
 from fcn_deploy.runtime.tensorrt_flavour import Flavour
+from fcn_deploy.runtime.tensorrt_log import LAYERS, Message
 
 # By what TensorRT calls a type, in its enumeration and in its inspector's words; the first that occurs counts.
 _NAMES = {
@@ -40,6 +41,25 @@ def engine_layers(flavour: Flavour, engine: Any) -> LayerTypes | None:
     """Types of the layers of an engine on its GPU, as TensorRT's engine inspector reports them; None if it does not."""
     said = engine.create_engine_inspector().get_engine_information(flavour.trt.LayerInformationFormat.JSON)
     return inspected(said)
+
+
+def listed_layers(messages: Iterable[Message]) -> LayerTypes | None:
+    """Types of an engine's layers as its builder lists them in its log, which needs no GPU; None if it does not.
+
+    The list is what the inspector would give in one line a layer (TensorRT-RTX 1.7; no documented interface).
+    """
+    lines = [
+        line for m in messages if m.text.startswith(LAYERS) for line in m.text.splitlines() if "LayerType:" in line
+    ]
+    found = _counted("builder", (_listed_type(line) for line in lines))
+    return found if found.counts else None
+
+
+def _listed_type(line: str) -> str | None:
+    # Constants lie between inputs and outputs; scalars among them are floats whatever the layer computes in.
+    inputs, _, rest = line.partition("Constants:")
+    _, _, outputs = rest.partition("Outputs:")
+    return _named(" ".join(re.findall(r"Datatype: (\w+)", inputs + outputs)))
 
 
 def inspected(text: str) -> LayerTypes | None:

@@ -23,9 +23,8 @@ def layer_line(engine: "Engine") -> str:
     """What share of the layers computes in what was asked for, and how that is known."""
     layers, precision = engine.layers, engine.info.precision
     kinds = ", ".join(f"{count} in {kind}" for kind, count in layers.counts.items())
-    known = (
-        "as TensorRT's inspector reports the engine"
-        if layers.seen_in == "engine"
-        else "as the parser typed the network; the engine's own layers show on a GPU only"
-    )
+    known = {
+        "engine": "as TensorRT's inspector reports the engine",
+        "builder": "as TensorRT's builder lists the engine",
+    }.get(layers.seen_in, "as the parser typed the network; the engine's own layers show on a GPU only")
     return f"{layers.share(precision):.0%} of {sum(layers.counts.values())} layers in {precision} ({kinds}), {known}"

@@ -26,7 +26,8 @@ class LayerTypes:
     """How many layers give what type of numbers.
 
     Attributes:
-        seen_in: `engine`, as its inspector reports it on a GPU, or `network`, as TensorRT's parser typed it.
+        seen_in: `engine`, as its inspector reports it on a GPU; `builder`, as that lists the engine in its log; or
+            `network`, as TensorRT's parser typed it, before layers were fused.
         counts: layers by type, e.g. `{"fp16": 31, "fp32": 2}`; layers of shapes and indices are left out.
     """
 

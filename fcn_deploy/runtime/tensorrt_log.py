@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _INFO = 3  # ILogger.Severity: 0 internal error, 1 error, 2 warning, 3 info, 4 verbose
+# The one verbose message that is worth keeping among thousands: what the built engine consists of.
+LAYERS = "Layers:\n"
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class Message:
     """One line of TensorRT's log.
 
     Attributes:
-        severity: 0 internal error, 1 error, 2 warning, 3 information.
+        severity: 0 internal error, 1 error, 2 warning, 3 information, 4 the list of an engine's layers.
         text: as TensorRT words it.
     """
 
@@ -48,7 +50,7 @@ class Log:
 
     def add(self, severity: int, text: str) -> None:
         """Keep a message for everyone who listens; TensorRT calls from threads of its own."""
-        if severity <= _INFO:
+        if severity <= _INFO or text.startswith(LAYERS):
             with self._lock:
                 for kept in self._kept:
                     kept.append(Message(severity, text))

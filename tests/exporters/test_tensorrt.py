@@ -44,11 +44,11 @@ def test_every_variant_builds_plain_and_rewritten(tmp_path: Path, variant: fd.Va
 
     assert [str(spec) for spec in single.inputs] == ["image float32 1x3x96x96"] == [str(s) for s in half.inputs]
     assert [str(spec) for spec in single.outputs] == ["logits float32 1x21x96x96"] == [str(s) for s in half.outputs]
+    assert single.layers.seen_in == half.layers.seen_in == "builder"
     assert set(single.layers.counts) == {"fp32"}
-    assert single.layers.share("fp32") == 1
-    # All but the cast at the end compute in halves.
-    assert half.layers.counts["fp32"] == 1
-    assert half.layers.share("fp16") > 0.95
+    assert set(half.layers.counts) == {"fp16"}
+    # Five blocks of convolutions, their pools, and a head: nothing is left out of the list.
+    assert min(single.layers.counts["fp32"], half.layers.counts["fp16"]) > 20
     assert 0.45 < half.plan_bytes / single.plan_bytes < 0.85
     malformed = int(flavour.trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
     judge = flavour.trt.Runtime(flavour.log.logger)
@@ -86,7 +86,7 @@ def test_the_sidecar_says_what_was_built_of_what(shared_bundle: Path, tmp_path: 
     assert (engine.capabilities, engine.device) == (("8.9", "12.0"), None)
     assert engine.info == replace(fd.open_bundle(shared_bundle).info, precision=Precision.FP16)
     assert engine.input_shape == (1, 3, 96, 96)
-    assert engine.layers.seen_in == "network"
+    assert engine.layers.seen_in == "builder"
     assert str(tmp_path) not in sidecar_path(engine.path).read_text(encoding="utf-8")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["engine.plan", "engine.plan.json"]
 
@@ -98,7 +98,7 @@ def test_pixels_in_and_labels_out(tmp_path: Path) -> None:
 
     assert [str(spec) for spec in engine.inputs] == ["pixels uint8 1x96x96x3"]
     assert [str(spec) for spec in engine.outputs] == ["labels uint8 1x96x96"]
-    assert engine.layers.counts["fp16"] > 50
+    assert set(engine.layers.counts) == {"fp16"}
 
 
 def test_bfloat16_keeps_the_head_in_float(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_bfloat16_keeps_the_head_in_float(tmp_path: Path) -> None:
     layers = built(source, tmp_path / "engine.plan", Precision.BF16).engine.layers
 
     assert set(layers.counts) == {"bf16", "fp32"}
-    assert 0.6 < layers.share("bf16") < 0.9
+    assert 0.4 < layers.share("bf16") < 0.8
 
 
 def test_the_same_again_is_not_built_again(shared_bundle: Path, tmp_path: Path) -> None:
@@ -289,5 +289,5 @@ def test_results_are_json(shared_bundle: Path, tmp_path: Path) -> None:
     found = json.loads(json.dumps(built(shared_bundle, tmp_path / "engine.plan").to_dict()))
 
     assert found["up_to_date"] is False
-    assert found["layers"] == {"seen_in": "network", "counts": {"fp32": 58}}
+    assert found["layers"] == {"seen_in": "builder", "counts": {"fp32": 36}}
     assert found["metadata"]["fcn_deploy.variant"] == "8s"

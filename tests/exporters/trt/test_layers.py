@@ -9,9 +9,10 @@ import json
 import pytest
 
 import fcn_deploy as fd
-from exporters.trt.layers import inspected, require_precision
+from exporters.trt.layers import inspected, listed_layers, require_precision
 from fcn_deploy.model_info import Precision
 from fcn_deploy.runtime.engine_file import LayerTypes
+from fcn_deploy.runtime.tensorrt_log import Message
 
 
 def tensor(name: str, **words: str) -> dict[str, object]:
@@ -59,6 +60,27 @@ ELEVEN = json.dumps({
 def test_the_narrowest_type_of_each_layer_counts() -> None:
     assert inspected(TEN) == LayerTypes("engine", {"fp16": 2, "fp32": 1})
     assert inspected(ELEVEN) == LayerTypes("engine", {"bf16": 1, "int8": 1})
+
+
+# From TensorRT-RTX 1.7.1.116, with dimensions and strides left out.
+LISTED = """Layers:
+Name: __myl_CastConc_myl0_0, LayerType: kgen, Inputs: [ { Name: image, Datatype: Float, Format: (Linear) Row major \
+linear format }], Constants: [], Outputs: [ { Name: relu1_1, Datatype: Half, Format: (NHWC) }], StreamId: 0
+Name: conv1_1_U1_myl0_1, LayerType: correlation, Inputs: [ { Name: relu1_1, Datatype: Half, Format: (NHWC) }], \
+Constants: [ { Name: w, Datatype: Half }, { Name: a, Datatype: Float }], Outputs: [ { Name: b, Datatype: Half }]
+Name: conv1_2, LayerType: correlation, Inputs: [ { Name: b, Datatype: Float }], Constants: [ { Name: w, Datatype: \
+Half }], Outputs: [ { Name: c, Datatype: Float }]
+
+I/O Tensors:
+ Name: image, IOMode: Input, DataType: Float, Location: Device
+"""
+
+
+def test_the_builders_list_counts_what_layers_read_and_write() -> None:
+    said = [Message(3, "LayerType: Datatype: Half"), Message(4, LISTED)]
+
+    assert listed_layers(said) == LayerTypes("builder", {"fp16": 2, "fp32": 1})
+    assert listed_layers(said[:1]) is None
 
 
 def test_an_inspector_that_names_no_types() -> None:

@@ -68,10 +68,11 @@ def test_the_log_is_kept_for_whoever_listens() -> None:
         with log.listening() as inner:
             log.add(2, "careful")
             log.add(4, "chatter")
+            log.add(4, "Layers:\nName: conv1_1")
     log.add(0, "too late")
 
-    assert outer == [Message(1, "first  line\nand second"), Message(2, "careful")]
-    assert inner == [Message(2, "careful")]
+    assert outer == [Message(1, "first  line\nand second"), Message(2, "careful"), inner[1]]
+    assert inner == [Message(2, "careful"), Message(4, "Layers:\nName: conv1_1")]
     assert worst(outer) == "first line and second"
     assert worst(outer, up_to=2) == "first line and second; careful"
     assert worst(inner) == ""

@@ -49,5 +49,6 @@ def test_an_engine_is_verified_and_says_what_its_layers_are(engine: fd.Engine) -
     result = fd.verify(engine.path)
 
     assert sum(result.placement.values()) > 10
-    assert engine.layers.seen_in == "engine"
-    assert engine_layers(find_flavour(), deserialized(find_flavour(), engine.path)) == engine.layers
+    inspected = engine_layers(find_flavour(), deserialized(find_flavour(), engine.path))
+    assert inspected in (engine.layers, None)
+    assert engine.layers.seen_in == ("builder" if inspected is None else "engine")
