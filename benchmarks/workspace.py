@@ -34,6 +34,7 @@ class Workspace:
         shape: N x 3 x H x W.
         opset: of the bundle's model, and so of the graphs exported anew.
         checkpoint: what the network is rebuilt from; None for one from random weights.
+        photos: what the bundle was calibrated on; empty where it was not.
     """
 
     folder: Path
@@ -42,14 +43,19 @@ class Workspace:
     shape: Shape
     opset: int
     checkpoint: Path | None
+    photos: tuple[Path, ...] = ()
 
     def graph_path(self, graph: Graph) -> Path:
         """The ONNX file of a graph."""
         return self.model_path if graph is Graph.BUNDLE else self.folder / f"{graph}.onnx"
 
     def pixels(self) -> Pixels:
-        """The photo as a batch: N x H x W x 3 uint8 RGB."""
-        return rolled_batch(resize(read_image(SAMPLE_PHOTO), *self.shape[2:]), self.shape[0])
+        """The first input as a batch: N x H x W x 3 uint8 RGB."""
+        return rolled_batch(resize(read_image(self._photos[0]), *self.shape[2:]), self.shape[0])
+
+    @property
+    def _photos(self) -> tuple[Path, ...]:
+        return self.photos or (SAMPLE_PHOTO,)
 
     def inputs(self) -> tuple[ParityInput, ...]:
         """What every row is run on: the photo, then noise, of pixels where the bundle takes pixels.
@@ -57,7 +63,7 @@ class Workspace:
         Noise is not what 8 bits are good for.
         """
         if self.info.precision is Precision.INT8:
-            return (photo_input(SAMPLE_PHOTO, self.shape),)
+            return tuple(photo_input(path, self.shape) for path in self._photos)
         noise = pixel_noise_input if self.info.image_input is ImageInput.UINT8 else noise_input
         return photo_input(SAMPLE_PHOTO, self.shape), noise(0, self.shape)
 
@@ -69,4 +75,5 @@ class Workspace:
 def workspace_of(bundle: Bundle, folder: Path, checkpoint: Path | None) -> Workspace:
     """The workspace of a bundle, its files not made yet."""
     opset = bundle.model.opset_imports[""]
-    return Workspace(folder, bundle.model_path.resolve(), bundle.info, bundle.input_shape, opset, checkpoint)
+    model_path, photos = bundle.model_path.resolve(), tuple(path.resolve() for path in bundle.photos)
+    return Workspace(folder, model_path, bundle.info, bundle.input_shape, opset, checkpoint, photos)

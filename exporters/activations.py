@@ -3,16 +3,17 @@
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil, log2, prod
+from math import frexp, prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from exporters.passes.static import static_shape
+from fcn_deploy.errors import ParityError
+from fcn_deploy.graph import prefix
 from fcn_deploy.onnx_file import write_model
 from fcn_deploy.runtime.ort import OrtRunner
 
@@ -49,16 +50,17 @@ class Activation:
     def add(self, values: Array) -> None:
         """Take in the map of one more run."""
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
-        if self.largest == 0:
-            return
-        self._make_room()
+        if self.largest > 0:
+            self._make_room()
         magnitudes = np.abs(values.ravel()[::_STRIDE])
-        bins = np.minimum((magnitudes * np.float32(1 / self.width)).astype(np.int64), BINS - 1)
-        self.counts += np.bincount(bins, minlength=BINS)
+        # As long as all values are 0 there is no width, and the first bin has them all. Tiny widths need float64.
+        per_value = np.float64(1 / self.width if self.width else 0)
+        self.counts += np.bincount((magnitudes * per_value).astype(np.int64), minlength=BINS)
 
     def _make_room(self) -> None:
         """Widen the bins, two by two, until the largest magnitude has one."""
-        needed = 2.0 ** ceil(log2(self.largest / BINS))
+        _, exponent = frexp(self.largest)  # the largest magnitude is below 2 ** exponent
+        needed = 2.0**exponent / BINS
         if self.width == 0:
             self.width = needed
         while self.width < needed:
@@ -80,18 +82,31 @@ def observe(
         names: of values of float32 and fixed shapes.
         feeds: inputs by name.
         on_run: called after each run; there are `runs(model, names) * len(feeds)` of them.
+
+    Raises:
+        ParityError: a map holds infinities or what is no number.
     """
     found = {name: Activation() for name in names}
     for chunk in _chunks(model, names):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "observed.onnx"
-            write_model(_giving(model, chunk), path)
+            write_model(prefix(model, chunk), path)
             with OrtRunner(path) as runner:
                 for feed in feeds:
                     for name, values in runner.run(feed).items():
+                        _require_numbers(name, values)
                         found[name].add(values)
                     on_run()
     return found
+
+
+def _require_numbers(name: str, values: Array) -> None:
+    # Both are NaN if any value is.
+    if not np.isfinite([values.min(), values.max()]).all():
+        raise ParityError(
+            f"{name} reaches infinity, or what is no number, in float32 already",
+            remedy="Check the weights and the images it is observed on.",
+        )
 
 
 def runs(model: ir.Model, names: Sequence[str]) -> int:
@@ -109,12 +124,3 @@ def _chunks(model: ir.Model, names: Sequence[str]) -> Iterator[list[str]]:
         chunk.append(name)
     if chunk:
         yield chunk
-
-
-def _giving(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """The part of `model` that makes the values called `names`."""
-    copy = model.clone()
-    values = {value.name: value for node in copy.graph for value in node.outputs}
-    copy.graph.outputs[:] = [values[name] for name in names]
-    RemoveUnusedNodesPass()(copy)
-    return copy

@@ -6,8 +6,8 @@ import numpy.typing as npt
 from exporters.activations import BINS, Activation
 from exporters.calibration_method import Calibration
 
-# What percentile calibration keeps (the default of NVIDIA's pytorch-quantization toolkit).
-PERCENTILE = 99.99
+# What percentile calibration keeps (the default of ONNX Runtime's static quantisation).
+PERCENTILE = 99.999
 _QUANTIZED_BINS = 128
 _STEP = 16
 

@@ -17,7 +17,7 @@ from exporters.optimize import Target
 from exporters.passes.static import constant
 from exporters.quantize import Scale, map_names, map_scale, quantized, rounded_weights
 from exporters.trunk import source_of, trunk_convolutions
-from fcn_deploy.errors import ParityError
+from fcn_deploy.errors import ParityError, UsageError
 from fcn_deploy.metrics import Scores, confusion_matrix
 from fcn_deploy.model_info import MAX_CLASSES
 from fcn_deploy.onnx_file import write_model
@@ -99,9 +99,18 @@ def quantize(
     """`model` with as many of its trunk's convolutions in 8 bits as agree with it; it is left as it was.
 
     Raises:
+        UsageError: the graph has no trunk.
         ParityError: not even one layer in 8 bits agrees well enough.
     """
-    observed, expected = _observed(model, feeds, on_step)
+    if not any(trunk_convolutions(model)):
+        raise UsageError(
+            "no convolution is followed by a Relu alone, so there is no layer for 8 bits",
+            remedy="Pass --precision fp16.",
+        )
+    parts = (runs(model, _inner_maps(model)) + 1) * len(feeds)
+    with on_step(f"observe every layer on {len(feeds)} images", parts) as advance:
+        observed = observe_maps(model, feeds, advance)
+        expected = _labels(model, feeds, advance)
     scales = {name: map_scale(found, options.method, options.target) for name, found in observed.items()}
     noises = sorted(layer_noises(model, observed, scales), key=lambda layer: layer.sqnr_db)
 
@@ -140,19 +149,20 @@ def _fewest(attempt: Attempt, layers: int, enough: float) -> tuple[int, tuple[ir
     return high, best
 
 
-def _observed(model: ir.Model, feeds: Feeds, on_step: OnStep) -> tuple[dict[str, Activation], list[Labels]]:
-    """Every map that needs a scale, and the labels of every feed."""
+def observe_maps(model: ir.Model, feeds: Feeds, advance: Advance = lambda: None) -> dict[str, Activation]:
+    """Every map that needs a scale; the graph's own input is read off the feeds."""
     inputs = {str(value.name) for value in model.graph.inputs}
-    inner = [name for name in map_names(model) if name not in inputs]
-    parts = (runs(model, inner) + 1) * len(feeds)
-    with on_step(f"observe every layer on {len(feeds)} images", parts) as advance:
-        found = observe(model, inner, feeds, advance)
-        # The graph's own input is read off the feeds.
-        for name in inputs & set(map_names(model)):
-            found[name] = Activation()
-            for feed in feeds:
-                found[name].add(feed[name])
-        return found, _labels(model, feeds, advance)
+    found = observe(model, _inner_maps(model), feeds, advance)
+    for name in inputs & set(map_names(model)):
+        found[name] = Activation()
+        for feed in feeds:
+            found[name].add(feed[name])
+    return found
+
+
+def _inner_maps(model: ir.Model) -> list[str]:
+    inputs = {str(value.name) for value in model.graph.inputs}
+    return [name for name in map_names(model) if name not in inputs]
 
 
 def layer_noises(model: ir.Model, observed: Mapping[str, Activation], scales: Mapping[str, Scale]) -> list[LayerNoise]:

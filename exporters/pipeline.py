@@ -2,7 +2,8 @@
 
 import gc
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from exporters.heads import with_heads
 from exporters.naming import name_after_nodes
 from exporters.onnx import export_graph
 from exporters.optimize import Optimize
-from exporters.proof import Reference, check_graph, compared_inputs, require_parity, run_reference
+from exporters.proof import Reference, check_graph, compared_inputs, require_parity, run_reference, write_photos
 from exporters.reduce import Reduction, calibration_inputs, reduced
 from exporters.rewrite import Rewriting, rewrite
 from exporters.simplify import Simplification, simplify
 from exporters.target import target_of_this_machine
-from fcn_deploy.bundle import MANIFEST_FILE, MODEL_FILE, write_manifest
+from fcn_deploy.bundle import MANIFEST_FILE, MODEL_FILE, PHOTOS_FOLDER, write_manifest
 from fcn_deploy.geometry import check_fits
 from fcn_deploy.model_info import ModelInfo, NetworkSpec, Precision, Provenance
 from fcn_deploy.models.checkpoints import read_checkpoint
@@ -29,6 +30,7 @@ from fcn_deploy.parity.inputs import ParityInput
 from fcn_deploy.parity.report import ParityReport
 from fcn_deploy.staging import staged_directory
 from fcn_deploy.steps import OnStep, quietly
+from fcn_deploy.verification import rebuild
 from fcn_deploy.version import package_versions
 
 
@@ -106,7 +108,8 @@ def export(options: ExportOptions, on_step: OnStep = quietly) -> ExportResult:
         gc.collect()
         parity = None
         if exported.reference is not None:
-            parity = require_parity(exported.info, exported.reference, staging / MODEL_FILE, on_step)
+            again = partial(rebuild, exported.info, options.weights.checkpoint)
+            parity = require_parity(exported.info, exported.reference, staging / MODEL_FILE, again, on_step)
         with on_step("hash and write the manifest"):
             write_manifest(staging, _facts(options, exported, parity))
             size = (staging / MODEL_FILE).stat().st_size
@@ -124,14 +127,16 @@ def _write_graph(options: ExportOptions, calibration: Sequence[ParityInput], pat
     graph, simplification, rewriting = _optimized(graph, options, on_step)
     graph = with_heads(graph, options.image_input, options.head)
     target = options.target or target_of_this_machine()
-    graph, reduction = reduced(graph, options.precision, calibration, target, on_step)
+    wanted = replace(options.precision, min_agreement=info.min_agreement)
+    graph, reduction = reduced(graph, wanted, calibration, target, on_step)
     with on_step("check and write model.onnx"):
         name_after_nodes(graph)
         check_graph(graph)
         write_model(graph, path)
-    reference = None
+    inputs, reference = compared_inputs(info, options.onnx.shape, calibration), None
+    if info.precision is Precision.INT8:
+        write_photos(inputs, path.parent / PHOTOS_FOLDER)
     if options.verify:
-        inputs = compared_inputs(info, options.onnx.shape, calibration)
         reference = run_reference(network, inputs, options.onnx.shape, on_step)
     return _Exported(info, simplification, rewriting, reduction, reference)
 
@@ -175,7 +180,7 @@ def _info(options: ExportOptions, spec: NetworkSpec, provenance: Provenance, nam
         precision,
         package_versions(),
         names,
-        options.precision.min_agreement if precision is Precision.INT8 else None,
+        options.precision.agreement(provenance),
     )
 
 

@@ -1,17 +1,19 @@
 """What is checked before a bundle is published: ONNX's own checker, then the numbers against PyTorch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from PIL import Image
 
 from fcn_deploy.errors import ParityError
 from fcn_deploy.graph import typed_skeleton
 from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.model_info import ImageInput, ModelInfo, Precision
 from fcn_deploy.models.fcn import FCN
+from fcn_deploy.parity.bisect import compare_layers
 from fcn_deploy.parity.inputs import ParityInput, Shape, noise_input, photo_input, pixel_noise_input
 from fcn_deploy.parity.report import ParityReport
 from fcn_deploy.parity.run import Outputs, compare_all, run_all
@@ -20,8 +22,16 @@ from fcn_deploy.runtime.eager import EagerRunner
 from fcn_deploy.runtime.ort import OrtRunner
 from fcn_deploy.steps import OnStep
 
-# Calibration images: PyTorch takes seconds for each at full size, and every output is held until it is compared.
-MAX_CALIBRATED = 8
+# Calibration images that go along with the artifact: they take room, and time whenever it is verified.
+MAX_PHOTOS = 4
+
+
+def write_photos(inputs: Sequence[ParityInput], folder: Path) -> None:
+    """Write what is a picture among `inputs` into a new folder, in the size the network takes, as `0.png`, `1.png`."""
+    folder.mkdir()
+    for index, given in enumerate(inputs):
+        if given.pixels is not None:
+            Image.fromarray(given.pixels[0]).save(folder / f"{index}.png")
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ def check_graph(graph: ir.Model) -> None:
 def compared_inputs(info: ModelInfo, shape: Shape, calibration: Sequence[ParityInput]) -> tuple[ParityInput, ...]:
     """What a fresh artifact is compared on: a photo and noise, or what 8 bits were calibrated for."""
     if info.precision is Precision.INT8:
-        return tuple(calibration[:MAX_CALIBRATED])
+        return tuple(calibration[:MAX_PHOTOS])
     noise = pixel_noise_input if info.image_input is ImageInput.UINT8 else noise_input
     return photo_input(SAMPLE_PHOTO, shape), noise(0, shape)
 
@@ -65,16 +75,28 @@ def run_reference(network: FCN, inputs: tuple[ParityInput, ...], shape: Shape, o
     return Reference(runner.name, inputs, run_all(runner, inputs, on_step))
 
 
-def require_parity(info: ModelInfo, reference: Reference, path: Path, on_step: OnStep) -> ParityReport:
+def require_parity(
+    info: ModelInfo, reference: Reference, path: Path, network: Callable[[], FCN], on_step: OnStep
+) -> ParityReport:
     """Run the artifact in `path` on the reference's inputs, and judge it by the tier of its arithmetic.
 
+    Args:
+        info: the artifact's facts.
+        reference: what it is compared with.
+        path: the ONNX file.
+        network: makes the network anew, to find the layer that went wrong.
+        on_step: told what is being done.
+
     Raises:
-        ParityError: it does not compute the network.
+        ParityError: it does not compute the network; names the worst input and the first layer that went wrong.
     """
     candidate = OrtRunner(path)
     outputs = run_all(candidate, reference.inputs, on_step)
     with on_step("compare the two"):
         comparisons = compare_all(reference.inputs, reference.outputs, outputs)
     report = ParityReport(reference.name, candidate.name, tier_of(info), comparisons)
-    report.require()
+    if not report.passed:
+        worst = reference.inputs[comparisons.index(report.worst)]
+        found = compare_layers(path, network(), worst, report.tier.max_error, on_step=on_step)
+        report.require(found.verdict)
     return report

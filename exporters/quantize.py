@@ -46,8 +46,8 @@ def map_scale(found: Activation, method: Calibration, target: Target) -> Scale:
     limit = threshold(found, method) or 1.0
     if target is not Target.CPU:
         return Scale(np.float32(limit / _SIGNED), np.int8(0))
-    low = max(found.low, -limit) if found.low < 0 else 0.0
-    high = min(found.high, limit)
+    # 0 is an integer of its own: paddings are zeros, also around a map that has none.
+    low, high = min(max(found.low, -limit), 0.0), max(min(found.high, limit), 0.0)
     step = np.float32((high - low) / _UNSIGNED or 1.0)
     return Scale(step, np.uint8(round(-low / float(step))))
 

@@ -16,10 +16,11 @@ from exporters.onnx import DEFAULT_OPSET
 from exporters.optimize import Target
 from exporters.passes.static import static_shape
 from exporters.precision import LIMITS, HalfReport, in_half, observed_names
-from exporters.rescale import factors, rescaled
+from exporters.rescale import factors, require_fitting, rescaled
+from exporters.trunk import require_float32
 from fcn_deploy.errors import ImageError, UsageError
 from fcn_deploy.images import SAMPLE_PHOTO
-from fcn_deploy.model_info import Precision
+from fcn_deploy.model_info import Precision, Provenance
 from fcn_deploy.parity.inputs import ParityInput, Shape, photo_input
 from fcn_deploy.prediction import find_images
 from fcn_deploy.runtime.base import TensorSpec
@@ -27,6 +28,7 @@ from fcn_deploy.steps import OnStep, quietly
 
 # bfloat16 convolutions came with this operator set.
 BF16_OPSET = 22
+MIN_AGREEMENT = 0.95
 
 Reduction = HalfReport | Quantization
 
@@ -39,7 +41,8 @@ class PrecisionOptions:
         precision: the arithmetic.
         calibration: images, or folders of them, like those the artifact is for; int8 cannot do without.
         method: how int8's clipping thresholds are chosen.
-        min_agreement: least mean IU between int8's labels and float's on the calibration images.
+        min_agreement: least mean IU between int8's labels and float's on the calibration images; None asks for
+            `MIN_AGREEMENT` of trained weights, and for nothing of random ones.
 
     Raises:
         UsageError: calibration missing where it is needed, or a bound out of its bounds.
@@ -47,8 +50,8 @@ class PrecisionOptions:
 
     precision: Precision = Precision.FP32
     calibration: tuple[Path, ...] = ()
-    method: Calibration = Calibration.PERCENTILE
-    min_agreement: float = 0.95
+    method: Calibration = Calibration.MINMAX
+    min_agreement: float | None = None
 
     def __post_init__(self) -> None:
         if self.precision is Precision.INT8 and not self.calibration:
@@ -56,11 +59,20 @@ class PrecisionOptions:
                 "int8 has to see what values occur, and no calibration images are given",
                 remedy="Pass --calibration with a folder of at least a dozen photos like those the model is for.",
             )
-        if not 0 < self.min_agreement <= 1:
+        if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
             raise UsageError(
                 f"min agreement {self.min_agreement:g} is not above 0 and at most 1",
                 remedy="It is a mean IU; 0.95 is usual.",
             )
+
+    def agreement(self, provenance: Provenance) -> float | None:
+        """The least mean IU for weights of that origin; None where it is not judged.
+
+        Labels of random weights hang on margins far below what 8 bits can keep.
+        """
+        if self.precision is not Precision.INT8 or self.min_agreement is not None:
+            return self.min_agreement if self.precision is Precision.INT8 else None
+        return None if provenance.untrained else MIN_AGREEMENT
 
     def check_opset(self, opset: int) -> None:
         """Refuse operator sets that do not have the arithmetic.
@@ -91,7 +103,7 @@ def calibration_inputs(options: PrecisionOptions, shape: Shape) -> tuple[ParityI
     if not options.calibration:
         return (photo_input(SAMPLE_PHOTO, shape),)
     inputs = tuple(photo_input(path, shape) for path in find_images([str(p) for p in options.calibration]))
-    if not any(np.ptp(given.image[:, 0]) > 0 for given in inputs):
+    if not any(np.ptp(given.image, axis=(2, 3)).any() for given in inputs):
         raise ImageError(
             f"all {len(inputs)} calibration images are of one colour, and show no layer what values occur",
             remedy="Pass photos like those the model is for.",
@@ -110,24 +122,26 @@ def reduced(
 
     Args:
         model: in float32, with the heads it is to have.
-        options: what it is to compute in.
+        options: what it is to compute in; without a least agreement, 8 bits are taken everywhere.
         inputs: what its maps are observed on, from `calibration_inputs`.
         target: what it is to run on, which decides the type of 8-bit maps.
         on_step: told what is being done.
 
     Raises:
-        UsageError: a weight is beyond the type's limit.
+        UsageError: a weight or a map is beyond the type's limit, or the graph is reduced already.
         ParityError: 8 bits do not agree with float well enough.
     """
     if options.precision is Precision.FP32:
         return model, None
+    require_float32(model)
     feeds = _feeds(model, inputs)
     if options.precision is Precision.INT8:
-        return quantize(model, feeds, QuantizeOptions(options.method, target, options.min_agreement), on_step)
+        return quantize(model, feeds, QuantizeOptions(options.method, target, options.min_agreement or 0.0), on_step)
     names = observed_names(model)
     with on_step(f"observe every layer on {len(feeds)} images", runs(model, names) * len(feeds)) as advance:
         observed = observe(model, names, feeds, advance)
     scales = factors(model, observed, LIMITS[options.precision])
+    require_fitting(model, observed, scales, LIMITS[options.precision])
     with on_step(f"convert to {options.precision}"):
         converted, report = in_half(rescaled(model, scales), options.precision, observed)
     return converted, replace(report, rescaled=scales)

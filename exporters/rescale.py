@@ -4,7 +4,7 @@ relu(s * x) = s * relu(x) for s > 0: a layer's output is scaled by its weights a
 of the layers that read it. Powers of two round nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from math import ceil, log2
 
 import numpy as np
@@ -13,7 +13,9 @@ import onnx_ir as ir
 from exporters.activations import Activation
 from exporters.passes.edit import add_constant
 from exporters.passes.static import constant
-from exporters.trunk import MOVING, activation_of, is_constant, source_of, trunk_convolutions
+from exporters.trunk import activation_of, is_constant, moved_by, source_of, trunk_convolutions
+from fcn_deploy.errors import UsageError
+from fcn_deploy.model_info import SCALE_KEY
 
 # Maps may grow by this on images nobody observed.
 HEADROOM = 8
@@ -30,15 +32,36 @@ def factors(model: ir.Model, observed: Mapping[str, Activation], limit: float) -
     found = {}
     for node in trunk_convolutions(model):
         largest = observed[str(node.outputs[0].name)].largest
-        if largest * HEADROOM > limit and all(reader.op_type == "Conv" for reader in _readers(activation_of(node))):
+        if largest * HEADROOM > limit and _only_convolutions_read(activation_of(node)):
             found[str(node.name)] = 2.0 ** -ceil(log2(largest * HEADROOM / limit))
     return found
+
+
+def require_fitting(
+    model: ir.Model, observed: Mapping[str, Activation], by_layer: Mapping[str, float], limit: float
+) -> None:
+    """Refuse maps that are beyond a type's limit where nothing can be scaled back, as scores.
+
+    Raises:
+        UsageError: names the map.
+    """
+    for node in model.graph:
+        name, found = str(node.outputs[0].name), observed.get(str(node.outputs[0].name))
+        if found is not None and found.largest * by_layer.get(str(node.name), 1.0) > limit:
+            raise UsageError(
+                f"{name} reaches {found.largest:g} and cannot be scaled; the type ends at {limit:g}",
+                remedy="Export it with --precision bf16 or fp32.",
+            )
 
 
 def rescaled(model: ir.Model, by_layer: Mapping[str, float]) -> ir.Model:
     """`model` with the outputs of some trunk convolutions scaled, computing the same; it is left as it was."""
     copy = model.clone()
     scales = {activation_of(node): by_layer.get(str(node.name), 1.0) for node in trunk_convolutions(copy)}
+    for output, scale in scales.items():
+        maker = output.producer()
+        if scale != 1 and maker is not None:
+            maker.metadata_props[SCALE_KEY] = f"{scale:g}"
     for node in list(copy.graph):
         if node.op_type == "Conv":
             before = scales.get(source_of(node.inputs[0]), 1.0)
@@ -47,26 +70,24 @@ def rescaled(model: ir.Model, by_layer: Mapping[str, float]) -> ir.Model:
             _multiply(copy, node, 2, after)
         elif node.op_type == "Concat":
             scale = scales.get(source_of(node.outputs[0]), 1.0)
-            for index, value in enumerate(node.inputs):
-                if value is not None and is_constant(value):
-                    _multiply_spread(copy, node, index, scale)
+            # One Expand may stand on both sides of a map.
+            for holder, index in _spreads(node):
+                _multiply(copy, holder, index, scale)
     return copy
 
 
-def _readers(value: ir.Value) -> Iterator[ir.Node]:
-    """What reads a map, over whatever moves its values."""
-    for use in value.uses():
-        if use.node.op_type in MOVING:
-            yield from _readers(use.node.outputs[0])
-        else:
-            yield use.node
+def _only_convolutions_read(value: ir.Value) -> bool:
+    """Whether every reader of a map, over whatever moves its values, can scale it back."""
+    if value.is_graph_output():
+        return False
+    readers = [use.node for use in value.uses()]
+    return all(n.op_type == "Conv" or (moved_by(n) and _only_convolutions_read(n.outputs[0])) for n in readers)
 
 
-def _multiply_spread(model: ir.Model, node: ir.Node, index: int, factor: float) -> None:
-    """Multiply a constant input, or what an Expand spreads it from."""
-    value = node.inputs[index]
-    producer = value.producer() if value is not None else None
-    _multiply(model, *((producer, 0) if producer is not None else (node, index)), factor)
+def _spreads(node: ir.Node) -> Iterable[tuple[ir.Node, int]]:
+    """Where the constants of a Concat stand: its own inputs, or those of the Expands that spread them, each once."""
+    found = [(v.producer(), i) for i, v in enumerate(node.inputs) if v is not None and is_constant(v)]
+    return dict.fromkeys((maker, 0) if maker is not None else (node, index) for maker, index in found)
 
 
 def _multiply(model: ir.Model, node: ir.Node, index: int, factor: float) -> None:

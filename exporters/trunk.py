@@ -1,12 +1,26 @@
 """Where a graph's trunk ends and its head begins: reduced precision treats the two differently."""
 
-from collections import Counter
 from collections.abc import Iterator
 
 import onnx_ir as ir
 
-# Operators that give their input's values at other places, perhaps with constants around them.
-MOVING = frozenset({"MaxPool", "Slice", "Concat"})
+from fcn_deploy.errors import UsageError
+
+_ROUNDED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.INT8})
+
+
+def require_float32(model: ir.Model) -> None:
+    """Refuse a graph whose precision is reduced already.
+
+    Raises:
+        UsageError: names what was found.
+    """
+    reduced = [v.name for v in model.graph.initializers.values() if v.dtype in _ROUNDED]
+    reduced += [n.name for n in model.graph if n.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv")]
+    if reduced:
+        raise UsageError(
+            f"the graph is in reduced precision already: {reduced[0]}", remedy="Reduce the float32 graph instead."
+        )
 
 
 def head_nodes(model: ir.Model) -> set[ir.Node]:
@@ -35,9 +49,9 @@ def prologue_nodes(model: ir.Model) -> set[ir.Node]:
 
 
 def is_activated(node: ir.Node) -> bool:
-    """Whether a Relu is all that reads a node's output."""
-    uses = Counter(use.node.op_type for use in node.outputs[0].uses())
-    return set(uses) == {"Relu"} and not node.outputs[0].is_graph_output()
+    """Whether one Relu is all that reads a node's output."""
+    uses = [use.node.op_type for use in node.outputs[0].uses()]
+    return uses == ["Relu"] and not node.outputs[0].is_graph_output()
 
 
 def trunk_convolutions(model: ir.Model) -> Iterator[ir.Node]:
@@ -55,9 +69,19 @@ def source_of(value: ir.Value | None) -> ir.Value:
     if value is None:
         raise ValueError("a node without its first input")
     node = value.producer()
-    if node is None or node.op_type not in MOVING:
-        return value
-    return source_of(next(v for v in node.inputs if v is not None and not is_constant(v)))
+    before = moved_by(node) if node is not None else None
+    return value if before is None else source_of(before)
+
+
+def moved_by(node: ir.Node) -> ir.Value | None:
+    """The one map whose values a node gives at other places, perhaps with constants around them; None if it does not.
+
+    A Concat of several maps makes a new one: they need not have one scale.
+    """
+    if node.op_type in ("MaxPool", "Slice"):
+        return node.inputs[0]
+    maps = [value for value in node.inputs if value is not None and not is_constant(value)]
+    return maps[0] if node.op_type == "Concat" and len(maps) == 1 else None
 
 
 def is_constant(value: ir.Value) -> bool:

@@ -1,6 +1,7 @@
 """The artifact: a directory of `model.onnx` and `manifest.json`, written in one move and checked on opening.
 
 The manifest holds the model's facts, the SHA-256 of every file, the record of the parity check, and its own SHA-256.
+Beside the model of an int8 artifact lie some of the photos it was calibrated on, to prove it and time it with.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from fcn_deploy.onnx_file import read_model
 SCHEMA_VERSION = 1
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
+PHOTOS_FOLDER = "calibration"
 _SELF_HASH = "manifest_sha256"
 
 
@@ -47,6 +49,12 @@ class Bundle:
             BundleError: a bare file that this toolkit did not write.
         """
         return ModelInfo.from_metadata(self.model.metadata_props, str(self.model_path))
+
+    @property
+    def photos(self) -> tuple[Path, ...]:
+        """The photos that lie beside the model, which is calibrated on them; empty where it needs none."""
+        files = self.manifest["files"] if self.manifest is not None else ()
+        return tuple(self.path / name for name in sorted(files) if name.startswith(f"{PHOTOS_FOLDER}/"))
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -118,9 +126,12 @@ def check_checkpoint(made_from: Provenance, path: Path | None, sha256: str | Non
 
 
 def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Write the manifest of the model in `directory`: `facts`, the files' hashes, and its own."""
-    model = directory / MODEL_FILE
-    files = {MODEL_FILE: {"bytes": model.stat().st_size, "sha256": file_sha256(model)}}
+    """Write the manifest of what is in `directory`: `facts`, the files' hashes, and its own."""
+    found = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST_FILE)
+    files = {
+        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in found
+    }
     manifest = {"schema_version": SCHEMA_VERSION, **facts, "files": files}
     manifest[_SELF_HASH] = _self_hash(manifest)
     (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")

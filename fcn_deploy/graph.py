@@ -1,11 +1,13 @@
 """What a graph consists of: its layers with their map sizes, parameters and multiply-adds."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fcn_deploy.errors import BundleError
 from fcn_deploy.onnx_file import split_weights
@@ -92,6 +94,24 @@ def _types(model: ir.Model) -> dict[str, tuple[tuple[int, ...], ir.DataType]]:
     }
     small = {t.name: (tuple(t.dims), ir.DataType(t.data_type)) for t in inferred.initializer}
     return found | small
+
+
+def prefix(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """The part of `model` that makes the values called `names`, those of half precision given out as float32."""
+    copy = model.clone()
+    values = {value.name: value for node in copy.graph for value in node.outputs}
+    copy.graph.outputs[:] = [_widened(copy, values[name]) for name in names]
+    RemoveUnusedNodesPass()(copy)
+    return copy
+
+
+def _widened(model: ir.Model, value: ir.Value) -> ir.Value:
+    if value.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        return value
+    made = ir.Value(name=f"{value.name}/float", shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT))
+    to = [ir.AttrInt64("to", int(ir.DataType.FLOAT))]
+    model.graph.append(ir.Node("", "Cast", [value], to, outputs=[made], name=made.name))
+    return made
 
 
 def typed_skeleton(model: ir.Model) -> onnx.ModelProto:

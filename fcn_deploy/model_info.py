@@ -26,6 +26,9 @@ PIXELS_NAME = "pixels"
 LABELS_NAME = "labels"
 
 METADATA_PREFIX = "fcn_deploy."
+# Of single nodes: the first row and column of the whole map that a window of it begins with, and what a map is
+# multiplied by to keep away from its type's limit.
+WINDOW_KEY, SCALE_KEY = METADATA_PREFIX + "window", METADATA_PREFIX + "scale"
 
 # fmt: off
 VOC_CLASSES = (

@@ -37,7 +37,7 @@ def staged_directory(target: Path, *, marker: str, force: bool) -> Iterator[Path
                 # Held as long as this process lives: by it a running export is told from a leftover.
                 cleanup.enter_context(_locked(staging))
             yield staging
-            for file in staging.iterdir():
+            for file in filter(Path.is_file, staging.rglob("*")):
                 _flush(file)
             with _locked(place.parent):
                 # It may have appeared since.

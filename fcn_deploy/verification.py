@@ -16,6 +16,7 @@ from fcn_deploy.model_info import Head, ImageInput, ModelInfo, Precision
 from fcn_deploy.models.checkpoints import read_checkpoint
 from fcn_deploy.models.fcn import FCN
 from fcn_deploy.models.weights import WeightsOptions, load_network, untrained_network
+from fcn_deploy.parity.bisect import LayerReport, compare_layers
 from fcn_deploy.parity.inputs import ParityInput, Shape, hard_inputs, noise_input, photo_input, pixel_noise_input
 from fcn_deploy.parity.report import ExactErrors, ParityReport
 from fcn_deploy.parity.run import Outputs, compare_all, run_all
@@ -23,6 +24,7 @@ from fcn_deploy.parity.tolerance import tier_of
 from fcn_deploy.runtime.eager import EagerRunner
 from fcn_deploy.runtime.engine_file import Engine
 from fcn_deploy.runtime.open import check_runnable, runner_for
+from fcn_deploy.runtime.ort_options import OrtOptions
 from fcn_deploy.runtime.provider import Provider
 from fcn_deploy.staging import staged_file
 from fcn_deploy.steps import OnStep, quietly
@@ -38,10 +40,12 @@ class VerifyOptions:
 
     Attributes:
         checkpoint: the checkpoint it was exported from; must be given exactly when there was one.
-        images: photos, or inputs saved earlier as .npy; empty takes the photo that comes along.
+        images: photos, or inputs saved earlier as .npy; empty takes those the artifact was calibrated on, or
+            else the photo that comes along.
         samples: number of noise inputs.
         provider: where ONNX Runtime runs the artifact.
         exact: also measure both sides against the network in float64 (minutes and gigabytes at full size).
+        layers: also compare every layer with PyTorch's on the worst input, to find the first that goes wrong.
         save_worst: where to save the worst input; None saves it only when the check fails, beside the model.
     """
 
@@ -50,6 +54,7 @@ class VerifyOptions:
     samples: int = 1
     provider: Provider = Provider.CPU
     exact: bool = False
+    layers: bool = False
     save_worst: Path | None = None
 
     def __post_init__(self) -> None:
@@ -73,22 +78,33 @@ class Verification:
         parity: the comparison.
         worst_input: where the worst input was saved, or None when it was not.
         placement: number of nodes per execution provider, as ONNX Runtime's session says.
+        layers: every layer on the worst input, or None when that was not asked for.
     """
 
     info: ModelInfo
     parity: ParityReport
     worst_input: Path | None
     placement: Mapping[str, int]
+    layers: LayerReport | None = None
+
+    def require(self) -> None:
+        """Do nothing when the check passed.
+
+        Raises:
+            ParityError: it did not; names the worst input, every broken bound, and the layer where it began if known.
+        """
+        self.parity.require(self.layers.verdict if self.layers is not None else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure, for JSON."""
         saved = str(self.worst_input) if self.worst_input else None
         facts = {"model": self.info.to_metadata(), "placement": dict(self.placement)}
-        return {**facts, "parity": self.parity.to_dict(), "worst_input_file": saved}
+        layers = self.layers.to_dict() if self.layers is not None else None
+        return {**facts, "parity": self.parity.to_dict(), "layers": layers, "worst_input_file": saved}
 
 
 def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = quietly) -> Verification:
-    """Compare a bundle, or an ONNX file written by this toolkit, with the PyTorch network it was exported from.
+    """Compare a bundle, an ONNX file or a TensorRT engine of this toolkit with the PyTorch network it was made from.
 
     A check that fails is returned, not raised: see `Verification.parity`.
 
@@ -101,8 +117,10 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
     check_runnable(path, options.provider)
     with on_step(f"check {path}"):
         bundle = open_artifact(path)
+        if options.layers and isinstance(bundle, Engine):
+            raise UsageError(f"{path} is an engine, whose layers are fused", remedy="Leave --layers out.")
         info, shape = bundle.info, bundle.input_shape
-    inputs = parity_inputs(options, info, shape)
+    inputs = parity_inputs(options, info, shape, bundle.photos)
     reference_name, references, exact = _reference_outputs(info, options, inputs, shape, on_step)
     candidate = runner_for(bundle.model_path, options.provider)
     outputs = run_all(candidate, inputs, on_step)
@@ -111,11 +129,24 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
         distances = _distances(inputs, references, outputs, exact)
     parity = ParityReport(reference_name, candidate.name, tier_of(info), comparisons, distances)
     placement = {name: len(nodes) for name, nodes in candidate.placement.items()}
-    return Verification(info, parity, _save_worst(bundle, options, parity, inputs), placement)
+    worst = inputs[comparisons.index(parity.worst)]
+    layers = None
+    if options.layers:
+        network, how = rebuild(info, options.checkpoint), OrtOptions(options.provider)
+        layers = compare_layers(bundle.model_path, network, worst, parity.tier.max_error, options=how, on_step=on_step)
+    return Verification(info, parity, _save_worst(bundle, options, parity, worst), placement, layers)
 
 
-def parity_inputs(options: VerifyOptions, info: ModelInfo, shape: Shape) -> tuple[ParityInput, ...]:
+def parity_inputs(
+    options: VerifyOptions, info: ModelInfo, shape: Shape, photos: Sequence[Path] = ()
+) -> tuple[ParityInput, ...]:
     """What a model of these facts is verified on; one that takes pixels, on pictures alone, one in int8, on photos.
+
+    Args:
+        options: what is asked for.
+        info: the model's facts.
+        shape: of its input.
+        photos: what came along with the model, when no images are asked for.
 
     Raises:
         UsageError: errors in float64 are asked for of a model that gives labels.
@@ -123,20 +154,20 @@ def parity_inputs(options: VerifyOptions, info: ModelInfo, shape: Shape) -> tupl
     """
     if options.exact and info.head is Head.LABELS:
         raise UsageError("the model gives labels, which have no error in float64", remedy="Leave --exact out.")
-    paths = list(dict.fromkeys(options.images)) or [SAMPLE_PHOTO]
+    paths = list(dict.fromkeys(options.images)) or list(photos) or [SAMPLE_PHOTO]
     names = Counter(path.name for path in paths)
-    photos = [photo_input(path, shape, path.name if names[path.name] == 1 else str(path)) for path in paths]
+    shown = [photo_input(path, shape, path.name if names[path.name] == 1 else str(path)) for path in paths]
     on_pixels = info.image_input is ImageInput.UINT8
-    noise = [(pixel_noise_input if on_pixels else noise_input)(seed, shape) for seed in range(options.samples)]
-    inputs = (*photos, *noise, *hard_inputs(shape))
-    for photo in photos:
+    for photo in shown:
         if on_pixels and photo.pixels is None:
             raise ImageError(
                 f"saved input {photo.name} is of floats; this model takes uint8 pixels",
                 remedy="Replay it on the model it was saved from.",
             )
     if info.precision is Precision.INT8:
-        return tuple(photos)
+        return tuple(shown)
+    noise = [(pixel_noise_input if on_pixels else noise_input)(seed, shape) for seed in range(options.samples)]
+    inputs = (*shown, *noise, *hard_inputs(shape))
     return tuple(given for given in inputs if given.pixels is not None) if on_pixels else inputs
 
 
@@ -181,9 +212,9 @@ def _distances(
 
 
 def _save_worst(
-    bundle: Bundle | Engine, options: VerifyOptions, parity: ParityReport, inputs: Sequence[ParityInput]
+    bundle: Bundle | Engine, options: VerifyOptions, parity: ParityReport, worst: ParityInput
 ) -> Path | None:
-    worst, as_pixels = inputs[parity.comparisons.index(parity.worst)], bundle.info.image_input is ImageInput.UINT8
+    as_pixels = bundle.info.image_input is ImageInput.UINT8
     if options.save_worst is not None:
         _save(worst, options.save_worst, as_pixels)
         return options.save_worst

@@ -18,6 +18,7 @@ from exporters.passes.edit import add_constant, cut, relative, take_over, widene
 from exporters.passes.static import Window
 from exporters.passes.trace import Step, Trace, trace
 from exporters.passes.window_plan import WindowPlan, cheapest_plan, plan_windows
+from fcn_deploy.model_info import WINDOW_KEY
 
 # A plan that saves less than this share is not worth another graph; it also makes the pass idempotent.
 _LEAST_GAIN = 0.01
@@ -73,7 +74,9 @@ class LiveWindow(Rewrite):
         constants = _constants(model, plan)
         pads = [_overflow(step, reads, plan) for step, reads in zip(steps, plan.reads, strict=True)]
         for step in steps:
-            step.output.shape = ir.Shape(window_shape(step.output, plan.windows[step.output]))
+            rows, columns = plan.windows[step.output]
+            step.output.shape = ir.Shape(window_shape(step.output, (rows, columns)))
+            step.node.metadata_props[WINDOW_KEY] = f"{rows.first} {columns.first}"
         for index, step in enumerate(steps):
             if index > 0:
                 have = plan.windows[step.source]
@@ -132,7 +135,6 @@ def _moved(
     model: ir.Model, value: ir.Value, have: Window, want: Window, *, constants: dict[ir.Value, Constants], name: str
 ) -> ir.Value:
     """The window `want` of a map of which `value` is the window `have`: widened by its constants, cut, or both."""
-    taken = value
     taken = value
     if value in constants:
         high = have[0].hull(want[0]), have[1].hull(want[1])

@@ -73,12 +73,15 @@ def export(
             metavar="DIR", help="Photos like those it is for, at least a dozen; int8 needs them.", show_default=False
         ),
     ] = None,
-    calibration_method: Annotated[
-        Calibration, typer.Option(help="How far int8's maps reach.")
-    ] = Calibration.PERCENTILE,
+    calibration_method: Annotated[Calibration, typer.Option(help="How far int8's maps reach.")] = Calibration.MINMAX,
     min_agreement: Annotated[
-        float, typer.Option(help="Least mean IU of int8's labels with float's; layers stay in float until it is met.")
-    ] = 0.95,
+        float | None,
+        typer.Option(
+            help="Least mean IU of int8's labels with float's; layers stay in float until it is met. "
+            "Default: 0.95; random weights are judged by their error.",
+            show_default=False,
+        ),
+    ] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", metavar="", help="Do not compare with PyTorch.")] = False,
     at_once: Annotated[bool, typer.Option("--at-once", metavar="", help="The checkpoint is an fcn8s-atonce.")] = False,
     rng_seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from rich.markup import escape
 
 from fcn_deploy.cli.console import out, plain_table, print_line
+from fcn_deploy.parity.bisect import LayerReport
 from fcn_deploy.parity.compare import Comparison, joint_mean_iu
 from fcn_deploy.parity.report import ParityReport
 
@@ -30,6 +31,15 @@ def placed(placement: Mapping[str, int]) -> str:
     """Where a session says its nodes run, e.g. `46 of 46 nodes on CPUExecutionProvider`."""
     total = sum(placement.values())
     return ", ".join(f"{count} of {total} nodes on {name}" for name, count in placement.items())
+
+
+def print_layers(report: LayerReport) -> None:
+    """Print how far every layer is from PyTorch's, and where it begins."""
+    table = plain_table(f"Every layer against PyTorch on {escape(report.input_name)}", "layer", "error/range", "SNR dB")
+    for layer in report.layers:
+        table.add_row(escape(layer.name), f"{layer.relative_error:.1e}", f"{layer.snr_db:.1f}")
+    out.print(table)
+    print_line(escape(report.verdict))
 
 
 def _print_exact(report: ParityReport) -> None:

@@ -29,9 +29,10 @@ def _print_quantization(found: "Quantization") -> None:
     out.print(table)
     kept = [layer.name for layer in found.layers if layer.in_float]
     stays = f"; {', '.join(kept)} stayed in float for it" if kept else ""
+    wanted = f"at least {found.min_agreement:g} wanted" if found.min_agreement else "not judged: the weights are random"
     print_line(
         f"int8 in {len(found.layers) - len(kept)} of {len(found.layers)} layers, scores and up-sampling in float: "
-        f"mean IU with the float graph {found.mean_iu:.4f}, at least {found.min_agreement:g} wanted{escape(stays)}"
+        f"mean IU with the float graph {found.mean_iu:.4f}, {wanted}{escape(stays)}"
     )
 
 

@@ -27,6 +27,10 @@ def verify(
         bool,
         typer.Option("--exact", metavar="", help="Measure both sides against float64 too (slow; 5 GB at full size)."),
     ] = False,
+    layers: Annotated[
+        bool,
+        typer.Option("--layers", metavar="", help="Compare every layer on the worst input: which goes wrong first?"),
+    ] = False,
     save_worst: Annotated[
         Path | None,
         typer.Option(
@@ -43,16 +47,18 @@ def verify(
 
     import fcn_deploy as fd
     from fcn_deploy.cli.console import print_json, print_line, show_step
-    from fcn_deploy.cli.parity_table import placed, print_parity
+    from fcn_deploy.cli.parity_table import placed, print_layers, print_parity
 
-    options = fd.VerifyOptions(checkpoint, tuple(image or ()), samples, provider, exact, save_worst)
+    options = fd.VerifyOptions(checkpoint, tuple(image or ()), samples, provider, exact, layers, save_worst)
     result = fd.verify(bundle, options, show_step)
     if json:
         print_json(result.to_dict())
     else:
         print_parity(result.parity)
+        if result.layers is not None:
+            print_layers(result.layers)
         print_line(placed(result.placement))
         print_line(f"[bold]{result.info.network}[/], {result.info.provenance}")
         if result.worst_input is not None:
             print_line(f"saved the worst input: {escape(str(result.worst_input))} (replay it with --image)")
-    result.parity.require()
+    result.require()

@@ -9,6 +9,15 @@ from fcn_deploy.errors import ParityError
 from fcn_deploy.parity.compare import LabelComparison
 from fcn_deploy.parity.tolerance import Tier
 
+_REMEDY = (
+    "Run `fcn-deploy verify --exact` to see which side is off; export with --optimize none to see whether the exporter "
+    "or the simplifier is."
+)
+_REDUCED_REMEDY = (
+    "Run `fcn-deploy verify --layers` (after an export with --no-verify) to see every layer; export with a wider "
+    "--precision to be on the safe side."
+)
+
 
 @dataclass(frozen=True)
 class ExactErrors:
@@ -58,8 +67,11 @@ class ParityReport:
         severity = self.tier.severity(comparison)
         return bool(self.tier.failures(comparison)), math.isnan(severity), severity
 
-    def require(self) -> None:
+    def require(self, first_wrong: str = "") -> None:
         """Do nothing when the check passed.
+
+        Args:
+            first_wrong: where it began, in words, if that is known.
 
         Raises:
             ParityError: it did not; names the worst input and every broken bound.
@@ -67,9 +79,9 @@ class ParityReport:
         if not self.passed:
             raise ParityError(
                 f"{self.candidate} does not compute what {self.reference} does "
-                f"(tier {self.tier.name}, worst input {self.worst.input_name}):\n  " + "\n  ".join(self.failures),
-                remedy="Run `fcn-deploy verify --exact` to see which side is off; export with --optimize none to see "
-                "whether the exporter or the simplifier is.",
+                f"(tier {self.tier.name}, worst input {self.worst.input_name}):\n  "
+                + "\n  ".join(reason for reason in (*self.failures, first_wrong) if reason),
+                remedy=_REMEDY if self.tier.name == "fp32" else _REDUCED_REMEDY,
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -90,6 +90,11 @@ class Engine:
         return self.path
 
     @property
+    def photos(self) -> tuple[Path, ...]:
+        """None: unlike a bundle, an engine brings no photos to be compared on."""
+        return ()
+
+    @property
     def built_for(self) -> str:
         """The GPU it runs on, in words."""
         return f"compute capability {', '.join(self.capabilities)}" if self.capabilities else str(self.device)

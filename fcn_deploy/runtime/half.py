@@ -18,28 +18,30 @@ def computes_in_half(skeleton: bytes) -> bool:
 def widened(skeleton: bytes) -> bytes:
     """The same serialised graph in float32: constants as they are, every node's result rounded to the type it had.
 
-    The graph has to state the types of all its values; what it takes and gives stays as it is.
+    What it takes and gives stays as it is.
     """
-    model = onnx.ModelProto.FromString(skeleton)
-    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
-    constants = [tensor.name for tensor in model.graph.initializer if tensor.data_type in HALVES]
-    wide = {name: f"{name}/wide" for name in constants}
-    nodes = [_cast(name, wide[name], TensorProto.FLOAT) for name in constants]
+    # Not every exporter states the types of all values.
+    model = onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(skeleton))
+    graph = model.graph
+    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
+    given = [tensor.name for tensor in graph.initializer if tensor.data_type in HALVES]
+    given += [value.name for value in graph.input if types[value.name] in HALVES]
+    wide = {name: f"{name}/wide" for name in given}
+    nodes = [_cast(name, wide[name], TensorProto.FLOAT) for name in given]
     for node in model.graph.node:
         node.input[:] = [wide.get(name, name) for name in node.input]
         nodes.append(node)
         for index, name in enumerate(node.output):
             if types.get(name) in HALVES:
-                exact, wide[name] = f"{name}/exact", f"{name}/wide"
-                node.output[index] = exact
-                # A Cast rounds by itself, but its rounding has to be undone like that of all others.
-                rounded = exact if node.op_type == "Cast" else f"{name}/rounded"
-                nodes += [] if node.op_type == "Cast" else [_cast(exact, rounded, types[name])]
-                nodes.append(_cast(rounded, wide[name], TensorProto.FLOAT))
+                wide[name] = f"{name}/wide"
+                if node.op_type != "Cast":  # which rounds by itself
+                    node.output[index] = f"{name}/exact"
+                    nodes.append(_cast(f"{name}/exact", name, types[name]))
+                nodes.append(_cast(name, wide[name], TensorProto.FLOAT))
     del model.graph.value_info[:], model.graph.node[:]
     model.graph.node.extend(nodes)
     return bytes(model.SerializeToString())
 
 
 def _cast(source: str, made: str, to: int) -> onnx.NodeProto:
-    return helper.make_node("Cast", [source], [made], name=made, to=to)
+    return helper.make_node("Cast", [source], [made], name=f"{source}/cast", to=to)

@@ -50,7 +50,7 @@ class OrtRunner(Runner):
         self.path = path
         self.options = options or OrtOptions()
         self.placement: Placement = {}
-        self.name = f"ONNX Runtime {ort.__version__} {self.options.provider.upper()}"
+        self.name = self._plain_name = f"ONNX Runtime {ort.__version__} {self.options.provider.upper()}"
         self._profile = profile
         self._session: ort.InferenceSession | None = None
 
@@ -65,7 +65,7 @@ class OrtRunner(Runner):
         skeleton = skeleton_bytes(self.path)
         if provider is Provider.CPU and half.computes_in_half(skeleton):
             skeleton = half.widened(skeleton)
-            self.name += ", half precision by rounding"
+            self.name = f"{self._plain_name}, half precision by rounding"
         try:
             session = _session(skeleton, self.options, options)
         except Exception as error:  # ONNX Runtime's exceptions share no base below Exception

@@ -1,0 +1,206 @@
+"""Which layer of an artifact goes wrong first: prefixes of its graph against PyTorch's own maps, layer by layer.
+
+Only one map at a time is given out: giving out all of them would break up the very fusions that may be at fault.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from fcn_deploy.graph import prefix
+from fcn_deploy.model_info import SCALE_KEY, WINDOW_KEY
+from fcn_deploy.onnx_file import read_model, write_model
+from fcn_deploy.parity.inputs import ParityInput
+from fcn_deploy.parity.report import json_ready
+from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.runtime.ort_options import OrtOptions
+from fcn_deploy.steps import OnStep, quietly
+
+Array = npt.NDArray[Any]
+
+# Layers whose maps are compared: what is learned ends in these.
+_COMPARED = ("relu", "score", "fuse")
+_ROUNDING = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """How far one layer's map is from PyTorch's.
+
+    Attributes:
+        name: of the layer.
+        max_abs_error: largest absolute difference.
+        extent: the reference's largest value less its smallest.
+        error_energy: sum of the squared differences.
+        energy: sum of the reference's squares.
+    """
+
+    name: str
+    max_abs_error: float
+    extent: float
+    error_energy: float
+    energy: float
+
+    @property
+    def relative_error(self) -> float:
+        """Largest absolute difference over the reference's range."""
+        if self.max_abs_error == 0:
+            return 0.0
+        return self.max_abs_error / self.extent if self.extent else float("inf")
+
+    @property
+    def noise(self) -> float:
+        """Energy of the error over that of the reference."""
+        if self.error_energy == 0:
+            return 0.0
+        return self.error_energy / self.energy if self.energy else float("inf")
+
+    @property
+    def snr_db(self) -> float:
+        """Signal to noise in decibels; infinite when the two are equal."""
+        return float(-10 * np.log10(self.noise)) if self.noise else float("inf")
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """Every layer that can be compared, in the graph's order.
+
+    Attributes:
+        input_name: what both sides ran on.
+        bound: the largest error over the range that counts as right; None where the arithmetic has no such bound.
+        layers: the comparisons.
+    """
+
+    input_name: str
+    bound: float | None
+    layers: tuple[LayerComparison, ...]
+
+    @property
+    def first_wrong(self) -> LayerComparison | None:
+        """The first layer beyond the bound, or without one that which adds most noise; None when there is none."""
+        if self.bound is not None:
+            return next((layer for layer in self.layers if not layer.relative_error <= self.bound), None)
+        before = [0.0, *(layer.noise for layer in self.layers)]
+        added = [layer.noise - noise for layer, noise in zip(self.layers, before, strict=False)]
+        return self.layers[int(np.argmax(added))] if added else None
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        found = self.first_wrong
+        if found is None:
+            return (
+                f"on {self.input_name}, no layer is beyond {self.bound:g}: what is wrong, if anything, comes with what "
+                "a runtime fuses only in the whole graph"
+            )
+        error = f"{found.relative_error:.1e} of its range, {found.snr_db:.1f} dB"
+        if self.bound is None:
+            return f"on {self.input_name}, {found.name} adds most noise ({error})"
+        return f"on {self.input_name}, {found.name} is the first beyond {self.bound:g} ({error})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, for JSON."""
+        layers = [{"name": c.name, "relative_error": c.relative_error, "snr_db": c.snr_db} for c in self.layers]
+        found = self.first_wrong
+        first = found.name if found else None
+        report = {"input": self.input_name, "bound": self.bound, "layers": layers, "first_wrong": first}
+        return {key: json_ready(value) for key, value in report.items()}
+
+
+def compare_layers(
+    path: Path,
+    network: nn.Module,
+    given: ParityInput,
+    bound: float | None,
+    *,
+    options: OrtOptions | None = None,
+    on_step: OnStep = quietly,
+) -> LayerReport:
+    """Run prefixes of the artifact in `path`, each ending in one layer, and compare them with `network`'s maps.
+
+    A map of which the artifact computes a window is compared there; layers that a rewrite replaced are left out.
+    """
+    model = read_model(path)
+    cuts = dict(_cuts(model))
+    with on_step(f"run PyTorch on {given.name}, keep the maps of {len(cuts)} layers"):
+        maps = _maps(network, given, {name: node for name, (node, _) in cuts.items()})
+    found = []
+    with on_step(f"run {len(cuts)} prefixes of the artifact on {given.name}", len(cuts)) as advance:
+        for name, (_, end) in cuts.items():
+            actual = _run(prefix(model, [str(end.name)]), given, options or OrtOptions())
+            if name in maps and maps[name].shape == actual.shape:
+                found.append(_compared(name, maps[name], actual))
+            advance()
+    return LayerReport(given.name, bound, tuple(found))
+
+
+def _cuts(model: ir.Model) -> Iterator[tuple[str, tuple[ir.Node, ir.Value]]]:
+    """Layers by name, each with its node and the value to give out: behind the rounding that runtimes fuse with it."""
+    for node in model.graph:
+        if str(node.name).startswith(_COMPARED) and "/" not in str(node.name):
+            end = node.outputs[0]
+            while (reader := _only_reader(end)) is not None and reader.op_type in (
+                "QuantizeLinear",
+                "DequantizeLinear",
+            ):
+                end = reader.outputs[0]
+            yield str(node.name), (node, end)
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 else None
+
+
+def _expected(node: ir.Node, output: Tensor) -> Array:
+    """What `node` should give: the window of PyTorch's map that it computes, scaled as it is."""
+    shape = node.outputs[0].shape
+    if WINDOW_KEY in node.metadata_props and shape is not None:
+        row, column = (int(first) for first in node.metadata_props[WINDOW_KEY].split())
+        height, width = (int(str(n)) for n in tuple(shape)[2:])
+        output = output[..., row : row + height, column : column + width]
+    return output.numpy() * np.float32(node.metadata_props.get(SCALE_KEY, 1))
+
+
+def _maps(network: nn.Module, given: ParityInput, nodes: Mapping[str, ir.Node]) -> dict[str, Array]:
+    """What the modules called like `nodes` give, as far as those compute it."""
+    found: dict[str, Array] = {}
+
+    def keep(name: str, output: Tensor) -> None:
+        found[name] = _expected(nodes[name], output)
+
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: keep(name, output))
+        for name, module in network.named_modules()
+        if name in nodes
+    ]
+    try:
+        with torch.inference_mode():
+            network(torch.from_numpy(given.image))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _run(model: ir.Model, given: ParityInput, options: OrtOptions) -> Array:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "prefix.onnx"
+        write_model(model, path)
+        with OrtRunner(path, options) as runner:
+            (output,) = runner.run({spec.name: given.feed(spec) for spec in runner.inputs}).values()
+    return output
+
+
+def _compared(name: str, expected: Array, actual: Array) -> LayerComparison:
+    error = expected.astype(np.float64) - actual
+    energies = float(np.square(error).sum()), float(np.square(expected, dtype=np.float64).sum())
+    return LayerComparison(name, float(np.abs(error).max()), float(np.ptp(expected)), *energies)
