@@ -26,6 +26,7 @@ from fcn_deploy.runtime.engine_file import Engine
 from fcn_deploy.runtime.open import check_runnable, runner_for
 from fcn_deploy.runtime.ort_options import OrtOptions
 from fcn_deploy.runtime.provider import Provider
+from fcn_deploy.runtime.tensorrt_flavour import PLAN_SUFFIX
 from fcn_deploy.staging import staged_file
 from fcn_deploy.steps import OnStep, quietly
 
@@ -114,11 +115,11 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
         ProviderError: the provider asked for would not run.
     """
     options = options or VerifyOptions()
+    if options.layers and path.suffix == PLAN_SUFFIX:
+        raise UsageError(f"{path} is an engine, whose layers are fused", remedy="Leave --layers out.")
     check_runnable(path, options.provider)
     with on_step(f"check {path}"):
         bundle = open_artifact(path)
-        if options.layers and isinstance(bundle, Engine):
-            raise UsageError(f"{path} is an engine, whose layers are fused", remedy="Leave --layers out.")
         info, shape = bundle.info, bundle.input_shape
     inputs = parity_inputs(options, info, shape, bundle.photos)
     reference_name, references, exact = _reference_outputs(info, options, inputs, shape, on_step)

@@ -162,6 +162,11 @@ def test_a_provider_is_not_for_engines(engine: Engine) -> None:
         fd.verify(engine.path, fd.VerifyOptions(provider=Provider.CUDA))
 
 
+def test_fused_layers_are_not_compared_one_by_one(engine: Engine) -> None:
+    with pytest.raises(fd.UsageError, match=r"engine.plan is an engine, whose layers are fused"):
+        fd.verify(engine.path, fd.VerifyOptions(layers=True))
+
+
 def test_a_closed_runner_does_not_run(engine: Engine) -> None:
     runner = TrtRunner(engine.path)
 
