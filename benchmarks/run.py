@@ -15,6 +15,7 @@ from fcn_deploy.bundle import Bundle, check_checkpoint, open_bundle
 from fcn_deploy.errors import CheckpointError, UsageError
 from fcn_deploy.hashing import file_sha256
 from fcn_deploy.runtime.ort import require_provider
+from fcn_deploy.runtime.tensorrt_flavour import PLAN_SUFFIX
 
 
 def bench(paths: Sequence[Path], options: BenchOptions, on_progress: OnProgress = lambda _: None) -> BenchReport:
@@ -31,6 +32,7 @@ def bench(paths: Sequence[Path], options: BenchOptions, on_progress: OnProgress 
     # Before anything of ours touches a GPU: whoever is on it now is somebody else.
     gpus = visible_gpus()
     require_provider(options.provider)
+    _check_no_engines(paths)
     cases = choose(options.rows, options.provider)
     cores = _chosen_cores(options.threads)
     bundles = [(path, open_bundle(path)) for path in paths]
@@ -53,6 +55,15 @@ def bench(paths: Sequence[Path], options: BenchOptions, on_progress: OnProgress 
             interrupted = True
     found |= {"gpus_during": run.gpus.summary(), "stolen_share": environment.stolen_share(ticks)}
     return BenchReport(found, asdict(options.protocol), run.all_rows(), run.ceilings, interrupted)
+
+
+def _check_no_engines(paths: Sequence[Path]) -> None:
+    engines = [str(path) for path in paths if path.suffix == PLAN_SUFFIX]
+    if engines:
+        raise UsageError(
+            f"{', '.join(engines)}: bench measures bundles, and has no rows for TensorRT engines",
+            remedy="Pass the bundle with --provider tensorrt, or time the engine with trtexec --loadEngine.",
+        )
 
 
 def _chosen_cores(threads: int | None) -> tuple[int, ...]:

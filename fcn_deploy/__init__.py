@@ -25,10 +25,14 @@ __all__ = [
     "Calibration",
     "CheckpointError",
     "Comparison",
+    "Engine",
+    "EngineBuild",
+    "EngineOptions",
     "ExportOptions",
     "ExportResult",
     "FcnDeployError",
     "Finding",
+    "FlavourName",
     "Geometry",
     "HalfReport",
     "Head",
@@ -71,6 +75,7 @@ __all__ = [
     "__version__",
     "axis_sizes",
     "bench",
+    "build_engine",
     "check_fits",
     "compare_reports",
     "default_opset",
@@ -83,6 +88,7 @@ __all__ = [
     "find_images",
     "inspect",
     "open_bundle",
+    "open_engine",
     "optimize",
     "predict",
     "read_checkpoint",
@@ -111,6 +117,8 @@ if TYPE_CHECKING:
     from exporters.precision import HalfReport
     from exporters.reduce import PrecisionOptions, default_opset
     from exporters.rewrite import Rewriting
+    from exporters.tensorrt import EngineBuild, build_engine
+    from exporters.trt.options import EngineOptions
     from exporters.window_picture import draw_regions
     from fcn_deploy.bundle import Bundle, open_bundle
     from fcn_deploy.doctor import Finding, examine
@@ -138,8 +146,10 @@ if TYPE_CHECKING:
     from fcn_deploy.parity.report import ParityReport
     from fcn_deploy.parity.tolerance import Tier
     from fcn_deploy.prediction import Prediction, PredictOptions, find_images, predict
+    from fcn_deploy.runtime.engine_file import Engine, open_engine
     from fcn_deploy.runtime.ort_options import OrtOptions
     from fcn_deploy.runtime.provider import Provider
+    from fcn_deploy.runtime.tensorrt_flavour import FlavourName
     from fcn_deploy.samples import SAMPLE_CHECKPOINT, SAMPLE_SCENE
     from fcn_deploy.verification import Verification, VerifyOptions, verify
     from fcn_deploy.version import __version__
@@ -162,6 +172,8 @@ _NAMES_BY_MODULE = {
     "exporters.precision": "HalfReport",
     "exporters.reduce": "PrecisionOptions default_opset",
     "exporters.rewrite": "Rewriting",
+    "exporters.tensorrt": "EngineBuild build_engine",
+    "exporters.trt.options": "EngineOptions",
     "exporters.window_picture": "draw_regions",
     "fcn_deploy.bundle": "Bundle open_bundle",
     "fcn_deploy.doctor": "Finding examine",
@@ -176,8 +188,10 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.parity.report": "ParityReport",
     "fcn_deploy.parity.tolerance": "Tier",
     "fcn_deploy.prediction": "Prediction PredictOptions find_images predict",
+    "fcn_deploy.runtime.engine_file": "Engine open_engine",
     "fcn_deploy.runtime.ort_options": "OrtOptions",
     "fcn_deploy.runtime.provider": "Provider",
+    "fcn_deploy.runtime.tensorrt_flavour": "FlavourName",
     "fcn_deploy.samples": "SAMPLE_CHECKPOINT SAMPLE_SCENE",
     "fcn_deploy.verification": "Verification VerifyOptions verify",
     "fcn_deploy.version": "__version__",

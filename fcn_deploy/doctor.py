@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from fcn_deploy.errors import ProviderError
 from fcn_deploy.runtime import nvidia
 from fcn_deploy.runtime.provider import Provider
+from fcn_deploy.runtime.tensorrt_flavour import FlavourName, find_flavour
 from fcn_deploy.version import onnxruntime_wheels, package_versions
 
 # The most an export of a full-size network holds at once, rounded up.
@@ -44,8 +46,8 @@ class Finding:
 
 
 def examine() -> tuple[Finding, ...]:
-    """Look at versions, ONNX Runtime and its providers, NVIDIA's libraries, memory and disk."""
-    return (*_versions(), *_onnxruntime(), *_nvidia(), _memory(), _disk())
+    """Look at versions, ONNX Runtime and its providers, NVIDIA's libraries, TensorRT, memory and disk."""
+    return (*_versions(), *_onnxruntime(), *_nvidia(), *_tensorrt(), _memory(), _disk())
 
 
 def _versions() -> list[Finding]:
@@ -95,6 +97,17 @@ def _nvidia() -> list[Finding]:
             Finding("cuDNN 9", Status.NOTE, "not found", "pip install 'onnxruntime-gpu[cudnn]'."),
         ]
     return [*findings, Finding("cuDNN 9", Status.OK, "found")]
+
+
+def _tensorrt() -> list[Finding]:
+    findings = []
+    for name in FlavourName:
+        try:
+            findings.append(Finding(name, Status.OK, find_flavour(name).version))
+        except ProviderError as error:
+            advice = f"Only for fcn-deploy tensorrt and its engines: {error.remedy}"
+            findings.append(Finding(name, Status.NOTE, error.problem, advice))
+    return findings
 
 
 def _memory() -> Finding:

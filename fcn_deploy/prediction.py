@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fcn_deploy.bundle import open_bundle
+from fcn_deploy.artifact import open_artifact
 from fcn_deploy.errors import FcnDeployError, ImageError
 from fcn_deploy.images import (
     Labels,
@@ -24,9 +24,9 @@ from fcn_deploy.images import (
 )
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.overlay import class_shares, overlay
+from fcn_deploy.runtime.base import Runner
 from fcn_deploy.runtime.ends import feed_of, labels_of
-from fcn_deploy.runtime.ort import OrtRunner
-from fcn_deploy.runtime.ort_options import OrtOptions
+from fcn_deploy.runtime.open import runner_for
 from fcn_deploy.runtime.provider import Provider
 from fcn_deploy.staging import staged_file
 
@@ -122,10 +122,10 @@ def predict(path: Path, images: Sequence[Path], options: PredictOptions | None =
         ProviderError: the provider asked for would not run.
     """
     options = options or PredictOptions()
-    bundle = open_bundle(path)
+    bundle = open_artifact(path)
     info, (batch, _, height, width) = bundle.info, bundle.input_shape
     names = _output_names(images)
-    with OrtRunner(bundle.model_path, OrtOptions(options.provider)) as runner:
+    with runner_for(bundle.model_path, options.provider) as runner:
         for start in range(0, len(images), batch):
             chunk = images[start : start + batch]
             placed = [_load(image, (height, width), options) for image in chunk]
@@ -170,7 +170,7 @@ def _load(image: Path, size: tuple[int, int], options: PredictOptions) -> _Place
     return _Placed(photo, *place(photo, *size, keep_aspect=options.keep_aspect))
 
 
-def _segment(runner: OrtRunner, placed: list[_Placed], shape: tuple[int, int, int]) -> Iterator[Labels]:
+def _segment(runner: Runner, placed: list[_Placed], shape: tuple[int, int, int]) -> Iterator[Labels]:
     """One H x W label map per placed photo; a batch that is not full is filled with the mean colour."""
     if not placed:
         return

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fcn_deploy.bundle import Bundle, check_checkpoint, open_bundle
+from fcn_deploy.artifact import open_artifact
+from fcn_deploy.bundle import Bundle, check_checkpoint
 from fcn_deploy.errors import ImageError, OutputError, UsageError
 from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.model_info import Head, ImageInput, ModelInfo, Precision
@@ -21,9 +22,11 @@ from fcn_deploy.parity.report import ExactErrors, ParityReport
 from fcn_deploy.parity.run import Outputs, compare_all, run_all
 from fcn_deploy.parity.tolerance import tier_of
 from fcn_deploy.runtime.eager import EagerRunner
-from fcn_deploy.runtime.ort import OrtRunner, require_provider
+from fcn_deploy.runtime.engine_file import Engine
+from fcn_deploy.runtime.open import check_runnable, runner_for
 from fcn_deploy.runtime.ort_options import OrtOptions
 from fcn_deploy.runtime.provider import Provider
+from fcn_deploy.runtime.tensorrt_flavour import PLAN_SUFFIX
 from fcn_deploy.staging import staged_file
 from fcn_deploy.steps import OnStep, quietly
 
@@ -102,7 +105,7 @@ class Verification:
 
 
 def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = quietly) -> Verification:
-    """Compare a bundle, or an ONNX file written by this toolkit, with the PyTorch network it was exported from.
+    """Compare a bundle, an ONNX file or a TensorRT engine of this toolkit with the PyTorch network it was made from.
 
     A check that fails is returned, not raised: see `Verification.parity`.
 
@@ -112,13 +115,15 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
         ProviderError: the provider asked for would not run.
     """
     options = options or VerifyOptions()
-    require_provider(options.provider)
+    if options.layers and path.suffix == PLAN_SUFFIX:
+        raise UsageError(f"{path} is an engine, whose layers are fused", remedy="Leave --layers out.")
+    check_runnable(path, options.provider)
     with on_step(f"check {path}"):
-        bundle = open_bundle(path)
+        bundle = open_artifact(path)
         info, shape = bundle.info, bundle.input_shape
     inputs = parity_inputs(options, info, shape, bundle.photos)
     reference_name, references, exact = _reference_outputs(info, options, inputs, shape, on_step)
-    candidate = OrtRunner(bundle.model_path, OrtOptions(options.provider))
+    candidate = runner_for(bundle.model_path, options.provider)
     outputs = run_all(candidate, inputs, on_step)
     with on_step("compare"):
         comparisons = compare_all(inputs, references, outputs)
@@ -207,7 +212,9 @@ def _distances(
     return tuple(ExactErrors(ours.input_name, ours.severity, theirs.severity) for ours, theirs in pairs)
 
 
-def _save_worst(bundle: Bundle, options: VerifyOptions, parity: ParityReport, worst: ParityInput) -> Path | None:
+def _save_worst(
+    bundle: Bundle | Engine, options: VerifyOptions, parity: ParityReport, worst: ParityInput
+) -> Path | None:
     as_pixels = bundle.info.image_input is ImageInput.UINT8
     if options.save_worst is not None:
         _save(worst, options.save_worst, as_pixels)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fcn_deploy.cli.parameters import BundlePath, Json
+from fcn_deploy.cli.parameters import ArtifactPath, Json
+from fcn_deploy.runtime.tensorrt_flavour import PLAN_SUFFIX
 
 if TYPE_CHECKING:
     from fcn_deploy.inspection import Inspection
@@ -14,7 +15,7 @@ EPILOG = "Example: fcn-deploy inspect fcn8s --picture maps.png"
 
 
 def inspect(
-    bundle: BundlePath,
+    bundle: ArtifactPath,
     picture: Annotated[
         Path | None,
         typer.Option(help="Draw which part of every map depends on the image, to a .png or .svg.", show_default=False),
@@ -25,6 +26,9 @@ def inspect(
     import fcn_deploy as fd
     from fcn_deploy.cli.console import print_json, print_line
 
+    if bundle.suffix == PLAN_SUFFIX:
+        _inspect_engine(bundle, picture, as_json=json)
+        return
     inspection = fd.inspect(bundle)
     drawn = fd.draw_regions(bundle, picture) if picture is not None else None
     if json:
@@ -33,6 +37,27 @@ def inspect(
     _show(inspection)
     if drawn is not None:
         print_line(f"wrote {drawn}")
+
+
+def _inspect_engine(path: Path, picture: Path | None, *, as_json: bool) -> None:
+    from rich.markup import escape
+
+    import fcn_deploy as fd
+    from fcn_deploy.cli.console import print_json, print_line
+    from fcn_deploy.cli.engine_table import print_engine
+
+    if picture is not None:
+        raise fd.UsageError(
+            f"{path} is an engine, which has no maps to draw", remedy="Pass the bundle it was built from."
+        )
+    engine = fd.open_engine(path)
+    if as_json:
+        print_json(engine.to_dict())
+        return
+    print_engine(engine)
+    print_line(f"{engine.plan_bytes / 1e6:.1f} MB, from an ONNX file of SHA-256 {engine.source_sha256}")
+    for key, value in engine.metadata.items():
+        print_line(f"[dim]{escape(key)}[/] {escape(value)}")
 
 
 def _show(inspection: "Inspection") -> None:

@@ -1,5 +1,6 @@
 """Options that several commands share, and the parsing of sizes."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,12 @@ from fcn_deploy.samples import SAMPLE_CHECKPOINT
 
 BundlePath = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle's directory, or an ONNX file.", show_default=False)
+]
+ArtifactPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="BUNDLE", help="A bundle's directory, an ONNX file, or a TensorRT engine (.plan).", show_default=False
+    ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", metavar="", help="Print one JSON document on stdout and nothing else there.")
@@ -52,6 +59,20 @@ def parse_batches(text: str) -> tuple[int, ...]:
     if not all(part.isascii() and part.isdigit() and len(part) <= MAX_DIGITS and int(part) for part in parts):
         raise typer.BadParameter(f"{text!r} is no list of batches such as 1,2,4", param_hint="--batch")
     return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def parse_capabilities(text: str) -> tuple[str, ...]:
+    """`8.9,12.0` as compute capabilities in ascending order, each once; nothing for an empty text.
+
+    Raises:
+        typer.BadParameter: it is something else.
+    """
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    if not all(re.fullmatch(r"[0-9]{1,2}\.[0-9]", part) for part in parts):
+        raise typer.BadParameter(
+            f"{text!r} is no list of compute capabilities such as 8.9,12.0", param_hint="--compute-capability"
+        )
+    return tuple(sorted(set(parts), key=float))
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fcn_deploy.cli.parameters import BundlePath, Json
+from fcn_deploy.cli.parameters import ArtifactPath, Json
 from fcn_deploy.runtime.provider import Provider
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _SHOWN_CLASSES = 3
 
 
 def predict(
-    bundle: BundlePath,
+    bundle: ArtifactPath,
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos, directories or glob patterns.")],
     output: Annotated[Path, typer.Option(help="Directory of the label maps and overlays.")] = Path("predictions"),
     keep_aspect: Annotated[

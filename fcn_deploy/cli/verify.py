@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from fcn_deploy.cli.parameters import BundlePath, Json, MadeFrom
+from fcn_deploy.cli.parameters import ArtifactPath, Json, MadeFrom
 from fcn_deploy.runtime.provider import Provider
 
 EPILOG = "Example: fcn-deploy verify fcn8s --checkpoint fcn8s.pth --image photo.jpg"
 
 
 def verify(
-    bundle: BundlePath,
+    bundle: ArtifactPath,
     checkpoint: MadeFrom = None,
     image: Annotated[
         list[Path] | None,

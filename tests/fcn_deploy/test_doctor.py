@@ -1,6 +1,7 @@
 import builtins
 import platform
 from importlib.metadata import version
+from importlib.util import find_spec
 
 import pytest
 
@@ -8,6 +9,7 @@ import fcn_deploy as fd
 from fcn_deploy import doctor
 from fcn_deploy.runtime import nvidia, ort
 from fcn_deploy.version import Wheel
+from tests.engines import rtx
 
 
 def findings() -> dict[str, fd.Finding]:
@@ -30,6 +32,15 @@ def test_every_provider_is_tried() -> None:
     cuda = found["provider cuda"]
     assert (cuda.status == "ok") == (ort.provider_problem(fd.Provider.CUDA) is None)
     assert (cuda.remedy == "") == (cuda.status == "ok")
+
+
+def test_both_kinds_of_tensorrt_are_looked_for() -> None:
+    flavour, found = rtx(), findings()
+
+    assert (found["tensorrt-rtx"].status, found["tensorrt-rtx"].value) == ("ok", flavour.version)
+    if find_spec("tensorrt") is None:
+        assert (found["tensorrt"].status, found["tensorrt"].value) == ("note", "tensorrt is not installed")
+        assert found["tensorrt"].remedy.endswith("pip install 'fcn-deploy[tensorrt]'")
 
 
 def test_two_wheels_are_a_problem_that_names_both(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""Building TensorRT engines, step by step; `exporters.tensorrt` puts the steps together."""

@@ -1,0 +1,176 @@
+"""Plans and their sidecars, whole and damaged."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fcn_deploy as fd
+from fcn_deploy.runtime.cuda_driver import Device
+from fcn_deploy.runtime.engine_file import Engine, open_engine, sidecar_path
+from fcn_deploy.runtime.provider import Provider
+from fcn_deploy.runtime.tensorrt_flavour import FlavourName
+from fcn_deploy.runtime.trt import TrtRunner, check_device, check_version, deserialized
+from tests.engines import WITHOUT_GPU, built, rtx
+
+ADA = Device("NVIDIA GeForce RTX 4090", "8.9", "13.0")
+HOPPER = Device("NVIDIA H200", "9.0", "13.0")
+
+
+@pytest.fixture(scope="module")
+def made(shared_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return built(shared_bundle, tmp_path_factory.mktemp("engine") / "engine.plan").engine
+
+
+@pytest.fixture
+def engine(made: Engine, tmp_path: Path) -> Engine:
+    """A copy that a test may damage."""
+    for path in (made.path, sidecar_path(made.path)):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return open_engine(tmp_path / made.path.name)
+
+
+def edit(engine: Engine, change: Callable[[dict[str, Any]], None]) -> None:
+    path = sidecar_path(engine.path)
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    change(facts)
+    path.write_text(json.dumps(facts), encoding="utf-8")
+
+
+def test_a_truncated_plan(engine: Engine) -> None:
+    engine.path.write_bytes(engine.path.read_bytes()[:1000])
+
+    with pytest.raises(fd.BundleError) as caught:
+        open_engine(engine.path)
+
+    assert caught.value.problem == f"{engine.path} has 1000 bytes; engine.plan.json says {engine.plan_bytes}"
+    assert caught.value.exit_code == 3
+
+
+def test_a_plan_of_the_same_size(engine: Engine) -> None:
+    data = bytearray(engine.path.read_bytes())
+    data[-1] ^= 1
+    engine.path.write_bytes(data)
+
+    with pytest.raises(fd.BundleError, match=r"is not the plan that engine.plan.json describes"):
+        open_engine(engine.path)
+
+
+def test_missing_files(engine: Engine, tmp_path: Path) -> None:
+    sidecar_path(engine.path).unlink()
+
+    with pytest.raises(fd.BundleError) as caught:
+        open_engine(engine.path)
+    assert caught.value.problem.endswith("has no sidecar engine.plan.json, so its model, TensorRT and GPU are unknown")
+    assert caught.value.remedy.startswith("Copy engine.plan.json along with the plan")
+
+    with pytest.raises(fd.BundleError, match=r"none.plan is not a file"):
+        open_engine(tmp_path / "none.plan")
+
+
+@pytest.mark.parametrize(("change", "problem"), [
+    (lambda f: f.pop("key"), "is damaged: TypeError"),
+    (lambda f: f.update(flavour="tensorrt-lite"), "is damaged: ValueError 'tensorrt-lite'"),
+    (lambda f: f.update(input_shape=[1, 3]), "is damaged: ValueError"),
+    (lambda f: f.update(schema_version=2), "has schema version 2; this fcn-deploy reads 1"),
+])  # fmt: skip
+def test_a_damaged_sidecar(engine: Engine, change: Callable[[dict[str, Any]], None], problem: str) -> None:
+    edit(engine, change)
+
+    with pytest.raises(fd.BundleError) as caught:
+        open_engine(engine.path)
+
+    assert problem in caught.value.problem
+
+
+def test_a_sidecar_that_is_no_json(engine: Engine) -> None:
+    sidecar_path(engine.path).write_text("[1,", encoding="utf-8")
+
+    with pytest.raises(fd.BundleError, match=r"engine.plan.json is damaged"):
+        open_engine(engine.path)
+
+
+def test_another_version_of_tensorrt(engine: Engine) -> None:
+    edit(engine, lambda facts: facts.update(version="1.6.0.1"))
+
+    with pytest.raises(fd.BundleError) as caught:
+        TrtRunner(engine.path)
+
+    assert caught.value.problem == (
+        f"{engine.path} was built by tensorrt-rtx 1.6.0.1; {rtx().version} is installed here"
+    )
+    assert "Build the engine again" in caught.value.remedy
+
+
+def test_another_flavour_is_asked_for_by_name(engine: Engine) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from importlib.util import find_spec
+
+    if find_spec("tensorrt") is not None:
+        pytest.skip("TensorRT is installed too")
+    edit(engine, lambda facts: facts.update(flavour="tensorrt", version="11.4.0.106"))
+
+    with pytest.raises(fd.ProviderError) as caught:
+        TrtRunner(engine.path)
+
+    assert str(caught.value) == "tensorrt is not installed\npip install 'fcn-deploy[tensorrt]'"
+
+
+def test_another_device(engine: Engine) -> None:
+    check_version(engine, rtx())
+    check_device(engine, ADA)
+
+    with pytest.raises(fd.BundleError) as caught:
+        check_device(engine, HOPPER)
+    assert caught.value.problem == (
+        f"{engine.path} was built for compute capability 8.9, 12.0; this is NVIDIA H200 (compute capability 9.0)"
+    )
+
+    here = replace(engine, flavour=FlavourName.TENSORRT, capabilities=(), device=HOPPER)
+    check_device(here, HOPPER)
+    with pytest.raises(fd.BundleError) as caught:
+        check_device(here, ADA)
+    assert caught.value.problem == (
+        f"{engine.path} was built for NVIDIA H200 (compute capability 9.0); "
+        "this is NVIDIA GeForce RTX 4090 (compute capability 8.9)"
+    )
+
+
+def test_a_device_survives_the_sidecar(engine: Engine) -> None:
+    edit(engine, lambda facts: facts.update(capabilities=[], device=vars(HOPPER)))
+
+    assert open_engine(engine.path).device == HOPPER
+    assert open_engine(engine.path).built_for == "NVIDIA H200 (compute capability 9.0)"
+
+
+@WITHOUT_GPU
+def test_running_needs_a_gpu(engine: Engine) -> None:
+    for action in (lambda: TrtRunner(engine.path).__enter__(), lambda: fd.verify(engine.path)):
+        with pytest.raises(fd.ProviderError) as caught:
+            action()
+        assert caught.value.problem == "no NVIDIA driver (libcuda.so.1 is not found)"
+
+    with pytest.raises(fd.BundleError, match=r"TensorRT-RTX .* refuses .*engine.plan: .*CUDA driver"):
+        deserialized(rtx(), engine.path)
+
+
+def test_a_provider_is_not_for_engines(engine: Engine) -> None:
+    with pytest.raises(fd.UsageError, match=r"provider cuda: .* is an engine, which runs with the TensorRT that built"):
+        fd.verify(engine.path, fd.VerifyOptions(provider=Provider.CUDA))
+
+
+def test_fused_layers_are_not_compared_one_by_one(engine: Engine) -> None:
+    with pytest.raises(fd.UsageError, match=r"engine.plan is an engine, whose layers are fused"):
+        fd.verify(engine.path, fd.VerifyOptions(layers=True))
+
+
+def test_a_closed_runner_does_not_run(engine: Engine) -> None:
+    runner = TrtRunner(engine.path)
+
+    assert runner.name == f"TensorRT-RTX {engine.version} fp32"
+    assert [str(spec) for spec in runner.inputs] == ["image float32 1x3x96x96"]
+    with pytest.raises(RuntimeError, match="not open"):
+        runner.bind()
