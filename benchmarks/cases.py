@@ -22,6 +22,7 @@ class Runtime(StrEnum):
     COMPILE = "torch.compile"
     ONNXRUNTIME = "ONNX Runtime"
     OPENVINO = "OpenVINO"
+    TENSORRT = "TensorRT"
 
 
 class Graph(StrEnum):
@@ -31,6 +32,7 @@ class Graph(StrEnum):
     PLAIN = "plain"  # as exported
     SIMPLIFIED = "simplified"
     BUNDLE = "bundle"  # with every optimisation that the bundle has
+    ENGINE = "engine"  # the plan that `fcn-deploy tensorrt` built of the bundle
 
 
 class Precision(StrEnum):
@@ -73,10 +75,11 @@ class Case:
     nhwc: bool = False
     autotune: bool = False
 
-    def on(self, info: ModelInfo) -> "Case":
-        """The case for one bundle: what runs its graph computes in the graph's arithmetic."""
-        own = self.graph is Graph.BUNDLE and self.precision is Precision.FP32
-        return replace(self, precision=Precision(info.precision)) if own else self
+    def on(self, info: ModelInfo, engine: ModelInfo | None) -> "Case":
+        """The case for one bundle and its engine: what runs them computes in their arithmetic."""
+        facts = {Graph.BUNDLE: info, Graph.ENGINE: engine}.get(self.graph)
+        own = facts is not None and self.precision is Precision.FP32
+        return replace(self, precision=Precision(facts.precision)) if own and facts is not None else self
 
     def tier(self, info: ModelInfo) -> Tier:
         """What its results are held to."""
@@ -98,9 +101,12 @@ CASES = (
     Case("ort-tf32", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA,), Precision.TF32),
     Case("ort-nhwc", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA,), nhwc=True),
     Case("ort-graph", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA, TENSORRT), cuda_graph=True),
+    Case("engine", Runtime.TENSORRT, Graph.ENGINE, (CUDA, TENSORRT)),
+    Case("engine-graph", Runtime.TENSORRT, Graph.ENGINE, (CUDA, TENSORRT), cuda_graph=True),
     Case("pytorch-e2e", Runtime.PYTORCH, Graph.NETWORK, (CUDA, TENSORRT), end_to_end=True),
     Case("pytorch-fp16-e2e", Runtime.PYTORCH, Graph.NETWORK, (CUDA, TENSORRT), Precision.FP16, end_to_end=True),
     Case("ort-e2e", Runtime.ONNXRUNTIME, Graph.BUNDLE, _EVERYWHERE, end_to_end=True),
+    Case("engine-e2e", Runtime.TENSORRT, Graph.ENGINE, (CUDA, TENSORRT), end_to_end=True),
 )
 
 
@@ -108,6 +114,9 @@ def missing_runtime(runtime: Runtime) -> str | None:
     """What to install for a runtime that is not there, found out without loading it; None when it is."""
     if runtime is Runtime.OPENVINO and importlib.util.find_spec("openvino") is None:
         return "OpenVINO is not installed: pip install 'fcn-deploy[openvino]'"
+    packages = ("tensorrt", "tensorrt_rtx")
+    if runtime is Runtime.TENSORRT and not any(importlib.util.find_spec(package) for package in packages):
+        return "TensorRT is not installed: pip install 'fcn-deploy[tensorrt]'"
     return None
 
 

@@ -21,14 +21,18 @@ from benchmarks.timing import Protocol
 from exporters.export_options import ExportOptions
 from exporters.onnx import OnnxOptions
 from exporters.pipeline import export
+from exporters.reduce import PrecisionOptions, default_opset
 from fcn_deploy.errors import FcnDeployError, MeasurementError, ParityError, UsageError
 from fcn_deploy.geometry import Variant
+from fcn_deploy.model_info import Precision
 from fcn_deploy.runtime.ort import require_provider
 from fcn_deploy.runtime.provider import Provider
 
+FP32, FP16, BF16 = Precision.FP32, Precision.FP16, Precision.BF16
 PLAN = (
-    (Variant.FCN8S, 1), (Variant.FCN32S, 1), (Variant.FCN16S, 1),
-    (Variant.FCN8S, 16), (Variant.FCN8S, 4), (Variant.FCN8S, 2), (Variant.FCN8S, 8),
+    (Variant.FCN8S, 1, FP32), (Variant.FCN8S, 1, FP16), (Variant.FCN32S, 1, FP32), (Variant.FCN16S, 1, FP32),
+    (Variant.FCN8S, 1, BF16), (Variant.FCN32S, 1, FP16), (Variant.FCN16S, 1, FP16),
+    (Variant.FCN8S, 16, FP32), (Variant.FCN8S, 4, FP32), (Variant.FCN8S, 2, FP32), (Variant.FCN8S, 8, FP32),
 )  # fmt: skip
 _MINUTES = 8.0
 
@@ -40,7 +44,7 @@ class MatrixOptions:
     Attributes:
         output: folder of the three files.
         bench: how each bundle is measured.
-        plan: variants and batches, the most important first.
+        plan: variants, batches and precisions, the most important first.
         seconds: after which no further bundle is begun.
         size: height and width of the input in pixels.
         channel_divisor: more than 1 for a quick stand-in.
@@ -48,7 +52,7 @@ class MatrixOptions:
 
     output: Path
     bench: BenchOptions
-    plan: Sequence[tuple[Variant, int]] = PLAN
+    plan: Sequence[tuple[Variant, int, Precision]] = PLAN
     seconds: float = _MINUTES * 60
     size: int = 500
     channel_divisor: int = 1
@@ -63,14 +67,14 @@ def measure_matrix(options: MatrixOptions) -> BenchReport | None:
     require_provider(options.bench.provider)
     start, longest = time.monotonic(), 0.0
     merged: BenchReport | None = None
-    for variant, batch in options.plan:
+    for variant, batch, precision in options.plan:
         begun = time.monotonic()
         # Longer batches take longer, how much is not known before: what is left has to cover twice the longest.
         expected = longest * (2 if batch > 1 else 1)
         if begun - start + expected > options.seconds:
             continue
-        _say(f"{begun - start:6.1f} s  FCN-{variant}, batch {batch}")
-        found = _measure_one(options, variant, batch)
+        _say(f"{begun - start:6.1f} s  FCN-{variant}, batch {batch}, {precision}")
+        found = _measure_one(options, variant, batch, precision)
         if found is not None:
             merged = _joined(merged, found)
             _write(merged, options.output)
@@ -80,13 +84,17 @@ def measure_matrix(options: MatrixOptions) -> BenchReport | None:
     return merged
 
 
-def _measure_one(options: MatrixOptions, variant: Variant, batch: int) -> BenchReport | None:
+def _measure_one(options: MatrixOptions, variant: Variant, batch: int, precision: Precision) -> BenchReport | None:
     """One bundle; None, said on stderr, when it cannot be exported or prepared."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            onnx = OnnxOptions(options.size, options.size, batch)
             wanted = ExportOptions(
-                variant, Path(folder) / "bundle", channel_divisor=options.channel_divisor, onnx=onnx, verify=False
+                variant,
+                Path(folder) / "bundle",
+                channel_divisor=options.channel_divisor,
+                onnx=OnnxOptions(options.size, options.size, batch, default_opset(precision)),
+                precision=PrecisionOptions(precision),
+                verify=False,
             )
             return bench([export(wanted).path], options.bench)
         except FcnDeployError as error:

@@ -61,8 +61,8 @@ def _check_no_engines(paths: Sequence[Path]) -> None:
     engines = [str(path) for path in paths if path.suffix == PLAN_SUFFIX]
     if engines:
         raise UsageError(
-            f"{', '.join(engines)}: bench measures bundles, and has no rows for TensorRT engines",
-            remedy="Pass the bundle with --provider tensorrt, or time the engine with trtexec --loadEngine.",
+            f"{', '.join(engines)}: bench measures an engine beside the bundle that it was built of",
+            remedy="Pass the bundle with --provider cuda: the rows engine, engine-graph and engine-e2e run its plan.",
         )
 
 

@@ -22,9 +22,10 @@ from benchmarks.roofline import Ceilings, Work, work_of
 from benchmarks.workspace import Workspace, workspace_of
 from fcn_deploy.bundle import Bundle
 from fcn_deploy.doctor import available_memory_bytes
+from fcn_deploy.errors import BundleError
 from fcn_deploy.geometry import Geometry
 from fcn_deploy.graph import layers
-from fcn_deploy.model_info import VOC_CLASSES
+from fcn_deploy.model_info import VOC_CLASSES, ModelInfo
 from fcn_deploy.onnx_file import read_model
 from fcn_deploy.runtime.provider import Provider
 
@@ -83,7 +84,7 @@ class Schedule:
         """Make what the rows share; the reason why that failed, which is then every row's."""
         self._tell(f"export the plain graph of {workspace.info.network}, run the reference")
         graphs = frozenset(case.graph for case in cases)
-        if graphs - {Graph.BUNDLE}:
+        if graphs - {Graph.BUNDLE, Graph.ENGINE}:
             graphs |= {Graph.PLAIN}
         with own_process(workspace.folder / "prepare.log") as process:
             answer = process.call("prepare", workspace, graphs, self._cores)
@@ -93,11 +94,14 @@ class Schedule:
         self, workspace: Workspace, bundle: Bundle, cases: Sequence[Case], problem: str | None
     ) -> list[Contender]:
         contenders = []
-        for case in (case.on(bundle.info) for case in cases):
+        engine, engine_problem = _engine(workspace)
+        for case in (case.on(bundle.info, engine) for case in cases):
             job = Job(case, workspace, self._options.provider, self._cores)
             key = RowKey(network_name(bundle), workspace.shape, case.name, str(self._options.provider))
             contender = Contender(job, key, _work(workspace, bundle, case), workspace.folder / f"{case.name}.log")
             reason = problem or missing_runtime(case.runtime) or problem_with(case, bundle.info)
+            if case.graph is Graph.ENGINE:
+                reason = reason or engine_problem
             if reason is not None:
                 contender.skip(reason)
             contenders.append(contender)
@@ -200,10 +204,21 @@ def _free_bytes(provider: Provider) -> int:
     return min((free for free in found if free is not None), default=sys.maxsize)
 
 
+def _engine(workspace: Workspace) -> tuple[ModelInfo | None, str | None]:
+    """Facts of the bundle's engine, or the reason why there is none to measure."""
+    try:
+        engine = workspace.engine()
+    except BundleError as error:
+        return None, error.problem
+    if engine is None:
+        return None, f"there is no {workspace.plan.name}: fcn-deploy tensorrt builds it"
+    return engine.info, None
+
+
 def _work(workspace: Workspace, bundle: Bundle, case: Case) -> Work:
     model = bundle.model
     plain = workspace.graph_path(Graph.PLAIN)
-    if case.graph is not Graph.BUNDLE and plain.exists():
+    if case.graph not in (Graph.BUNDLE, Graph.ENGINE) and plain.exists():
         # What simplifying leaves out has no multiply-adds.
         model = read_model(plain)
     return work_of(model, layers(model), _BYTES[case.precision])

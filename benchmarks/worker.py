@@ -113,7 +113,7 @@ class Worker:
         return {INPUT_NAME: given.image}
 
     def _takes_pixels(self) -> bool:
-        bundled = self._job.case.graph is Graph.BUNDLE
+        bundled = self._job.case.graph in (Graph.BUNDLE, Graph.ENGINE)
         return bundled and self._job.workspace.info.image_input is ImageInput.UINT8
 
     def _compared(self, name: str, reference: Any) -> LabelComparison:

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from benchmarks.cases import Graph
 from fcn_deploy.bundle import Bundle
+from fcn_deploy.errors import BundleError
+from fcn_deploy.hashing import file_sha256
 from fcn_deploy.images import SAMPLE_PHOTO, Pixels, read_image, resize
 from fcn_deploy.model_info import ImageInput, ModelInfo, Precision
 from fcn_deploy.parity.inputs import (
@@ -21,6 +23,7 @@ from fcn_deploy.parity.inputs import (
     pixel_noise_input,
     rolled_batch,
 )
+from fcn_deploy.runtime.engine_file import Engine, open_engine, plan_beside
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Workspace:
         opset: of the bundle's model, and so of the graphs exported anew.
         checkpoint: what the network is rebuilt from; None for one from random weights.
         photos: what the bundle was calibrated on; empty where it was not.
+        plan: where an engine of the bundle would lie.
     """
 
     folder: Path
@@ -44,9 +48,27 @@ class Workspace:
     opset: int
     checkpoint: Path | None
     photos: tuple[Path, ...] = ()
+    plan: Path = Path()
+
+    def engine(self) -> Engine | None:
+        """The engine beside the bundle; None without one.
+
+        Raises:
+            BundleError: it is damaged, or was built of another model.
+        """
+        if not self.plan.is_file():
+            return None
+        engine = open_engine(self.plan)
+        if engine.source_sha256 != file_sha256(self.model_path):
+            raise BundleError(
+                f"{self.plan} was built of another model than {self.model_path}", remedy="Build it again."
+            )
+        return engine
 
     def graph_path(self, graph: Graph) -> Path:
-        """The ONNX file of a graph."""
+        """The file of a graph."""
+        if graph is Graph.ENGINE:
+            return self.plan
         return self.model_path if graph is Graph.BUNDLE else self.folder / f"{graph}.onnx"
 
     def pixels(self) -> Pixels:
@@ -76,4 +98,5 @@ def workspace_of(bundle: Bundle, folder: Path, checkpoint: Path | None) -> Works
     """The workspace of a bundle, its files not made yet."""
     opset = bundle.model.opset_imports[""]
     model_path, photos = bundle.model_path.resolve(), tuple(path.resolve() for path in bundle.photos)
-    return Workspace(folder, model_path, bundle.info, bundle.input_shape, opset, checkpoint, photos)
+    plan = plan_beside(bundle.path).resolve()
+    return Workspace(folder, model_path, bundle.info, bundle.input_shape, opset, checkpoint, photos, plan)

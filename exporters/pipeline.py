@@ -127,17 +127,17 @@ def _write_graph(options: ExportOptions, calibration: Sequence[ParityInput], pat
     graph, simplification, rewriting = _optimized(graph, options, on_step)
     graph = with_heads(graph, options.image_input, options.head)
     target = options.target or target_of_this_machine()
+    if info.precision is Precision.INT8:
+        calibration = write_photos(calibration, path.parent / PHOTOS_FOLDER, options.onnx.shape)
     wanted = replace(options.precision, min_agreement=info.min_agreement)
     graph, reduction = reduced(graph, wanted, calibration, target, on_step)
     with on_step("check and write model.onnx"):
         name_after_nodes(graph)
         check_graph(graph)
         write_model(graph, path)
-    photos, reference = path.parent / PHOTOS_FOLDER, None
-    if info.precision is Precision.INT8:
-        write_photos(calibration, photos)
+    reference = None
     if options.verify:
-        inputs = compared_inputs(info, options.onnx.shape, photos)
+        inputs = compared_inputs(info, options.onnx.shape, calibration)
         reference = run_reference(network, inputs, options.onnx.shape, on_step)
     return _Exported(info, simplification, rewriting, reduction, reference)
 

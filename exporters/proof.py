@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 from PIL import Image
 
+from exporters.eight_bit import GO_ALONG
 from fcn_deploy.errors import ParityError
 from fcn_deploy.graph import typed_skeleton
 from fcn_deploy.images import SAMPLE_PHOTO
@@ -22,17 +23,23 @@ from fcn_deploy.runtime.eager import EagerRunner
 from fcn_deploy.runtime.ort import OrtRunner
 from fcn_deploy.steps import OnStep
 
-# Calibration images that go along with the artifact: they take room, and time whenever it is verified.
-MAX_PHOTOS = 4
 _JPEG_QUALITY = 95
 
 
-def write_photos(calibration: Sequence[ParityInput], folder: Path) -> None:
-    """Write the first pictures of `calibration` into a new folder, in the size the network takes, as JPEG files."""
+def write_photos(calibration: Sequence[ParityInput], folder: Path, shape: Shape) -> tuple[ParityInput, ...]:
+    """Write the first pictures of `calibration` into a new folder, in the size the network takes, as JPEG files.
+
+    Returns:
+        `calibration` with what was written in the place of what it was written from.
+    """
     folder.mkdir()
-    pictures = [given.pixels for given in calibration if given.pixels is not None]
-    for index, pixels in enumerate(pictures[:MAX_PHOTOS]):
-        Image.fromarray(pixels[0]).save(folder / f"{index}.jpg", quality=_JPEG_QUALITY)
+    kept = list(calibration)
+    for index, given in enumerate(calibration[:GO_ALONG]):
+        if given.pixels is not None:
+            path = folder / f"{index}.jpg"
+            Image.fromarray(given.pixels[0]).save(path, quality=_JPEG_QUALITY)
+            kept[index] = photo_input(path, shape)
+    return tuple(kept)
 
 
 @dataclass(frozen=True)
@@ -62,10 +69,10 @@ def check_graph(graph: ir.Model) -> None:
         raise ParityError(f"ONNX's checker refuses the graph: {error}", remedy="Try --optimize none.") from error
 
 
-def compared_inputs(info: ModelInfo, shape: Shape, photos: Path) -> tuple[ParityInput, ...]:
-    """What a fresh artifact is compared on: a photo and noise, or the photos that go along with an int8 artifact."""
+def compared_inputs(info: ModelInfo, shape: Shape, calibration: Sequence[ParityInput]) -> tuple[ParityInput, ...]:
+    """What a fresh artifact is compared on: a photo and noise, or those of its photos that go along with it in int8."""
     if info.precision is Precision.INT8:
-        return tuple(photo_input(path, shape) for path in sorted(photos.iterdir()))
+        return tuple(calibration[:GO_ALONG])
     noise = pixel_noise_input if info.image_input is ImageInput.UINT8 else noise_input
     return photo_input(SAMPLE_PHOTO, shape), noise(0, shape)
 

@@ -236,7 +236,7 @@ def test_brackets_in_paths_are_no_markup(call_cli: Call, tmp_path: Path) -> None
     code, output, errors = call_cli("export", "--variant", "8s", *NARROW, "--no-verify", "--output", "run[bold]x[/]")
 
     assert code == 0, errors
-    assert "wrote run[bold]x[/]: float input" in output
+    assert "wrote run[bold]x[/]: fp32, float input" in output
     assert (tmp_path / "run[bold]x[/]" / "model.onnx").is_file()
 
 

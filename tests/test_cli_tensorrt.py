@@ -86,7 +86,7 @@ def test_engines_without_a_gpu(call_cli: Call, shared_bundle: Path, photo: Path)
 
     code, _, errors = call_cli("bench", "e.plan")
     assert code == 2
-    assert "e.plan: bench measures bundles, and has no rows for TensorRT engines" in errors
+    assert "e.plan: bench measures an engine beside the bundle that it was built of" in errors
 
 
 def test_engines_of_another_tensorrt_and_damaged_ones(call_cli: Call, shared_bundle: Path, tmp_path: Path) -> None:

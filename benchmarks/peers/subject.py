@@ -69,6 +69,8 @@ def open_subject(case: Case, workspace: Workspace, provider: Provider, threads: 
     """
     if case.runtime is Runtime.OPENVINO:
         return _open_openvino(case, workspace, threads)
+    if case.runtime is Runtime.TENSORRT:
+        return _open_tensorrt(case, workspace)
     if case.runtime is Runtime.ONNXRUNTIME:
         return _open_onnxruntime(case, workspace, provider, threads)
     return _open_pytorch(case, workspace, provider, threads)
@@ -97,6 +99,19 @@ def _open_openvino(case: Case, workspace: Workspace, threads: int | None) -> Sub
 
     bound = openvino.OpenVinoBound(workspace.graph_path(case.graph), threads)
     return Subject(bound, openvino.VERSION, f"{threads} threads, latency hint" if threads else "latency hint")
+
+
+def _open_tensorrt(case: Case, workspace: Workspace) -> Subject:
+    from fcn_deploy.runtime.trt import TrtRunner
+
+    runner = TrtRunner(workspace.plan, cuda_graph=case.cuda_graph)
+    # Stays open as long as its process lives.
+    runner.__enter__()
+    bound = HostEndToEnd(runner.bind(), runner.inputs[0]) if case.end_to_end else runner.bind()
+    placement = {name: len(nodes) for name, nodes in runner.placement.items()}
+    options = f"{runner.engine_file.flavour}{', CUDA graph' if case.cuda_graph else ''}"
+    # Its stream is its own, not the one that PyTorch's events are recorded on.
+    return Subject(bound, runner.engine_file.version, options, on_own_stream=False, placement=placement)
 
 
 def _open_onnxruntime(case: Case, workspace: Workspace, provider: Provider, threads: int | None) -> Subject:

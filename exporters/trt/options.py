@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fcn_deploy.errors import UsageError
 from fcn_deploy.model_info import Precision
+from fcn_deploy.runtime.engine_file import plan_beside
 from fcn_deploy.runtime.tensorrt_flavour import PLAN_SUFFIX, FlavourName
 
 MAX_WORKSPACE_MB = 1 << 20
@@ -54,6 +55,4 @@ class EngineOptions:
         """Where the plan is written."""
         if self.output is not None:
             return self.output
-        # `.` and `..` have no name of their own.
-        source = self.source.resolve() if self.source.name in ("", "..") else self.source
-        return Path(f"{source.with_suffix('') if source.suffix == '.onnx' else source}{PLAN_SUFFIX}")
+        return plan_beside(self.source)

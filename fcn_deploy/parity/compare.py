@@ -58,7 +58,8 @@ class LabelComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure, raw and derived, for JSON."""
-        return asdict(self) | {"label_agreement": self.label_agreement, "mean_iu": self.mean_iu}
+        counts = {"intersections": list(self.intersections), "unions": list(self.unions)}
+        return asdict(self) | counts | {"label_agreement": self.label_agreement, "mean_iu": self.mean_iu}
 
 
 @dataclass(frozen=True)

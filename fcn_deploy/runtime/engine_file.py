@@ -15,7 +15,7 @@ from fcn_deploy.hashing import file_sha256
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.runtime.base import TensorSpec
 from fcn_deploy.runtime.cuda_driver import Device
-from fcn_deploy.runtime.tensorrt_flavour import FlavourName
+from fcn_deploy.runtime.tensorrt_flavour import PLAN_SUFFIX, FlavourName
 
 SCHEMA_VERSION = 1
 _BUILD_AGAIN = "Build the engine again with `fcn-deploy tensorrt`."
@@ -107,6 +107,13 @@ class Engine:
         """The text of the sidecar; it does not name the plan's folder."""
         facts = {"schema_version": SCHEMA_VERSION, **self.to_dict(), "path": self.path.name}
         return json.dumps(facts, indent=2, allow_nan=False) + "\n"
+
+
+def plan_beside(source: Path) -> Path:
+    """Where the engine of a bundle or an ONNX file is put unless it is told otherwise: `fcn8s.plan` beside `fcn8s`."""
+    # `.` and `..` have no name of their own.
+    named = source.resolve() if source.name in ("", "..") else source
+    return Path(f"{named.with_suffix('') if named.suffix == '.onnx' else named}{PLAN_SUFFIX}")
 
 
 def sidecar_path(plan: Path) -> Path:
