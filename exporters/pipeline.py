@@ -46,6 +46,7 @@ class ExportResult:
         simplification: what became of the graph, or None when it was left as exported.
         rewriting: what the exact rewrites did, or None when there were none.
         reduction: what reduced precision took, or None in float32.
+        float_bytes: the weights before they were reduced.
         parity: the comparison with PyTorch, or None when it was not asked for.
     """
 
@@ -56,6 +57,7 @@ class ExportResult:
     simplification: Simplification | None
     rewriting: Rewriting | None
     reduction: Reduction | None
+    float_bytes: int
     parity: ParityReport | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,6 +70,7 @@ class ExportResult:
             "simplification": asdict(self.simplification) if self.simplification else None,
             "rewriting": self.rewriting.to_dict() if self.rewriting else None,
             "reduction": self.reduction.to_dict() if self.reduction else None,
+            "float_bytes": self.float_bytes,
             "parity": self.parity.to_dict() if self.parity else None,
         }
 
@@ -81,6 +84,7 @@ class _Exported:
         simplification: what became of the graph, or None when it was left as exported.
         rewriting: what the exact rewrites did, or None when there were none.
         reduction: what reduced precision took, or None in float32.
+        float_bytes: the weights before they were reduced.
         reference: what the network computed, or None when nothing is to be verified.
     """
 
@@ -88,6 +92,7 @@ class _Exported:
     simplification: Simplification | None
     rewriting: Rewriting | None
     reduction: Reduction | None
+    float_bytes: int
     reference: Reference | None
 
 
@@ -113,7 +118,7 @@ def export(options: ExportOptions, on_step: OnStep = quietly) -> ExportResult:
         with on_step("hash and write the manifest"):
             write_manifest(staging, _facts(options, exported, parity))
             size = (staging / MODEL_FILE).stat().st_size
-    made = exported.simplification, exported.rewriting, exported.reduction, parity
+    made = exported.simplification, exported.rewriting, exported.reduction, exported.float_bytes, parity
     return ExportResult(options.output, exported.info, options.onnx.shape, size, *made)
 
 
@@ -127,6 +132,7 @@ def _write_graph(options: ExportOptions, calibration: Sequence[ParityInput], pat
     graph, simplification, rewriting = _optimized(graph, options, on_step)
     graph = with_heads(graph, options.image_input, options.head)
     target = options.target or target_of_this_machine()
+    float_bytes = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
     if info.precision is Precision.INT8:
         calibration = write_photos(calibration, path.parent / PHOTOS_FOLDER, options.onnx.shape)
     wanted = replace(options.precision, min_agreement=info.min_agreement)
@@ -139,7 +145,7 @@ def _write_graph(options: ExportOptions, calibration: Sequence[ParityInput], pat
     if options.verify:
         inputs = compared_inputs(info, options.onnx.shape, calibration)
         reference = run_reference(network, inputs, options.onnx.shape, on_step)
-    return _Exported(info, simplification, rewriting, reduction, reference)
+    return _Exported(info, simplification, rewriting, reduction, float_bytes, reference)
 
 
 def _optimized(

@@ -133,7 +133,7 @@ def _show(result: "ExportResult") -> None:
 
     from fcn_deploy.cli.console import print_line
     from fcn_deploy.cli.parity_table import print_parity
-    from fcn_deploy.cli.reduction_table import print_reduction
+    from fcn_deploy.cli.reduction_table import print_price, print_reduction
     from fcn_deploy.cli.rewriting_table import print_rewriting, print_simplification
 
     if result.simplification is not None:
@@ -146,6 +146,7 @@ def _show(result: "ExportResult") -> None:
         print_line("[yellow]not verified[/]: nobody has compared this file with PyTorch")
     else:
         print_parity(result.parity)
+    print_price(result)
     print_line(f"[bold]{result.info.network}[/], {result.info.provenance}")
     batch, channels, height, width = result.input_shape
     on_pixels = result.info.image_input is ImageInput.UINT8

@@ -35,7 +35,8 @@ def placed(placement: Mapping[str, int]) -> str:
 
 def print_layers(report: LayerReport) -> None:
     """Print how far every layer is from PyTorch's, and where it begins."""
-    table = plain_table(f"Every layer against PyTorch on {escape(report.input_name)}", "layer", "error/range", "SNR dB")
+    print_line(f"every layer against PyTorch on {escape(report.input_name)}:")
+    table = plain_table("", "layer", "error/range", "SNR dB")
     for layer in report.layers:
         table.add_row(escape(layer.name), f"{layer.relative_error:.1e}", f"{layer.snr_db:.1f}")
     out.print(table)

@@ -8,6 +8,7 @@ from fcn_deploy.cli.console import out, plain_table, print_line
 
 if TYPE_CHECKING:
     from exporters.eight_bit import Quantization
+    from exporters.pipeline import ExportResult
     from exporters.precision import HalfReport
     from exporters.reduce import Reduction
 
@@ -23,7 +24,8 @@ def print_reduction(reduction: "Reduction") -> None:
 
 
 def _print_quantization(found: "Quantization") -> None:
-    table = plain_table(f"Signal to quantisation noise, {found.method} over {found.images} images", "layer", "dB", "in")
+    print_line(f"signal to quantisation noise of every layer, {found.method} over {found.images} images:")
+    table = plain_table("", "layer", "dB", "in")
     for layer in found.layers:
         table.add_row(escape(layer.name), f"{layer.sqnr_db:.1f}", "float" if layer.in_float else "int8")
     out.print(table)
@@ -34,6 +36,17 @@ def _print_quantization(found: "Quantization") -> None:
         f"int8 in {len(found.layers) - len(kept)} of {len(found.layers)} layers, scores and up-sampling in float: "
         f"mean IU with the float graph {found.mean_iu:.4f}, {wanted}{escape(stays)}"
     )
+
+
+def print_price(result: "ExportResult") -> None:
+    """What the reduced precision costs in accuracy, and what it saves in size."""
+    if result.reduction is None:
+        return
+    table = plain_table("", "", "size", "labels =", "mean IU")
+    table.add_row("fp32", f"{result.float_bytes / 1e6:.1f} MB", "", "")
+    figures = (f"{result.parity.label_agreement:.3%}", f"{result.parity.mean_iu:.4f}") if result.parity else ("", "")
+    table.add_row(str(result.info.precision), f"{result.file_bytes / 1e6:.1f} MB", *figures)
+    out.print(table)
 
 
 def _print_half(found: "HalfReport") -> None:

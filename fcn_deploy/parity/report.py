@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fcn_deploy.errors import ParityError
-from fcn_deploy.parity.compare import LabelComparison
+from fcn_deploy.parity.compare import LabelComparison, joint_mean_iu
 from fcn_deploy.parity.tolerance import Tier
 
 _REMEDY = (
@@ -52,6 +52,16 @@ class ParityReport:
         single = [f"{c.input_name}: {problem}" for c in self.comparisons for problem in self.tier.failures(c)]
         joint = [f"{len(self.comparisons)} inputs: {problem}" for problem in self.tier.joint_failures(self.comparisons)]
         return (*single, *joint)
+
+    @property
+    def label_agreement(self) -> float:
+        """Share of the pixels of all inputs with the same label, 0..1."""
+        return 1 - sum(c.flips for c in self.comparisons) / sum(c.pixels for c in self.comparisons)
+
+    @property
+    def mean_iu(self) -> float:
+        """Mean IU of the two sides' labels over all inputs together."""
+        return joint_mean_iu(self.comparisons)
 
     @property
     def passed(self) -> bool:
