@@ -4,6 +4,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
 from exporters.reduce import BF16_OPSET
 from exporters.trt.options import EngineOptions
 from exporters.trt.timing_cache import require_effect
@@ -93,6 +95,10 @@ def job_of(options: EngineOptions, flavour: Flavour, device: Device | None) -> J
     return Job(bundle, precision, sha256, flavour, device, key)
 
 
+def _rounds_unsigned(node: ir.Node) -> bool:
+    return node.op_type == "QuantizeLinear" and node.outputs[0].dtype is ir.DataType.UINT8
+
+
 def _precision(options: EngineOptions, bundle: Bundle) -> Precision:
     own = bundle.info.precision
     wanted = options.precision or own
@@ -107,6 +113,12 @@ def _precision(options: EngineOptions, bundle: Bundle) -> Precision:
         raise UsageError(
             f"calibration images are for reducing a float32 graph, and {options.source} stays {own}",
             remedy="Leave --calibration out, or ask for another --precision.",
+        )
+    unsigned = next((node for node in bundle.model.graph if _rounds_unsigned(node)), None)
+    if unsigned is not None:
+        raise UsageError(
+            f"{options.source} has 8-bit maps in uint8, at {unsigned.name} first: those are for CPUs, TensorRT takes int8",
+            remedy="Export it again with --target tensorrt.",
         )
     opset = bundle.model.opset_imports.get("", 0)
     if wanted is Precision.BF16 and opset < BF16_OPSET:
