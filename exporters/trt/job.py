@@ -117,7 +117,7 @@ def _precision(options: EngineOptions, bundle: Bundle) -> Precision:
     unsigned = next((node for node in bundle.model.graph if _rounds_unsigned(node)), None)
     if unsigned is not None:
         raise UsageError(
-            f"{options.source} has 8-bit maps in uint8, at {unsigned.name} first: those are for CPUs, TensorRT takes int8",
+            f"{options.source} has 8-bit maps in uint8, at {unsigned.name} first: for CPUs; TensorRT takes int8",
             remedy="Export it again with --target tensorrt.",
         )
     opset = bundle.model.opset_imports.get("", 0)
