@@ -40,17 +40,17 @@ class PrecisionOptions:
     Attributes:
         precision: the arithmetic.
         calibration: images, or folders of them, like those the artifact is for; int8 cannot do without.
-        method: how int8's clipping thresholds are chosen.
+        method: how int8's clipping thresholds are chosen; None is min-max.
         min_agreement: least mean IU between int8's labels and float's on the calibration images; None asks for
             `MIN_AGREEMENT` of trained weights, and for nothing of random ones.
 
     Raises:
-        UsageError: calibration missing where it is needed, or a bound out of its bounds.
+        UsageError: no calibration where it is needed, an option of another precision, or a bound out of its bounds.
     """
 
     precision: Precision = Precision.FP32
     calibration: tuple[Path, ...] = ()
-    method: Calibration = Calibration.MINMAX
+    method: Calibration | None = None
     min_agreement: float | None = None
 
     def __post_init__(self) -> None:
@@ -58,6 +58,16 @@ class PrecisionOptions:
             raise UsageError(
                 "int8 has to see what values occur, and no calibration images are given",
                 remedy="Pass --calibration with a folder of at least a dozen photos like those the model is for.",
+            )
+        foreign = {
+            "calibration images": self.calibration and self.precision is Precision.FP32,
+            "a calibration method": self.method and self.precision is not Precision.INT8,
+            "a least agreement": self.min_agreement is not None and self.precision is not Precision.INT8,
+        }
+        for what in (name for name, given in foreign.items() if given):
+            raise UsageError(
+                f"{what} with {self.precision}, which has no use for it",
+                remedy="Leave it out, or pass --precision int8.",
             )
         if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
             raise UsageError(
@@ -70,9 +80,9 @@ class PrecisionOptions:
 
         Labels of random weights hang on margins far below what 8 bits can keep.
         """
-        if self.precision is not Precision.INT8 or self.min_agreement is not None:
-            return self.min_agreement if self.precision is Precision.INT8 else None
-        return None if provenance.untrained else MIN_AGREEMENT
+        if self.min_agreement is not None:
+            return self.min_agreement
+        return MIN_AGREEMENT if self.precision is Precision.INT8 and not provenance.untrained else None
 
     def check_opset(self, opset: int) -> None:
         """Refuse operator sets that do not have the arithmetic.
@@ -136,7 +146,12 @@ def reduced(
     require_float32(model)
     feeds = _feeds(model, inputs)
     if options.precision is Precision.INT8:
-        return quantize(model, feeds, QuantizeOptions(options.method, target, options.min_agreement or 0.0), on_step)
+        return quantize(
+            model,
+            feeds,
+            QuantizeOptions(options.method or Calibration.MINMAX, target, options.min_agreement or 0.0),
+            on_step,
+        )
     names = observed_names(model)
     with on_step(f"observe every layer on {len(feeds)} images", runs(model, names) * len(feeds)) as advance:
         observed = observe(model, names, feeds, advance)

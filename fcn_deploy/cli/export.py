@@ -73,7 +73,9 @@ def export(
             metavar="DIR", help="Photos like those it is for, at least a dozen; int8 needs them.", show_default=False
         ),
     ] = None,
-    calibration_method: Annotated[Calibration, typer.Option(help="How far int8's maps reach.")] = Calibration.MINMAX,
+    calibration_method: Annotated[
+        Calibration | None, typer.Option(help="How far int8's maps reach. Default: minmax.", show_default=False)
+    ] = None,
     min_agreement: Annotated[
         float | None,
         typer.Option(
