@@ -56,11 +56,11 @@ class Worker:
         """Time the very first run and the next, and compare what this very binding computes with the reference."""
         taken, compared = [], []
         references = self._job.workspace.references()
-        # The photo comes last, because it is what the samples are taken on; end to end there is only the photo.
+        # The photo comes last, because it is what the samples are taken on; end to end there are only pictures.
         for index, given in reversed(list(enumerate(self._job.workspace.inputs()))):
             self._subject.bound.upload(self._feeds(index))
             taken.append(timing.time_once(self._subject.bound.run))
-            if index == 0 or not self._job.case.end_to_end:
+            if given.pixels is not None or not self._job.case.end_to_end:
                 compared.append(self._compared(given.name, references[index]))
         return FirstRuns(taken[0], taken[-1], compared[::-1])
 
@@ -105,9 +105,9 @@ class Worker:
         return measure_ceilings(provider, precisions, len(cores) or None, seconds)
 
     def _feeds(self, index: int) -> Arrays:
-        if self._job.case.end_to_end:
-            return {PIXELS_NAME: self._job.workspace.pixels()}
         given = self._job.workspace.inputs()[index]
+        if self._job.case.end_to_end:
+            return {PIXELS_NAME: given.pixels if given.pixels is not None else self._job.workspace.pixels()}
         if self._takes_pixels():
             return {PIXELS_NAME: given.pixels}
         return {INPUT_NAME: given.image}

@@ -138,7 +138,9 @@ def _open_onnxruntime(case: Case, workspace: Workspace, provider: Provider, thre
     placement = {name: len(nodes) for name, nodes in runner.placement.items()}
     version = runner.name.split()[2]
     profiled = _profiler(path, options, workspace) if on_cpu and not case.end_to_end else None
-    return Subject(bound, version, str(options), not case.cuda_graph, placement, profiled)
+    # Whatever else the runner's name says of how it computes: half precision is no such thing on a CPU.
+    described = ", ".join([str(options), *runner.name.split(", ")[1:]])
+    return Subject(bound, version, described, not case.cuda_graph, placement, profiled)
 
 
 def _profiler(path: Path, options: OrtOptions, workspace: Workspace) -> Callable[[int], tuple[NodeTime, ...]]:
