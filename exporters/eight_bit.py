@@ -1,6 +1,6 @@
 """Quantising a graph with proof: calibrate, rank layers by their noise, keep the worst in float until labels agree."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf, log10
 from pathlib import Path
@@ -31,7 +31,8 @@ GO_ALONG = 4
 Array = npt.NDArray[Any]
 Feeds = Sequence[Mapping[str, Array]]
 Labels = npt.NDArray[np.uint8]
-Attempt = Callable[[int], tuple[ir.Model, float]]
+Attempted = tuple[ir.Model, float]
+Attempt = Callable[[Collection[str]], Attempted]
 
 
 @dataclass(frozen=True)
@@ -116,36 +117,47 @@ def quantize(
         observed = observe_maps(model, feeds, advance)
         expected = _labels(model, feeds, advance)
     scales = {name: map_scale(found, options.method, options.target) for name, found in observed.items()}
-    noises = sorted(layer_noises(model, observed, scales), key=lambda layer: layer.sqnr_db)
+    noises = layer_noises(model, observed, scales)
 
-    def attempt(kept: int) -> tuple[ir.Model, float]:
-        """The graph with the `kept` worst layers in float, and how well it agrees."""
-        layers = {layer.name for layer in noises[kept:]}
+    def attempt(layers: Collection[str]) -> Attempted:
+        """The graph with those layers in 8 bits, and how well it agrees."""
         with on_step(f"8 bits in {len(layers)} of {len(noises)} layers, compare labels", len(feeds)) as advance:
-            candidate = quantized(model, scales, layers)
+            candidate = quantized(model, scales, set(layers))
             return candidate, _agreement(expected, _labels(candidate, feeds, advance))
 
-    kept, (candidate, mean_iu) = _fewest(attempt, len(noises), options.min_agreement)
+    worst_first = [layer.name for layer in sorted(noises, key=lambda layer: layer.sqnr_db)]
+    layers, (candidate, mean_iu) = _as_many(attempt, worst_first, options.min_agreement)
     if not mean_iu >= options.min_agreement:
         raise ParityError(
-            f"8 bits in {noises[-1].name} alone leave a mean IU of {mean_iu:.4f} with the float graph, less than "
+            f"8 bits in {layers[0]} alone leave a mean IU of {mean_iu:.4f} with the float graph, less than "
             f"{options.min_agreement:g}",
             remedy="Calibrate on images like those it is for, try another --calibration-method, or --precision fp16.",
         )
-    marked = _marked(model, noises, {layer.name for layer in noises[kept:]})
+    marked = tuple(replace(layer, in_float=layer.name not in layers) for layer in noises)
     return candidate, Quantization(options.method, len(feeds), marked, mean_iu, options.min_agreement)
 
 
-def _fewest(attempt: Attempt, layers: int, enough: float) -> tuple[int, tuple[ir.Model, float]]:
+def _as_many(attempt: Attempt, worst_first: list[str], enough: float) -> tuple[list[str], Attempted]:
+    """As many layers as agree well enough, or else the one that agrees best."""
+    kept, found = _fewest(attempt, worst_first, enough)
+    if not found[1] >= enough:
+        # Noise does not say what labels hang on: where its order leads nowhere, every layer is tried by itself.
+        alone = {name: attempt([name])[1] for name in worst_first}
+        worst_first = sorted(worst_first, key=lambda name: alone[name])
+        kept, found = _fewest(attempt, worst_first, enough)
+    return worst_first[kept:], found
+
+
+def _fewest(attempt: Attempt, worst_first: Sequence[str], enough: float) -> tuple[int, Attempted]:
     """The fewest layers to keep in float, by bisection, since each attempt runs every image; at most all but one."""
-    low, high = 0, layers - 1
-    found = attempt(low)
+    low, high = 0, len(worst_first) - 1
+    found = attempt(worst_first)
     if found[1] >= enough:
         return low, found
-    best = attempt(high)
+    best = attempt(worst_first[high:])
     while best[1] >= enough and high - low > 1:
         middle = (low + high) // 2
-        found = attempt(middle)
+        found = attempt(worst_first[middle:])
         if found[1] >= enough:
             high, best = middle, found
         else:
@@ -199,13 +211,6 @@ def input_noise(found: Activation, scale: Scale) -> float:
     errors = np.where(centres > reach, (centres - reach) ** 2, rounding)
     signal = float((found.counts * centres**2).sum())
     return float((found.counts * errors).sum()) / signal if signal else 0.0
-
-
-def _marked(model: ir.Model, noises: Sequence[LayerNoise], layers: set[str]) -> tuple[LayerNoise, ...]:
-    """In the graph's order, with those that are not among `layers` marked as float."""
-    by_name = {layer.name: layer for layer in noises}
-    found = [by_name[str(node.name)] for node in trunk_convolutions(model)]
-    return tuple(replace(layer, in_float=layer.name not in layers) for layer in found)
 
 
 def _labels(model: ir.Model, feeds: Feeds, advance: Advance) -> list[Labels]:
