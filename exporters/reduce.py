@@ -22,7 +22,7 @@ from fcn_deploy.errors import ImageError, UsageError
 from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.model_info import Precision, Provenance
 from fcn_deploy.parity.inputs import ParityInput, Shape, photo_input
-from fcn_deploy.prediction import find_images
+from fcn_deploy.photos import find_images
 from fcn_deploy.runtime.base import TensorSpec
 from fcn_deploy.steps import OnStep, quietly
 

@@ -145,7 +145,8 @@ if TYPE_CHECKING:
     from fcn_deploy.parity.compare import Comparison
     from fcn_deploy.parity.report import ParityReport
     from fcn_deploy.parity.tolerance import Tier
-    from fcn_deploy.prediction import Prediction, PredictOptions, find_images, predict
+    from fcn_deploy.photos import find_images
+    from fcn_deploy.prediction import Prediction, PredictOptions, predict
     from fcn_deploy.runtime.engine_file import Engine, open_engine
     from fcn_deploy.runtime.ort_options import OrtOptions
     from fcn_deploy.runtime.provider import Provider
@@ -187,7 +188,8 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.parity.compare": "Comparison",
     "fcn_deploy.parity.report": "ParityReport",
     "fcn_deploy.parity.tolerance": "Tier",
-    "fcn_deploy.prediction": "Prediction PredictOptions find_images predict",
+    "fcn_deploy.photos": "find_images",
+    "fcn_deploy.prediction": "Prediction PredictOptions predict",
     "fcn_deploy.runtime.engine_file": "Engine open_engine",
     "fcn_deploy.runtime.ort_options": "OrtOptions",
     "fcn_deploy.runtime.provider": "Provider",

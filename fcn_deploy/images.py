@@ -3,6 +3,7 @@
 Shapes: an image is H x W x 3 uint8 RGB, a label map H x W uint8 (0..K-1, 255 = void).
 """
 
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,22 +42,34 @@ def read_image(path: Path) -> Pixels:
     if not path.is_file():
         raise ImageError(f"image {path} is not a file", remedy="Check the path.")
     try:
+        return decode_image(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ImageError(f"image {path} cannot be read: {error.strerror}", remedy="Check its permissions.") from error
+
+
+def decode_image(data: bytes, name: str) -> Pixels:
+    """Decode a picture's file from memory, as `read_image` does; `name` stands for it in errors.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    try:
         with warnings.catch_warnings():
             # Pillow warns from half of MAX_PIXELS; the bound is checked here, before anything is decoded.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_known_formats()) as image:
-                _check_still(path, image)
-                return _to_rgb(path, image)
+            with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
+                _check_still(name, image)
+                return _to_rgb(name, image)
     except Image.DecompressionBombError as error:
-        raise _too_large(path, str(error)) from error
+        raise _too_large(name, str(error)) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"image {path} ({path.stat().st_size} bytes) is of no known format", remedy="Use a PNG or JPEG file."
+            f"image {name} ({len(data)} bytes) is of no known format", remedy="Use a PNG or JPEG file."
         ) from error
     except ImageError:
         raise
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-        raise ImageError(f"image {path} is truncated or damaged: {error}", remedy="Copy it again.") from error
+        raise ImageError(f"image {name} is truncated or damaged: {error}", remedy="Copy it again.") from error
 
 
 def _known_formats() -> list[str]:
@@ -70,25 +83,25 @@ def readable_suffixes() -> set[str]:
     return {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
 
 
-def _check_still(path: Path, image: Image.Image) -> None:
+def _check_still(name: str, image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
-        raise _too_large(path, f"{image.width}x{image.height}")
+        raise _too_large(name, f"{image.width}x{image.height}")
     frames = getattr(image, "n_frames", 1)
     # The further frames of a camera's MPO are depth, gain or preview maps of the one photo.
     if frames > 1 and image.format != "MPO":
         raise ImageError(
-            f"image {path} has {frames} frames; one still picture is wanted", remedy="Save the frame you mean as a PNG."
+            f"image {name} has {frames} frames; one still picture is wanted", remedy="Save the frame you mean as a PNG."
         )
 
 
-def _too_large(path: Path, size: str) -> ImageError:
+def _too_large(name: str, size: str) -> ImageError:
     return ImageError(
-        f"image {path} claims {size} pixels; at most {MAX_PIXELS} are decoded",
+        f"image {name} claims {size} pixels; at most {MAX_PIXELS} are decoded",
         remedy="Check where it is from; if it is meant, scale it down first.",
     )
 
 
-def _to_rgb(path: Path, image: Image.Image) -> Pixels:
+def _to_rgb(name: str, image: Image.Image) -> Pixels:
     upright = ImageOps.exif_transpose(image)
     if upright.mode in _SIXTEEN_BIT_MODES or (upright.mode, image.format) == ("I", "PPM"):
         # Pillow's own conversion clips at 255 and would leave a white picture.
@@ -96,7 +109,7 @@ def _to_rgb(path: Path, image: Image.Image) -> Pixels:
         return np.repeat(grey[:, :, None], 3, axis=2)
     if upright.mode not in _EIGHT_BIT_MODES:
         raise ImageError(
-            f"image {path} has pixel type {upright.mode}, whose range is not defined",
+            f"image {name} has pixel type {upright.mode}, whose range is not defined",
             remedy="Scale it to 8 or 16 bits per channel first.",
         )
     if upright.has_transparency_data:

@@ -1,6 +1,5 @@
 """Label maps of photos of any size with an artifact of one fixed size."""
 
-import glob
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from fcn_deploy.images import (
     mean_image,
     place,
     read_image,
-    readable_suffixes,
 )
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.overlay import class_shares, overlay
@@ -29,8 +27,6 @@ from fcn_deploy.runtime.ends import feed_of, labels_of
 from fcn_deploy.runtime.open import runner_for
 from fcn_deploy.runtime.provider import Provider
 from fcn_deploy.staging import staged_file
-
-_GLOB_CHARACTERS = frozenset("*?[")
 
 
 @dataclass(frozen=True)
@@ -78,40 +74,6 @@ class Prediction:
             "untrained": self.untrained,
             "failure": str(self.failure) if self.failure else None,
         }
-
-
-def find_images(arguments: Sequence[str]) -> list[Path]:
-    """The image files that paths, directories and glob patterns name, each once, directories and patterns sorted.
-
-    A path that does not exist is kept, to be reported with the rest. Of a directory, neither its directories are
-    searched nor what `predict` wrote there is taken.
-
-    Raises:
-        ImageError: a directory or pattern holds no image.
-    """
-    found: dict[Path, None] = {}
-    for argument in [arguments] if isinstance(arguments, str) else arguments:
-        found.update(dict.fromkeys(_expand(argument)))
-    return list(found)
-
-
-def _expand(argument: str) -> list[Path]:
-    path = Path(argument)
-    if path.is_dir():
-        known = readable_suffixes()
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in known and p.is_file() and not _is_result(p))
-    elif not path.exists() and _GLOB_CHARACTERS & set(argument):
-        files = sorted(Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file())  # noqa: PTH207 - absolute patterns
-    else:
-        return [path]
-    if not files:
-        raise ImageError(f"{argument} names no image", remedy="Check the directory or the pattern.")
-    return files
-
-
-def _is_result(path: Path) -> bool:
-    """Whether a file is one that `predict` wrote: results may lie beside their photos."""
-    return path.name.endswith((".labels.png", ".overlay.png"))
 
 
 def predict(path: Path, images: Sequence[Path], options: PredictOptions | None = None) -> Iterator[Prediction]:

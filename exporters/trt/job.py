@@ -13,7 +13,7 @@ from fcn_deploy.bundle import Bundle, open_bundle
 from fcn_deploy.errors import ProviderError, UsageError
 from fcn_deploy.hashing import file_sha256
 from fcn_deploy.model_info import Precision
-from fcn_deploy.prediction import find_images
+from fcn_deploy.photos import find_images
 from fcn_deploy.runtime.cuda_driver import Device, current_device
 from fcn_deploy.runtime.tensorrt_flavour import Flavour
 from fcn_deploy.version import __version__

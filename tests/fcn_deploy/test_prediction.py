@@ -9,7 +9,7 @@ from PIL import Image
 import fcn_deploy as fd
 from fcn_deploy.images import read_image
 from fcn_deploy.models.init import random_network
-from fcn_deploy.prediction import find_images
+from fcn_deploy.photos import find_images
 
 
 def expected_labels(image: Path, size: int) -> np.ndarray:

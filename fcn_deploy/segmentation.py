@@ -1,0 +1,103 @@
+"""An artifact that is ready to label photos of any size: what every command that shows it photos has in common."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from fcn_deploy.artifact import open_artifact
+from fcn_deploy.hashing import file_sha256
+from fcn_deploy.images import Labels, Pixels, Placement, mean_image, place
+from fcn_deploy.model_info import ModelInfo
+from fcn_deploy.runtime.base import Arrays
+from fcn_deploy.runtime.ends import feed_of, labels_of
+from fcn_deploy.runtime.open import runner_for
+from fcn_deploy.runtime.provider import Provider
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A photo fitted into a model's input.
+
+    Attributes:
+        photo: h x w x 3 uint8 RGB, of any size.
+        canvas: H x W x 3 uint8 RGB, of the model's size.
+        placement: where the photo lies in the canvas.
+    """
+
+    photo: Pixels
+    canvas: Pixels
+    placement: Placement
+
+
+class Segmenter:
+    """Labels photos with an artifact: a context manager around its runner.
+
+    `run` is the runtime alone; what happens before it (`fit`, `feed`) and after it (`labels`) may happen elsewhere
+    at the same time.
+
+    Args:
+        path: a bundle's directory, an ONNX file of this toolkit, or a TensorRT engine.
+        provider: where ONNX Runtime runs.
+
+    Attributes:
+        info: the model's facts.
+        model_path: the model's file.
+        batch: N, photos per run.
+        height: H of the input, pixels.
+        width: W of the input, pixels.
+
+    Raises:
+        BundleError: the artifact is missing, damaged, or has no facts about its classes.
+        ProviderError: on opening, when the provider asked for would not run.
+    """
+
+    def __init__(self, path: Path, provider: Provider = Provider.CPU) -> None:
+        artifact = open_artifact(path)
+        self.info: ModelInfo = artifact.info
+        self.model_path = artifact.model_path
+        self.batch, _, self.height, self.width = artifact.input_shape
+        self._runner = runner_for(artifact.model_path, provider)
+
+    def __enter__(self) -> Self:
+        self._runner.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._runner.__exit__(kind, error, trace)
+
+    @property
+    def runner_name(self) -> str:
+        """What runs, for reports, e.g. `ONNX Runtime 1.31.1 CPU`."""
+        return self._runner.name
+
+    @property
+    def model_sha256(self) -> str:
+        """SHA-256 of the model's file, in hex: reads all of it."""
+        return file_sha256(self.model_path)
+
+    def fit(self, photo: Pixels, *, keep_aspect: bool) -> Fitted:
+        """Stretch a photo to the input's size or, with `keep_aspect`, pad it with the mean colour."""
+        return Fitted(photo, *place(photo, self.height, self.width, keep_aspect=keep_aspect))
+
+    def feed(self, canvases: list[Pixels]) -> Arrays:
+        """What `run` takes for 1 to N canvases: the model's input, filled up with the mean colour."""
+        filling = [mean_image(self.height, self.width)] * (self.batch - len(canvases))
+        return feed_of(self._runner.inputs[0], np.stack([*canvases, *filling]))
+
+    def run(self, feed: Arrays) -> Arrays:
+        """The model's outputs for a `feed`, on the host."""
+        return self._runner.run(feed)
+
+    def labels(self, outputs: Arrays) -> Labels:
+        """N x H x W uint8 labels of what `run` gave, those of the filling included."""
+        return labels_of(outputs)
+
+    def segment(self, photo: Pixels, *, keep_aspect: bool = False) -> Labels:
+        """H x w uint8 labels of one photo, in the photo's own size."""
+        fitted = self.fit(photo, keep_aspect=keep_aspect)
+        return fitted.placement.restore(self.labels(self.run(self.feed([fitted.canvas])))[0])

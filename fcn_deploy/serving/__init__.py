@@ -1,0 +1,1 @@
+"""A server of the Open Inference Protocol for one artifact."""
