@@ -27,6 +27,7 @@ __all__ = [
     "Comparison",
     "Engine",
     "EngineBuild",
+    "EngineName",
     "EngineOptions",
     "ExportOptions",
     "ExportResult",
@@ -49,6 +50,7 @@ __all__ = [
     "Optimized",
     "OrtOptions",
     "OutputError",
+    "OutputFormat",
     "ParityError",
     "ParityReport",
     "Precision",
@@ -65,6 +67,7 @@ __all__ = [
     "Rewriting",
     "Row",
     "SizeError",
+    "Tally",
     "Target",
     "Tier",
     "UsageError",
@@ -146,7 +149,10 @@ if TYPE_CHECKING:
     from fcn_deploy.parity.report import ParityReport
     from fcn_deploy.parity.tolerance import Tier
     from fcn_deploy.photos import find_images
-    from fcn_deploy.prediction import Prediction, PredictOptions, predict
+    from fcn_deploy.prediction.options import EngineName, OutputFormat, PredictOptions
+    from fcn_deploy.prediction.run import predict
+    from fcn_deploy.prediction.tally import Tally
+    from fcn_deploy.prediction.work import Prediction
     from fcn_deploy.runtime.engine_file import Engine, open_engine
     from fcn_deploy.runtime.ort_options import OrtOptions
     from fcn_deploy.runtime.provider import Provider
@@ -189,7 +195,10 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.parity.report": "ParityReport",
     "fcn_deploy.parity.tolerance": "Tier",
     "fcn_deploy.photos": "find_images",
-    "fcn_deploy.prediction": "Prediction PredictOptions predict",
+    "fcn_deploy.prediction.options": "EngineName OutputFormat PredictOptions",
+    "fcn_deploy.prediction.run": "predict",
+    "fcn_deploy.prediction.tally": "Tally",
+    "fcn_deploy.prediction.work": "Prediction",
     "fcn_deploy.runtime.engine_file": "Engine open_engine",
     "fcn_deploy.runtime.ort_options": "OrtOptions",
     "fcn_deploy.runtime.provider": "Provider",

@@ -51,6 +51,11 @@ class Bundle:
         return ModelInfo.from_metadata(self.model.metadata_props, str(self.model_path))
 
     @property
+    def model_sha256(self) -> str:
+        """SHA-256 of the model's file, in hex; of a bare file, which has to be read for it."""
+        return str(self.manifest["files"][MODEL_FILE]["sha256"]) if self.manifest else file_sha256(self.model_path)
+
+    @property
     def photos(self) -> tuple[Path, ...]:
         """The photos that lie beside the model, which is calibrated on them; empty where it needs none."""
         files = self.manifest["files"] if self.manifest is not None else ()

@@ -7,6 +7,9 @@ from pathlib import Path
 from fcn_deploy.errors import ImageError
 from fcn_deploy.images import readable_suffixes
 
+# What `predict` writes beside each other for a photo; such files are no photos.
+LABELS_SUFFIX, OVERLAY_SUFFIX = ".labels.png", ".overlay.png"
+
 _GLOB_CHARACTERS = frozenset("*?[")
 
 
@@ -41,4 +44,4 @@ def _expand(argument: str) -> list[Path]:
 
 def _is_result(path: Path) -> bool:
     """Whether a file is one that `predict` wrote: results may lie beside their photos."""
-    return path.name.endswith((".labels.png", ".overlay.png"))
+    return path.name.endswith((LABELS_SUFFIX, OVERLAY_SUFFIX))

@@ -8,7 +8,6 @@ from typing import Self
 import numpy as np
 
 from fcn_deploy.artifact import open_artifact
-from fcn_deploy.hashing import file_sha256
 from fcn_deploy.images import Labels, Pixels, Placement, mean_image, place
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.runtime.base import Arrays
@@ -32,6 +31,11 @@ class Fitted:
     placement: Placement
 
 
+def fit(photo: Pixels, height: int, width: int, *, keep_aspect: bool) -> Fitted:
+    """Stretch a photo to H x W or, with `keep_aspect`, scale it to the top left and pad it with the mean colour."""
+    return Fitted(photo, *place(photo, height, width, keep_aspect=keep_aspect))
+
+
 class Segmenter:
     """Labels photos with an artifact: a context manager around its runner.
 
@@ -45,6 +49,7 @@ class Segmenter:
     Attributes:
         info: the model's facts.
         model_path: the model's file.
+        model_sha256: of that file, in hex.
         batch: N, photos per run.
         height: H of the input, pixels.
         width: W of the input, pixels.
@@ -57,7 +62,7 @@ class Segmenter:
     def __init__(self, path: Path, provider: Provider = Provider.CPU) -> None:
         artifact = open_artifact(path)
         self.info: ModelInfo = artifact.info
-        self.model_path = artifact.model_path
+        self.model_path, self.model_sha256 = artifact.model_path, artifact.model_sha256
         self.batch, _, self.height, self.width = artifact.input_shape
         self._runner = runner_for(artifact.model_path, provider)
 
@@ -75,14 +80,9 @@ class Segmenter:
         """What runs, for reports, e.g. `ONNX Runtime 1.31.1 CPU`."""
         return self._runner.name
 
-    @property
-    def model_sha256(self) -> str:
-        """SHA-256 of the model's file, in hex: reads all of it."""
-        return file_sha256(self.model_path)
-
     def fit(self, photo: Pixels, *, keep_aspect: bool) -> Fitted:
         """Stretch a photo to the input's size or, with `keep_aspect`, pad it with the mean colour."""
-        return Fitted(photo, *place(photo, self.height, self.width, keep_aspect=keep_aspect))
+        return fit(photo, self.height, self.width, keep_aspect=keep_aspect)
 
     def feed(self, canvases: list[Pixels]) -> Arrays:
         """What `run` takes for 1 to N canvases: the model's input, filled up with the mean colour."""

@@ -67,6 +67,24 @@ def staged_file(target: Path) -> Iterator[Path]:
             staging.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def claimed_directory(directory: Path, remedy: str) -> Iterator[None]:
+    """Make a directory if needed, and be the only process that holds it until the block ends.
+
+    Raises:
+        OutputError: another process holds it, or it cannot be made; `remedy` says what to do about the former.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            held.enter_context(_locked(directory, wait=False))
+        except BlockingIOError as error:
+            raise OutputError(f"another run is writing to {directory}", remedy=remedy) from error
+        except OSError as error:
+            raise _unwritable(directory, error) from error
+        yield
+
+
 def check_writable(target: Path) -> None:
     """Check that a file could be written to `target`, before the work whose result it is to hold.
 

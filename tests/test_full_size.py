@@ -51,7 +51,7 @@ def assert_runs_at_full_size(run_cli: Run, folder: Path, bundle: str, counts: tu
     predicted = run_cli("predict", bundle, "photo.png", "--json")
     assert predicted.returncode == 0, predicted.stderr
     (result,) = json.loads(predicted.stdout)
-    with Image.open(folder / result["labels"]) as labels:
+    with Image.open(folder / result["files"][1]) as labels:
         assert labels.size == (500, 375)
         assert np.array(labels).max() < 21
 

@@ -1,16 +1,17 @@
 """`fcn-deploy predict`."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fcn_deploy.cli.parameters import ArtifactPath, Json
+from fcn_deploy.prediction.options import EngineName, OutputFormat
 from fcn_deploy.runtime.provider import Provider
 
 if TYPE_CHECKING:
-    from fcn_deploy.prediction import Prediction
+    from fcn_deploy.prediction.tally import Tally
+    from fcn_deploy.prediction.work import Prediction
 
 EPILOG = "Example: fcn-deploy predict fcn8s photos/ --output labels"
 _SHOWN_CLASSES = 3
@@ -19,47 +20,58 @@ _SHOWN_CLASSES = 3
 def predict(
     bundle: ArtifactPath,
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos, directories or glob patterns.")],
-    output: Annotated[Path, typer.Option(help="Directory of the label maps and overlays.")] = Path("predictions"),
+    output: Annotated[str, typer.Option(metavar="DIR|URL", help="Where results go.")] = "predictions",
+    output_format: Annotated[OutputFormat, typer.Option(help="What is written for each photo.")] = OutputFormat.PNG,
     keep_aspect: Annotated[
         bool,
         typer.Option("--keep-aspect", metavar="", help="Pad photos to the input's shape instead of stretching them."),
     ] = False,
     provider: Annotated[Provider, typer.Option(help="Where ONNX Runtime runs.")] = Provider.CPU,
+    engine: Annotated[EngineName, typer.Option(help="Threads of this process, or a Ray cluster.")] = EngineName.LOCAL,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster (HOST:PORT, auto). Default: one is started here.", show_default=False),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Segment photos of any size: a palette PNG of labels and an overlay with a legend for each.
+    """Segment photos of any size: a palette PNG of labels and an overlay with a legend for each, or another format.
 
-    A photo that cannot be read is reported and the rest go on; the exit code is then 3.
+    Photos whose results are there already are left alone, so that an interrupted run goes on where it was. A photo
+    that cannot be read is reported, listed in failures.jsonl, and the rest go on; the exit code is then 3.
     """
     import fcn_deploy as fd
     from fcn_deploy.cli.console import print_json, print_line
 
     paths = fd.find_images(images)
+    options = fd.PredictOptions(output, keep_aspect, provider, output_format, engine, address)
+    tally = fd.Tally()
     found = []
-    for prediction in _with_progress(
-        fd.predict(bundle, paths, fd.PredictOptions(output, keep_aspect, provider)), len(paths)
-    ):
-        found.append(prediction)
-        if not json:
+    for prediction in _with_progress(fd.predict(bundle, paths, options), tally, len(paths)):
+        if json:
+            found.append(prediction.to_dict())
+        else:
             _show(prediction)
     if json:
-        print_json([prediction.to_dict() for prediction in found])
-    if any(prediction.untrained for prediction in found):
+        print_json(found)
+    print_line(str(tally), to_stderr=True)
+    if tally.untrained:
         print_line("untrained weights: the labels mean nothing", to_stderr=True)
-    failed = sum(prediction.failure is not None for prediction in found)
-    if failed:
-        print_line(f"{failed} of {len(found)} photos failed", to_stderr=True)
+    if tally.failed:
         raise typer.Exit(fd.ImageError.exit_code)
 
 
-def _with_progress(predictions: "Iterator[Prediction]", total: int) -> "Iterator[Prediction]":
+def _with_progress(predictions: "Iterator[Prediction]", tally: "Tally", total: int) -> "Iterator[Prediction]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from fcn_deploy.cli.console import err
 
-    columns = (TextColumn("segment"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    rate = TextColumn("{task.fields[rate]:.3g} images/s")
+    columns = (TextColumn("segment"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        yield from progress.track(predictions, total=total)
+        task = progress.add_task("", total=total, rate=0.0)
+        for prediction in tally.counting(predictions):
+            progress.update(task, advance=1, rate=tally.images_per_s)
+            yield prediction
 
 
 def _show(prediction: "Prediction") -> None:
@@ -71,4 +83,5 @@ def _show(prediction: "Prediction") -> None:
         show_error(prediction.failure)
         return
     classes = ", ".join(f"{name} {share:.0%}" for name, share in prediction.shares[:_SHOWN_CLASSES])
-    print_line(escape(f"{prediction.image} -> {prediction.overlay_path}  {classes}"))
+    what = "done before" if prediction.done_before else classes
+    print_line(escape(f"{prediction.image} -> {prediction.files[0]}  {what}"))

@@ -90,6 +90,11 @@ class Engine:
         return self.path
 
     @property
+    def model_sha256(self) -> str:
+        """SHA-256 of the file that runs, in hex."""
+        return self.plan_sha256
+
+    @property
     def photos(self) -> tuple[Path, ...]:
         """None: unlike a bundle, an engine brings no photos to be compared on."""
         return ()

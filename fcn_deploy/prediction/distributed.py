@@ -1,0 +1,178 @@
+"""The stages on a Ray cluster: tasks that decode and encode, and one actor per device that holds the model.
+
+Ray Data schedules, holds back what is too far ahead, and repeats what a lost worker had in hand; results are written
+under names that do not depend on who writes them, so that repeating is harmless. Items travel pickled, since photos
+differ in size. Every worker has to reach the artifact, the photos and the output under the same paths, and to have
+this toolkit installed.
+"""
+
+import logging
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from fcn_deploy.errors import FcnDeployError, UsageError
+from fcn_deploy.prediction import stages
+from fcn_deploy.prediction.plan import Plan
+from fcn_deploy.prediction.sinks import Sink
+from fcn_deploy.prediction.work import Prediction, Task
+from fcn_deploy.runtime.provider import Provider
+from fcn_deploy.segmentation import Segmenter
+
+# Ray otherwise reports its use over the network, and its core writes remarks of its own to the terminal.
+_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+
+# A column of pickled items.
+Rows = dict[str, Any]
+_COLUMN = "item"
+# What a lost worker has to do again, and what a task is worth starting for.
+_TASKS_PER_BLOCK = 8
+# Of a core: decoding and encoding take a tenth of the time of a run.
+_HELPER_CPUS = 0.5
+
+
+def predict_on_ray(plan: Plan, tasks: Sequence[Task], sink: Sink) -> Iterator[Prediction]:
+    """Segment photos on a Ray cluster; yields as they are done, each once it is written.
+
+    Raises:
+        UsageError: the cluster's address cannot be reached.
+        FcnDeployError: what a worker met with, such as an output that cannot be written.
+    """
+    import ray
+
+    _silence()
+    with _cluster(plan.options.address):
+        rows = [{_COLUMN: pickle.dumps(task)} for task in tasks]
+        blocks = max(1, -(-len(rows) // _TASKS_PER_BLOCK))
+        shared = ray.put((plan, sink))
+        data = ray.data.from_items(rows, override_num_blocks=blocks)
+        data = data.map_batches(_decode_rows, fn_args=(shared,), batch_size=None, num_cpus=_HELPER_CPUS)
+        data = data.map_batches(
+            _Model,
+            fn_constructor_args=(plan,),
+            batch_size=plan.batch,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_devices(plan)),
+            ray_remote_args_fn=_spread,
+            **_actor_resources(plan),
+        )
+        # A part of a table at a time, or what a block has.
+        at_once = sink.rows_per_write if sink.rows_per_write > 1 else None
+        data = data.map_batches(_finish_rows, fn_args=(shared,), batch_size=at_once, num_cpus=_HELPER_CPUS)
+        yield from _predictions(data)
+
+
+class _Model:
+    """The actor: a session that stays open from one batch to the next."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._segmenter = Segmenter(plan.artifact, plan.options.provider)
+        self._segmenter.__enter__()
+
+    def __call__(self, rows: Rows) -> Rows:
+        batch = stages.batch_of(self._segmenter, _items(rows))
+        return _rows(stages.label(self._segmenter, stages.infer(self._segmenter, batch)))
+
+
+def _decode_rows(rows: Rows, shared: Any) -> Rows:
+    plan, sink = _fetch(shared)
+    return _rows([stages.decode(plan, sink, task) for task in _items(rows)])
+
+
+def _finish_rows(rows: Rows, shared: Any) -> Rows:
+    _, sink = _fetch(shared)
+    return _rows(stages.write(sink, stages.encode(sink, _items(rows))))
+
+
+def _fetch(shared: Any) -> Any:
+    import ray
+
+    return ray.get(shared)
+
+
+def _items(rows: Rows) -> list[Any]:
+    return [pickle.loads(item) for item in rows[_COLUMN]]  # noqa: S301 - from this run's own stages
+
+
+def _rows(items: Sequence[Any]) -> Rows:
+    column = np.empty(len(items), dtype=object)
+    column[:] = [pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL) for item in items]
+    return {_COLUMN: column}
+
+
+def _spread() -> dict[str, Any]:
+    """Actors prefer machines that have none."""
+    return {"scheduling_strategy": "SPREAD"}
+
+
+def _devices(plan: Plan) -> int:
+    """How many actors there may be: one per GPU, or one per machine, whose cores one session uses by itself."""
+    import ray
+
+    if plan.options.provider is Provider.CPU:
+        return sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if gpus == 0:
+        raise UsageError(
+            f"provider {plan.options.provider}: the Ray cluster has no GPU", remedy="Pass --provider cpu, or add one."
+        )
+    return gpus
+
+
+def _actor_resources(plan: Plan) -> dict[str, float]:
+    import ray
+
+    if plan.options.provider is not Provider.CPU:
+        return {"num_gpus": 1, "num_cpus": _HELPER_CPUS}
+    # All but one of a machine's cores: one session uses them all, and decoding always finds room.
+    cores = min(node["Resources"]["CPU"] for node in ray.nodes() if node["Resources"].get("CPU", 0) > 0)
+    return {"num_cpus": max(cores - 1, _HELPER_CPUS)}
+
+
+def _predictions(data: Any) -> Iterator[Prediction]:
+    """What the last stage gives, and the error a worker met with as it was there."""
+    from ray.exceptions import RayTaskError
+
+    try:
+        for row in data.iter_rows():
+            yield pickle.loads(row[_COLUMN])  # noqa: S301 - from this run's own stages
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, FcnDeployError):
+            raise cause from None
+        raise
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[None]:
+    """The cluster at `address`, or one on this machine that ends with the block."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    # On this machine, nothing of it can be reached from elsewhere.
+    own: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address is None else {}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    try:
+        ray.init(address or "local", **own, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"no Ray cluster answers at {address or 'this machine'}: {error}",
+            remedy="Check --address (HOST:PORT, or auto), or leave it out to start one here.",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _silence() -> None:
+    """Neither progress bars nor log lines of Ray's own: the caller shows what it wants to."""
+    from ray.data import DataContext
+
+    DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

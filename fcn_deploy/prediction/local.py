@@ -1,0 +1,76 @@
+"""The stages in threads of this process: photos are decoded and results encoded while the runtime works.
+
+Every stage is at most so many items ahead of the next, so that memory does not depend on the number of photos. The
+runtime has a thread of its own and always finds the next batch waiting: decoding, hashing, resizing, compressing and
+writing release Python's lock, as the runtime does.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from typing import TypeVar
+
+from fcn_deploy.prediction import stages
+from fcn_deploy.prediction.plan import Plan
+from fcn_deploy.prediction.sinks import Encoded, Sink
+from fcn_deploy.prediction.work import Prediction, Task
+from fcn_deploy.segmentation import Segmenter
+
+# One batch runs while the next one waits.
+_RUNS_AHEAD = 2
+_MAX_THREADS = 16
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def predict_locally(plan: Plan, tasks: Iterable[Task], sink: Sink, segmenter: Segmenter) -> Iterator[Prediction]:
+    """Segment photos with an open segmenter; yields in order, each once it is written.
+
+    Raises:
+        OutputError: a result cannot be written; those before it are whole.
+    """
+    threads = min(os.cpu_count() or 1, _MAX_THREADS)
+    waiting = threads + plan.batch
+    with ExitStack() as stack:
+        decoders, runtime, encoders = (stack.enter_context(_pool(n)) for n in (threads, 1, threads))
+        decoded = _ahead(decoders, partial(stages.decode, plan, sink), tasks, waiting)
+        batches = stages.collate(segmenter, decoded)
+        ran = _ahead(runtime, partial(stages.infer, segmenter), batches, _RUNS_AHEAD)
+        encoded = _ahead(encoders, lambda batch: stages.encode(sink, stages.label(segmenter, batch)), ran, threads)
+        writes = _grouped((entry for batch in encoded for entry in batch), sink.rows_per_write)
+        for written in _ahead(encoders, partial(stages.write, sink), writes, threads):
+            yield from written
+
+
+class _pool(ThreadPoolExecutor):  # noqa: N801 - used as the context manager it is
+    """Threads that drop what has not begun when the block ends, be it by an error."""
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown(wait=True, cancel_futures=True)
+
+
+def _ahead(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], limit: int) -> Iterator[Result]:
+    """`map` in order, at most `limit` items ahead of whoever reads the results."""
+    pending: deque[Future[Result]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        while pending and (len(pending) >= limit or pending[0].done()):
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _grouped(entries: Iterable[Encoded | Prediction], size: int) -> Iterator[list[Encoded | Prediction]]:
+    """Groups with `size` results to write; what needs no writing goes along."""
+    group: list[Encoded | Prediction] = []
+    for entry in entries:
+        group.append(entry)
+        if sum(isinstance(e, Encoded) for e in group) == size or not any(isinstance(e, Encoded) for e in group):
+            yield group
+            group = []
+    if group:
+        yield group
