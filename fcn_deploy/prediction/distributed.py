@@ -56,7 +56,6 @@ def predict_on_ray(plan: Plan, tasks: Sequence[Task], sink: Sink) -> Iterator[Pr
             fn_constructor_args=(plan,),
             batch_size=plan.batch,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_devices(plan)),
-            ray_remote_args_fn=_spread,
             **_actor_resources(plan),
         )
         # A part of a table at a time, or what a block has.
@@ -103,11 +102,6 @@ def _rows(items: Sequence[Any]) -> Rows:
     return {_COLUMN: column}
 
 
-def _spread() -> dict[str, Any]:
-    """Actors prefer machines that have none."""
-    return {"scheduling_strategy": "SPREAD"}
-
-
 def _devices(plan: Plan) -> int:
     """How many actors there may be: one per GPU, or one per machine, whose cores one session uses by itself."""
     import ray
@@ -127,7 +121,7 @@ def _actor_resources(plan: Plan) -> dict[str, float]:
 
     if plan.options.provider is not Provider.CPU:
         return {"num_gpus": 1, "num_cpus": _HELPER_CPUS}
-    # All but one of a machine's cores: one session uses them all, and decoding always finds room.
+    # All but one of a machine's cores: one session uses them all, and decoding always finds room. Ray Data spreads.
     cores = min(node["Resources"]["CPU"] for node in ray.nodes() if node["Resources"].get("CPU", 0) > 0)
     return {"num_cpus": max(cores - 1, _HELPER_CPUS)}
 

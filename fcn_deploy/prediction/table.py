@@ -96,7 +96,7 @@ def _rows(store: Store, part: str, columns: list[str] | None = None) -> list[dic
         table = parquet.read_table(io.BytesIO(store.read(part) or b""), columns=columns)
     except (pa.ArrowException, KeyError) as error:
         raise OutputError(
-            f"{store.where(part)} is no table of this toolkit: {error}",
+            f"{store.where(part)} is no table of predictions: {error}",
             remedy="Move it away, or choose another --output.",
         ) from error
     rows: list[dict[str, Any]] = table.to_pylist()

@@ -61,16 +61,21 @@ def test_one_bad_photo_is_reported_and_the_rest_go_on(shared_bundle: Path, photo
     assert found[1].to_dict()["files"] == []
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_a_batch_that_is_not_full(tmp_path: Path, photo: Path, count: int) -> None:
+@pytest.fixture(scope="module")
+def pair_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx = fd.OnnxOptions(96, 96, batch=2)
-    bundle = fd.export(fd.ExportOptions(fd.Variant.FCN8S, tmp_path / "b", channel_divisor=16, onnx=onnx)).path
+    output = tmp_path_factory.mktemp("pairs") / "bundle"
+    return fd.export(fd.ExportOptions(fd.Variant.FCN8S, output, channel_divisor=16, onnx=onnx)).path
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_batch_that_is_not_full(pair_bundle: Path, tmp_path: Path, photo: Path, count: int) -> None:
     photos = []
     for i in range(count):
         photos.append(tmp_path / f"{i}.png")
         Image.fromarray(np.roll(read_image(photo), 7 * i, axis=1)).save(photos[-1])
 
-    found = list(fd.predict(bundle, photos, fd.PredictOptions(tmp_path / "out")))
+    found = list(fd.predict(pair_bundle, photos, fd.PredictOptions(tmp_path / "out")))
 
     for prediction, image in zip(found, photos, strict=True):
         assert np.array_equal(read(prediction.labels_path), expected_labels(image, 96))

@@ -1,0 +1,236 @@
+"""Finished work is recognised by content, wherever a run was interrupted."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+import fcn_deploy as fd
+from fcn_deploy.prediction import table
+from fcn_deploy.staging import claimed_directory
+from tests.conftest import narrow_options
+
+FORMATS = list(fd.OutputFormat)
+
+
+@pytest.fixture(scope="module")
+def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = narrow_options(tmp_path_factory.mktemp("other") / "bundle", fd.Variant.FCN32S)
+    return fd.export(replace(options, verify=False)).path
+
+
+def run(
+    bundle: Path, photos: list[Path], output: Path, fmt: fd.OutputFormat, *, padded: bool = False
+) -> list[fd.Prediction]:
+    options = fd.PredictOptions(output, keep_aspect=padded, output_format=fmt)
+    return list(fd.predict(bundle, photos, options))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def before(predictions: list[fd.Prediction]) -> list[bool]:
+    return [p.done_before for p in predictions]
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_finished_photo_is_not_done_twice(
+    shared_bundle: Path, photos: list[Path], tmp_path: Path, fmt: fd.OutputFormat
+) -> None:
+    out = tmp_path / "out"
+    first = run(shared_bundle, photos[:5], out, fmt)
+    written = content(out)
+
+    again = run(shared_bundle, photos, out, fmt)
+
+    assert before(first) == [False] * 5
+    assert before(again) == [True] * 5 + [False] * 7
+    assert {name: data for name, data in content(out).items() if name in written} == written
+    assert [p.inference_ms is None for p in again] == [True] * 5 + [False] * 7
+    assert before(run(shared_bundle, photos, out, fmt)) == [True] * 12
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_another_photo_under_an_old_name_is_done_anew(
+    shared_bundle: Path, photos: list[Path], tmp_path: Path, fmt: fd.OutputFormat
+) -> None:
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    run(shared_bundle, photos[:3], out, fmt)
+    photos[1].write_bytes(photos[7].read_bytes())
+
+    again = run(shared_bundle, photos[:3], out, fmt)
+
+    assert before(again) == [True, False, True]
+    run(shared_bundle, photos[:3], fresh, fmt)
+    assert labels(out, fmt) == labels(fresh, fmt)
+
+
+def labels(folder: Path, fmt: fd.OutputFormat) -> list[tuple[str, bytes]]:
+    if fmt is fd.OutputFormat.PARQUET:
+        rows = parquet.read_table(folder, columns=["image", "key", "labels_png"]).to_pylist()
+        return sorted((row["image"], row["key"].encode() + row["labels_png"]) for row in rows)
+    return sorted(content(folder).items())
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_other_options_and_other_models_are_done_anew(
+    shared_bundle: Path, other_bundle: Path, photos: list[Path], tmp_path: Path, fmt: fd.OutputFormat
+) -> None:
+    run(shared_bundle, photos[:2], tmp_path / "out", fmt)
+
+    assert before(run(shared_bundle, photos[:2], tmp_path / "out", fmt, padded=True)) == [False, False]
+    assert before(run(other_bundle, photos[:2], tmp_path / "out", fmt)) == [False, False]
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x89PNG\r\n\x1a\nnot a picture", b"text"])
+@pytest.mark.parametrize("fmt", [fd.OutputFormat.PNG, fd.OutputFormat.NPZ, fd.OutputFormat.RLE_JSON])
+def test_a_damaged_result_is_replaced(
+    shared_bundle: Path, photos: list[Path], tmp_path: Path, fmt: fd.OutputFormat, damage: bytes
+) -> None:
+    out = tmp_path / "out"
+    (first,) = run(shared_bundle, photos[:1], out, fmt)
+    whole = content(out)
+    Path(first.files[-1]).write_bytes(damage)
+
+    assert before(run(shared_bundle, photos[:1], out, fmt)) == [False]
+    assert content(out) == whole
+
+
+def test_an_overlay_that_is_gone_is_made_again(shared_bundle: Path, photos: list[Path], tmp_path: Path) -> None:
+    (first,) = run(shared_bundle, photos[:1], tmp_path / "out", fd.OutputFormat.PNG)
+    whole = content(tmp_path / "out")
+    assert first.overlay_path is not None
+    first.overlay_path.unlink()
+
+    assert before(run(shared_bundle, photos[:1], tmp_path / "out", fd.OutputFormat.PNG)) == [False]
+    assert content(tmp_path / "out") == whole
+
+
+def test_a_damaged_table_is_refused(shared_bundle: Path, photos: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "part-0123.parquet").write_bytes(b"no table")
+
+    with pytest.raises(fd.OutputError, match=r"part-0123.parquet is no table of predictions"):
+        run(shared_bundle, photos[:1], out, fd.OutputFormat.PARQUET)
+
+
+def test_rows_that_a_killed_run_left_twice_are_settled_by_content(
+    shared_bundle: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    out, old, fmt = tmp_path / "out", tmp_path / "old", fd.OutputFormat.PARQUET
+    run(shared_bundle, photos[:3], old, fmt)
+    photos[1].write_bytes(photos[7].read_bytes())
+    run(shared_bundle, photos[:2], out, fmt)
+    (part,) = old.iterdir()
+    (out / part.name).write_bytes(part.read_bytes())
+
+    assert before(run(shared_bundle, photos[:3], out, fmt)) == [True] * 3
+    run(shared_bundle, photos[:3], tmp_path / "fresh", fmt)
+    assert labels(out, fmt) == labels(tmp_path / "fresh", fmt)
+
+
+def test_many_parts(shared_bundle: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table.TableSink, "rows_per_write", 5)
+    (tmp_path / "bad.png").write_text("no image")
+    given = [*photos[:6], tmp_path / "bad.png", *photos[6:]]
+
+    found = run(shared_bundle, given, tmp_path / "out", fd.OutputFormat.PARQUET)
+
+    assert [p.image for p in found] == given
+    sizes = [parquet.read_metadata(p).num_rows for p in (tmp_path / "out").glob("*.parquet")]
+    assert sorted(sizes) == [2, 5, 5]
+
+
+def test_a_run_that_is_killed_goes_on_and_leaves_no_partial_file(
+    shared_bundle: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "fcn_deploy",
+        "predict",
+        str(shared_bundle),
+        *map(str, photos),
+        "--output",
+        str(out),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        shown = list(itertools.islice(process.stdout, 2))
+        os.kill(process.pid, signal.SIGKILL)
+    done = {line.split(" -> ")[0] for line in shown}
+
+    again = run(shared_bundle, photos, out, fd.OutputFormat.PNG)
+
+    assert done <= {str(p.image) for p in again if p.done_before}
+    run(shared_bundle, photos, tmp_path / "fresh", fd.OutputFormat.PNG)
+    assert content(out) == content(tmp_path / "fresh")
+
+
+def test_a_second_run_into_one_folder_is_refused(shared_bundle: Path, photos: list[Path], tmp_path: Path) -> None:
+    with claimed_directory(tmp_path / "out", ""), pytest.raises(fd.OutputError) as caught:
+        run(shared_bundle, photos, tmp_path / "out", fd.OutputFormat.PNG)
+
+    assert caught.value.problem == f"another run is writing to {tmp_path / 'out'}"
+    assert caught.value.remedy == "Wait for it, end it, or choose another --output."
+    assert not list((tmp_path / "out").iterdir())
+    assert len(run(shared_bundle, photos, tmp_path / "out", fd.OutputFormat.PNG)) == 12
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
+def test_a_full_disk_ends_the_run_and_leaves_whole_files(shared_bundle: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: writing fails in the middle of a file."""
+    noise = np.random.default_rng(0).integers(0, 256, (12, 300, 300, 3), dtype=np.uint8)
+    for i, pixels in enumerate(noise):
+        Image.fromarray(np.kron(pixels[:2, :2], np.ones((8, 8, 1), np.uint8)) if i < 3 else pixels).save(
+            tmp_path / f"{i:02d}.png"
+        )
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
+    code += "from fcn_deploy.cli.app import main; main()"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "predict",
+        str(shared_bundle),
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 3
+    assert "error: cannot write" in done.stderr
+    assert "Choose an --output with room that you may write to." in done.stderr
+    found = sorted((tmp_path / "out").iterdir())
+    assert [p.name for p in found[:6]] == [f"{i:02d}.{kind}.png" for i in range(3) for kind in ("labels", "overlay")]
+    for path in found:
+        Image.open(path).load()
+
+
+def test_failures_are_listed_until_they_are_gone(shared_bundle: Path, photos: list[Path], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_text("no image")
+    run(shared_bundle, [photos[0], bad, tmp_path / "none.png"], tmp_path / "out", fd.OutputFormat.NPZ)
+
+    lines = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
+    assert [line.split('"problem"')[0] for line in lines] == [
+        f'{{"image": "{bad}", ', f'{{"image": "{tmp_path / "none.png"}", ',
+    ]  # fmt: skip
+    assert "of no known format" in lines[0]
+    assert "Check the path." in lines[1]
+    run(shared_bundle, photos[:1], tmp_path / "out", fd.OutputFormat.NPZ)
+    assert not (tmp_path / "out" / "failures.jsonl").exists()
