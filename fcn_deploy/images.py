@@ -4,6 +4,7 @@ Shapes: an image is H x W x 3 uint8 RGB, a label map H x W uint8 (0..K-1, 255 = 
 """
 
 import io
+import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ _FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "AVIF", "JPEG2000", "BMP", "GI
 _SIXTEEN_BIT_STEP = 257
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 _EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+
+# Warning filters belong to the process; photos are decoded in several threads.
+_WARNING_FILTERS = threading.Lock()
 
 # A portrait of Eileen Collins on which every export is checked (NASA, public domain).
 SAMPLE_PHOTO = Path(__file__).parent / "assets" / "astronaut.jpg"
@@ -54,12 +58,9 @@ def decode_image(data: bytes, name: str) -> Pixels:
         ImageError: as `read_image`.
     """
     try:
-        with warnings.catch_warnings():
-            # Pillow warns from half of MAX_PIXELS; the bound is checked here, before anything is decoded.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
-                _check_still(name, image)
-                return _to_rgb(name, image)
+        with _opened(data) as image:
+            _check_still(name, image)
+            return _to_rgb(name, image)
     except Image.DecompressionBombError as error:
         raise _too_large(name, str(error)) from error
     except UnidentifiedImageError as error:
@@ -70,6 +71,13 @@ def decode_image(data: bytes, name: str) -> Pixels:
         raise
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
         raise ImageError(f"image {name} is truncated or damaged: {error}", remedy="Copy it again.") from error
+
+
+def _opened(data: bytes) -> Image.Image:
+    """The picture, its header read. Pillow warns from half of MAX_PIXELS; the bound is checked before decoding."""
+    with _WARNING_FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data), formats=_known_formats())
 
 
 def _known_formats() -> list[str]:

@@ -9,6 +9,7 @@ this toolkit installed.
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,8 @@ from fcn_deploy.segmentation import Segmenter
 
 # Ray otherwise reports its use over the network, and its core writes remarks of its own to the terminal.
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+# A cluster of this machine's own then cannot be reached from elsewhere: Ray's rule for Windows and macOS.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 # A column of pickled items.
 Rows = dict[str, Any]
@@ -33,6 +36,7 @@ _COLUMN = "item"
 _TASKS_PER_BLOCK = 8
 # Of a core: decoding and encoding take a tenth of the time of a run.
 _HELPER_CPUS = 0.5
+_ANSWER_S = 5
 
 
 def predict_on_ray(plan: Plan, tasks: Sequence[Task], sink: Sink) -> Iterator[Prediction]:
@@ -68,7 +72,7 @@ class _Model:
     """The actor: a session that stays open from one batch to the next."""
 
     def __init__(self, plan: Plan) -> None:
-        self._segmenter = Segmenter(plan.artifact, plan.options.provider)
+        self._segmenter = Segmenter(plan.folder / plan.artifact, plan.options.provider)
         self._segmenter.__enter__()
 
     def __call__(self, rows: Rows) -> Rows:
@@ -143,24 +147,40 @@ def _predictions(data: Any) -> Iterator[Prediction]:
 @contextmanager
 def _cluster(address: str | None) -> Iterator[None]:
     """The cluster at `address`, or one on this machine that ends with the block."""
-    for name, value in _ENVIRONMENT.items():
+    for name, value in (_ENVIRONMENT if address else _ENVIRONMENT | _LOOPBACK).items():
         os.environ.setdefault(name, value)
+    if address is not None:
+        _check_answers(address)
     import ray
 
-    # On this machine, nothing of it can be reached from elsewhere.
-    own: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address is None else {}
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     try:
-        ray.init(address or "local", **own, **quiet)
+        ray.init(address or "local", **quiet, **({} if address else {"include_dashboard": False}))
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"no Ray cluster answers at {address or 'this machine'}: {error}",
-            remedy="Check --address (HOST:PORT, or auto), or leave it out to start one here.",
-        ) from error
+        raise _no_cluster(address or "this machine", error) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Find out in seconds that nobody listens: Ray itself tries for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S):
+            pass
+    except (OSError, ValueError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"no Ray cluster answers at {address}: {error}",
+        remedy="Check --address (HOST:PORT, or auto), or leave it out to start one here.",
+    )
 
 
 def _silence() -> None:

@@ -21,6 +21,7 @@ class Plan:
     """A run, as every stage of it has to know it; travels between processes.
 
     Attributes:
+        folder: where relative paths begin, for workers that run elsewhere.
         artifact: what segments.
         options: how.
         info: the model's facts.
@@ -30,6 +31,7 @@ class Plan:
         width: W of its input.
     """
 
+    folder: Path
     artifact: Path
     options: PredictOptions
     info: ModelInfo
@@ -49,7 +51,7 @@ class Plan:
 def plan_of(artifact: Path, segmenter: Segmenter, options: PredictOptions) -> Plan:
     """The plan of segmenting with an artifact."""
     s = segmenter
-    return Plan(artifact, options, s.info, s.model_sha256, s.batch, s.height, s.width)
+    return Plan(Path.cwd(), artifact, options, s.info, s.model_sha256, s.batch, s.height, s.width)
 
 
 def tasks_of(images: Sequence[Path]) -> list[Task]:

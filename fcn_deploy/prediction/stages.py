@@ -48,9 +48,9 @@ def decode(plan: Plan, sink: Sink, task: Task) -> Decoded | Prediction:
     """Read and fit a photo; or what is there already; or why it cannot be read."""
     try:
         try:
-            data = task.image.read_bytes()
+            data = (plan.folder / task.image).read_bytes()
         except OSError as error:
-            raise _unreadable(task, error) from error
+            raise _unreadable(plan, task, error) from error
         key = plan.key(data)
         finished = sink.finished(task, key)
         if finished is not None:
@@ -61,8 +61,8 @@ def decode(plan: Plan, sink: Sink, task: Task) -> Decoded | Prediction:
     return Decoded(task, key, fit(photo, plan.height, plan.width, keep_aspect=plan.options.keep_aspect))
 
 
-def _unreadable(task: Task, error: OSError) -> ImageError:
-    if not task.image.is_file():
+def _unreadable(plan: Plan, task: Task, error: OSError) -> ImageError:
+    if not (plan.folder / task.image).is_file():
         return ImageError(f"image {task.image} is not a file", remedy="Check the path.")
     return ImageError(f"image {task.image} cannot be read: {error.strerror}", remedy="Check its permissions.")
 

@@ -55,9 +55,15 @@ class Store(ABC):
 
 @dataclass(frozen=True)
 class LocalStore(Store):
-    """A directory."""
+    """A directory.
+
+    Attributes:
+        root: as the user named it.
+        folder: where it begins if it is relative.
+    """
 
     root: Path
+    folder: Path
 
     def where(self, name: str) -> str:
         """Below the directory, as the user named that."""
@@ -65,29 +71,32 @@ class LocalStore(Store):
 
     def read(self, name: str) -> bytes | None:
         """Of a file."""
-        path = self.root / name
+        path = self._path(name)
         return path.read_bytes() if path.is_file() else None
 
     def exists(self, name: str) -> bool:
         """Of a file."""
-        return (self.root / name).is_file()
+        return self._path(name).is_file()
 
     def names(self, suffix: str) -> list[str]:
         """Hidden files, which are not complete, left out."""
-        return sorted(p.name for p in self.root.glob(f"*{suffix}") if not p.name.startswith("."))
+        return sorted(p.name for p in self._path("").glob(f"*{suffix}") if not p.name.startswith("."))
 
     def write(self, name: str, data: bytes) -> None:
         """By a temporary name beside it."""
-        with staged_file(self.root / name) as staging:
+        with staged_file(self._path(name)) as staging:
             staging.write_bytes(data)
 
     def remove(self, name: str) -> None:
         """Of a file."""
-        (self.root / name).unlink(missing_ok=True)
+        self._path(name).unlink(missing_ok=True)
 
     def claim(self) -> AbstractContextManager[None]:
         """By a lock on the directory."""
         return claimed_directory(self.root, "Wait for it, end it, or choose another --output.")
+
+    def _path(self, name: str) -> Path:
+        return self.folder / self.root / name
 
 
 @dataclass(frozen=True)
@@ -166,4 +175,4 @@ class UrlStore(Store):
 
 def open_store(output: Path | str, *, remote: bool) -> Store:
     """The store of an output directory, or of an address."""
-    return UrlStore(str(output)) if remote else LocalStore(Path(output))
+    return UrlStore(str(output)) if remote else LocalStore(Path(output), Path.cwd())

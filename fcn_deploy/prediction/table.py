@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from fcn_deploy.errors import OutputError
@@ -70,7 +69,7 @@ class TableSink(Sink):
 
     def _key_now(self, image: str) -> str | None:
         with suppress(OSError):
-            return self.plan.key(Path(image).read_bytes())
+            return self.plan.key((self.plan.folder / image).read_bytes())
         return None
 
 
