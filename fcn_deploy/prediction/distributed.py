@@ -10,7 +10,7 @@ import logging
 import os
 import pickle
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,9 +46,9 @@ def predict_on_ray(plan: Plan, tasks: Sequence[Task], sink: Sink) -> Iterator[Pr
         UsageError: the cluster's address cannot be reached.
         FcnDeployError: what a worker met with, such as an output that cannot be written.
     """
+    _prepare(plan.options.address)
     import ray
 
-    _silence()
     with _cluster(plan.options.address):
         rows = [{_COLUMN: pickle.dumps(task)} for task in tasks]
         blocks = max(1, -(-len(rows) // _TASKS_PER_BLOCK))
@@ -72,22 +72,37 @@ class _Model:
     """The actor: a session that stays open from one batch to the next."""
 
     def __init__(self, plan: Plan) -> None:
-        self._segmenter = Segmenter(plan.folder / plan.artifact, plan.options.provider)
-        self._segmenter.__enter__()
+        self._plan = plan
+        self._segmenter: Segmenter | None = None
 
     def __call__(self, rows: Rows) -> Rows:
-        batch = stages.batch_of(self._segmenter, _items(rows))
-        return _rows(stages.label(self._segmenter, stages.infer(self._segmenter, batch)))
+        return _stage(self._segment, rows)
+
+    def _segment(self, items: list[Any]) -> Sequence[Any]:
+        if self._segmenter is None:
+            segmenter = Segmenter(self._plan.folder / self._plan.artifact, self._plan.options.provider)
+            self._segmenter = segmenter.__enter__()
+        batch = stages.batch_of(self._segmenter, items)
+        return stages.label(self._segmenter, stages.infer(self._segmenter, batch))
 
 
 def _decode_rows(rows: Rows, shared: Any) -> Rows:
     plan, sink = _fetch(shared)
-    return _rows([stages.decode(plan, sink, task) for task in _items(rows)])
+    return _stage(lambda items: [stages.decode(plan, sink, task) for task in items], rows)
 
 
 def _finish_rows(rows: Rows, shared: Any) -> Rows:
     _, sink = _fetch(shared)
-    return _rows(stages.write(sink, stages.encode(sink, _items(rows))))
+    return _stage(lambda items: stages.write(sink, stages.encode(sink, items)), rows)
+
+
+def _stage(work: Callable[[list[Any]], Sequence[Any]], rows: Rows) -> Rows:
+    """The rows of what `work` makes of items. Its errors travel as items to the driver: Ray would wrap them in text."""
+    items = _items(rows)
+    try:
+        return _rows([item for item in items if isinstance(item, FcnDeployError)] or work(items))
+    except FcnDeployError as error:
+        return _rows([error])
 
 
 def _fetch(shared: Any) -> Any:
@@ -131,26 +146,16 @@ def _actor_resources(plan: Plan) -> dict[str, float]:
 
 
 def _predictions(data: Any) -> Iterator[Prediction]:
-    """What the last stage gives, and the error a worker met with as it was there."""
-    from ray.exceptions import RayTaskError
-
-    try:
-        for row in data.iter_rows():
-            yield pickle.loads(row[_COLUMN])  # noqa: S301 - from this run's own stages
-    except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, FcnDeployError):
-            raise cause from None
-        raise
+    for row in data.iter_rows():
+        item = pickle.loads(row[_COLUMN])  # noqa: S301 - from this run's own stages
+        if isinstance(item, FcnDeployError):
+            raise item
+        yield item
 
 
 @contextmanager
 def _cluster(address: str | None) -> Iterator[None]:
     """The cluster at `address`, or one on this machine that ends with the block."""
-    for name, value in (_ENVIRONMENT if address else _ENVIRONMENT | _LOOPBACK).items():
-        os.environ.setdefault(name, value)
-    if address is not None:
-        _check_answers(address)
     import ray
 
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
@@ -183,10 +188,14 @@ def _no_cluster(address: str, error: Exception) -> UsageError:
     )
 
 
-def _silence() -> None:
-    """Neither progress bars nor log lines of Ray's own: the caller shows what it wants to."""
+def _prepare(address: str | None) -> None:
+    """Neither reports over the network nor progress bars nor log lines of Ray's own; before Ray is imported."""
+    for name, value in (_ENVIRONMENT if address else _ENVIRONMENT | _LOOPBACK).items():
+        os.environ.setdefault(name, value)
+    if address is not None:
+        _check_answers(address)
     from ray.data import DataContext
 
     DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
