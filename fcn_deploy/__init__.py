@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "SAMPLE_CHECKPOINT",
+    "SAMPLE_LABELS",
     "SAMPLE_SCENE",
+    "Against",
     "AxisSizes",
     "BenchOptions",
     "BenchReport",
@@ -25,9 +27,12 @@ __all__ = [
     "Calibration",
     "CheckpointError",
     "Comparison",
+    "Dataset",
     "Engine",
     "EngineBuild",
     "EngineOptions",
+    "EvaluateOptions",
+    "Evaluation",
     "ExportOptions",
     "ExportResult",
     "FcnDeployError",
@@ -49,6 +54,7 @@ __all__ = [
     "Optimized",
     "OrtOptions",
     "OutputError",
+    "Pair",
     "ParityError",
     "ParityReport",
     "Precision",
@@ -64,6 +70,7 @@ __all__ = [
     "ReportComparison",
     "Rewriting",
     "Row",
+    "Scores",
     "SizeError",
     "Target",
     "Tier",
@@ -80,11 +87,13 @@ __all__ = [
     "compare_reports",
     "default_opset",
     "draw_regions",
+    "evaluate",
     "examine",
     "export",
     "fcn8s",
     "fcn16s",
     "fcn32s",
+    "find_dataset",
     "find_images",
     "inspect",
     "open_bundle",
@@ -94,6 +103,7 @@ __all__ = [
     "read_checkpoint",
     "read_report",
     "require_page",
+    "sample_dataset",
     "verify",
     "write_markdown",
     "write_page",
@@ -136,8 +146,13 @@ if TYPE_CHECKING:
         SizeError,
         UsageError,
     )
+    from fcn_deploy.evaluation.dataset import Dataset, Pair, find_dataset, sample_dataset
+    from fcn_deploy.evaluation.options import Against, EvaluateOptions
+    from fcn_deploy.evaluation.result import Evaluation
+    from fcn_deploy.evaluation.run import evaluate
     from fcn_deploy.geometry import AxisSizes, Geometry, Variant, axis_sizes, check_fits
     from fcn_deploy.inspection import Inspection, inspect
+    from fcn_deploy.metrics import Scores
     from fcn_deploy.model_info import Head, ImageInput, ModelInfo, NetworkSpec, Precision, Provenance
     from fcn_deploy.models.checkpoints import read_checkpoint
     from fcn_deploy.models.fcn import fcn8s, fcn16s, fcn32s
@@ -151,7 +166,7 @@ if TYPE_CHECKING:
     from fcn_deploy.runtime.ort_options import OrtOptions
     from fcn_deploy.runtime.provider import Provider
     from fcn_deploy.runtime.tensorrt_flavour import FlavourName
-    from fcn_deploy.samples import SAMPLE_CHECKPOINT, SAMPLE_SCENE
+    from fcn_deploy.samples import SAMPLE_CHECKPOINT, SAMPLE_LABELS, SAMPLE_SCENE
     from fcn_deploy.verification import Verification, VerifyOptions, verify
     from fcn_deploy.version import __version__
 
@@ -179,8 +194,13 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.bundle": "Bundle open_bundle",
     "fcn_deploy.doctor": "Finding examine",
     "fcn_deploy.errors": f"{_ERRORS} MeasurementError RegressionError SizeError UsageError",
+    "fcn_deploy.evaluation.dataset": "Dataset Pair find_dataset sample_dataset",
+    "fcn_deploy.evaluation.options": "Against EvaluateOptions",
+    "fcn_deploy.evaluation.result": "Evaluation",
+    "fcn_deploy.evaluation.run": "evaluate",
     "fcn_deploy.geometry": "AxisSizes Geometry Variant axis_sizes check_fits",
     "fcn_deploy.inspection": "Inspection inspect",
+    "fcn_deploy.metrics": "Scores",
     "fcn_deploy.model_info": "Head ImageInput ModelInfo NetworkSpec Precision Provenance",
     "fcn_deploy.models.checkpoints": "read_checkpoint",
     "fcn_deploy.models.fcn": "fcn32s fcn16s fcn8s",
@@ -194,7 +214,7 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.runtime.ort_options": "OrtOptions",
     "fcn_deploy.runtime.provider": "Provider",
     "fcn_deploy.runtime.tensorrt_flavour": "FlavourName",
-    "fcn_deploy.samples": "SAMPLE_CHECKPOINT SAMPLE_SCENE",
+    "fcn_deploy.samples": "SAMPLE_CHECKPOINT SAMPLE_LABELS SAMPLE_SCENE",
     "fcn_deploy.verification": "Verification VerifyOptions verify",
     "fcn_deploy.version": "__version__",
 }
