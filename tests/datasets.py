@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,7 +32,7 @@ def save_labels(labels: np.ndarray, path: Path) -> None:
     image.save(path)
 
 
-def save_photo(pixels: np.ndarray, path: Path, **options: object) -> None:
+def save_photo(pixels: np.ndarray, path: Path, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **options)
 

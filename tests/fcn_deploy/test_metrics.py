@@ -104,9 +104,9 @@ def test_a_thousand_random_pairs_agree_with_the_definitions_bit_for_bit() -> Non
 
         for name, value in expected.items():
             np.testing.assert_array_equal(getattr(scores, name), value, err_msg=name)
-        seen["void alone"] += (truth == 255).all()
-        seen["absent"] += np.isnan(scores.class_iu).any()
-        seen["predicted but absent"] += ((scores.class_iu == 0) & np.isnan(scores.class_accuracy)).any()
+        seen["void alone"] += bool((truth == 255).all())
+        seen["absent"] += bool(np.isnan(scores.class_iu).any())
+        seen["predicted but absent"] += bool(((scores.class_iu == 0) & np.isnan(scores.class_accuracy)).any())
 
     assert min(seen.values()) > 20, seen
 

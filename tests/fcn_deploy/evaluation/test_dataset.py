@@ -125,7 +125,7 @@ def test_two_photos_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_split_of_two_folders_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(fd.UsageError, match="split val of .*: two folders have no splits"):
+    with pytest.raises(fd.UsageError, match=r"split val of .*: two folders have no splits"):
         fd.find_dataset(make_folders(tmp_path, 1), "val")
 
 
