@@ -1,7 +1,7 @@
 """`fcn-deploy evaluate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,7 +9,10 @@ from fcn_deploy.cli.parameters import SAMPLE, ArtifactPath, Json, MadeFrom
 from fcn_deploy.evaluation.options import Against
 from fcn_deploy.runtime.provider import Provider
 
-EPILOG = "Example: fcn-deploy evaluate fcn8s VOCdevkit/VOC2012 --against pytorch --checkpoint fcn8s.pth"
+if TYPE_CHECKING:
+    from fcn_deploy.evaluation.dataset import Dataset
+
+EPILOG = "Example: fcn-deploy evaluate fcn8s VOCdevkit/VOC2012 --against pytorch"
 
 
 def evaluate(
@@ -67,14 +70,22 @@ def evaluate(
     from fcn_deploy.cli.evaluation_table import print_evaluation
 
     options = fd.EvaluateOptions(output, keep_aspect, provider, against, checkpoint, worst, limit, page)
-    found = (
-        fd.sample_dataset()
-        if dataset == SAMPLE and (split, images, labels) == (None, None, None)
-        else fd.find_dataset(Path(dataset), split, images, labels)
-    )
-    result = fd.evaluate(bundle, found, options, show_step)
+    result = fd.evaluate(bundle, _dataset(dataset, split, images, labels), options, show_step)
     if json:
         print_json(result.to_dict())
     else:
         print_evaluation(result, output)
     result.require()
+
+
+def _dataset(named: str, split: str | None, images: str | None, labels: str | None) -> "Dataset":
+    import fcn_deploy as fd
+
+    if named != SAMPLE:
+        return fd.find_dataset(Path(named), split, images, labels)
+    if (split, images, labels) != (None, None, None):
+        raise fd.UsageError(
+            "the sample is one scene, without splits and folders",
+            remedy="Leave --split, --images and --labels out. A folder of that name is ./sample.",
+        )
+    return fd.sample_dataset()

@@ -69,7 +69,9 @@ def find_dataset(root: Path, split: str | None = None, images: str | None = None
         UsageError: a split of two folders, which have none.
     """
     if not root.is_dir():
-        raise InputFileError(f"data set {root} is not a folder", remedy="Check the path.")
+        raise InputFileError(
+            f"data set {root} is not a folder", remedy="Check the path; sample is the scene that comes along."
+        )
     as_folders = images is not None or labels is not None or not (root / _VOC_PHOTOS).is_dir()
     if not as_folders:
         return _voc(root, split or _DEFAULT_SPLIT)
