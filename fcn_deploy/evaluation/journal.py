@@ -1,7 +1,8 @@
 """What an interrupted evaluation goes on from: one line per finished image, in a file that only grows.
 
-The first line says what makes the figures what they are: artifact, runtime, how photos are fitted, data set. A journal
-of anything else is begun anew. A line that a killed run left half-written, and what follows it, is cut off.
+The first line says what makes the figures what they are: this tool's version, artifact, runtime, how photos are fitted,
+data set. A journal of anything else is begun anew. A line that a killed run left half-written, and what follows it, is
+cut off.
 """
 
 import contextlib
@@ -14,9 +15,10 @@ from typing import BinaryIO, Self
 from fcn_deploy.errors import OutputError
 from fcn_deploy.evaluation.record import ImageRecord
 from fcn_deploy.staging import staged_file, unwritable
+from fcn_deploy.version import __version__
 
 JOURNAL_FILE = "journal.jsonl"
-_KIND, _FORMAT = "fcn-deploy evaluation", 1
+_KIND, _FORMAT = "fcn-deploy evaluation", "1"
 
 
 class Journal:
@@ -41,7 +43,7 @@ class Journal:
         self.added = 0
         self._num_classes = num_classes
         self._offsets: dict[str, int] = {}
-        header = {"kind": _KIND, "format": str(_FORMAT), **conditions}
+        header = {"kind": _KIND, "format": _FORMAT, "version": __version__, **conditions}
         try:
             found = _read_header(self.path)
             self.anew = _difference(found, header) if found is not None else ""

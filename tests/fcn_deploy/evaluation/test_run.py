@@ -227,6 +227,18 @@ def test_a_journal_of_something_else_is_begun_anew(shared_bundle: Path, folders:
     assert len(journal(moved).read_text().splitlines()) == 1 + COUNT
 
 
+def test_a_journal_of_another_version_is_begun_anew(shared_bundle: Path, folders: Path) -> None:
+    whole = run(shared_bundle, folders)
+    text = journal(folders).read_text()
+    journal(folders).write_text(text.replace(f'"version": "{fd.__version__}"', '"version": "0.0.0"', 1))
+
+    again = run(shared_bundle, folders)
+
+    assert (again.anew, again.resumed) == ("another version", 0)
+    assert journal(folders).read_text() == text
+    assert replace(again, anew="").to_dict() == whole.to_dict()
+
+
 def test_a_few_first_and_the_rest_later(shared_bundle: Path, folders: Path) -> None:
     first = run(shared_bundle, folders, limit=2)
     rest = run(shared_bundle, folders)
