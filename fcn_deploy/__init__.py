@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "SAMPLE_CHECKPOINT",
+    "SAMPLE_LABELS",
     "SAMPLE_SCENE",
+    "Against",
     "AxisSizes",
     "BenchOptions",
     "BenchReport",
@@ -25,10 +27,13 @@ __all__ = [
     "Calibration",
     "CheckpointError",
     "Comparison",
+    "Dataset",
     "Engine",
     "EngineBuild",
     "EngineName",
     "EngineOptions",
+    "EvaluateOptions",
+    "Evaluation",
     "ExportOptions",
     "ExportResult",
     "FcnDeployError",
@@ -51,6 +56,7 @@ __all__ = [
     "OrtOptions",
     "OutputError",
     "OutputFormat",
+    "Pair",
     "ParityError",
     "ParityReport",
     "Precision",
@@ -66,6 +72,7 @@ __all__ = [
     "ReportComparison",
     "Rewriting",
     "Row",
+    "Scores",
     "SizeError",
     "Tally",
     "Target",
@@ -83,11 +90,13 @@ __all__ = [
     "compare_reports",
     "default_opset",
     "draw_regions",
+    "evaluate",
     "examine",
     "export",
     "fcn8s",
     "fcn16s",
     "fcn32s",
+    "find_dataset",
     "find_images",
     "inspect",
     "open_bundle",
@@ -97,6 +106,7 @@ __all__ = [
     "read_checkpoint",
     "read_report",
     "require_page",
+    "sample_dataset",
     "verify",
     "write_markdown",
     "write_page",
@@ -139,8 +149,13 @@ if TYPE_CHECKING:
         SizeError,
         UsageError,
     )
+    from fcn_deploy.evaluation.dataset import Dataset, Pair, find_dataset, sample_dataset
+    from fcn_deploy.evaluation.options import Against, EvaluateOptions
+    from fcn_deploy.evaluation.result import Evaluation
+    from fcn_deploy.evaluation.run import evaluate
     from fcn_deploy.geometry import AxisSizes, Geometry, Variant, axis_sizes, check_fits
     from fcn_deploy.inspection import Inspection, inspect
+    from fcn_deploy.metrics import Scores
     from fcn_deploy.model_info import Head, ImageInput, ModelInfo, NetworkSpec, Precision, Provenance
     from fcn_deploy.models.checkpoints import read_checkpoint
     from fcn_deploy.models.fcn import fcn8s, fcn16s, fcn32s
@@ -157,7 +172,7 @@ if TYPE_CHECKING:
     from fcn_deploy.runtime.ort_options import OrtOptions
     from fcn_deploy.runtime.provider import Provider
     from fcn_deploy.runtime.tensorrt_flavour import FlavourName
-    from fcn_deploy.samples import SAMPLE_CHECKPOINT, SAMPLE_SCENE
+    from fcn_deploy.samples import SAMPLE_CHECKPOINT, SAMPLE_LABELS, SAMPLE_SCENE
     from fcn_deploy.verification import Verification, VerifyOptions, verify
     from fcn_deploy.version import __version__
 
@@ -185,8 +200,13 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.bundle": "Bundle open_bundle",
     "fcn_deploy.doctor": "Finding examine",
     "fcn_deploy.errors": f"{_ERRORS} MeasurementError RegressionError SizeError UsageError",
+    "fcn_deploy.evaluation.dataset": "Dataset Pair find_dataset sample_dataset",
+    "fcn_deploy.evaluation.options": "Against EvaluateOptions",
+    "fcn_deploy.evaluation.result": "Evaluation",
+    "fcn_deploy.evaluation.run": "evaluate",
     "fcn_deploy.geometry": "AxisSizes Geometry Variant axis_sizes check_fits",
     "fcn_deploy.inspection": "Inspection inspect",
+    "fcn_deploy.metrics": "Scores",
     "fcn_deploy.model_info": "Head ImageInput ModelInfo NetworkSpec Precision Provenance",
     "fcn_deploy.models.checkpoints": "read_checkpoint",
     "fcn_deploy.models.fcn": "fcn32s fcn16s fcn8s",
@@ -203,7 +223,7 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.runtime.ort_options": "OrtOptions",
     "fcn_deploy.runtime.provider": "Provider",
     "fcn_deploy.runtime.tensorrt_flavour": "FlavourName",
-    "fcn_deploy.samples": "SAMPLE_CHECKPOINT SAMPLE_SCENE",
+    "fcn_deploy.samples": "SAMPLE_CHECKPOINT SAMPLE_LABELS SAMPLE_SCENE",
     "fcn_deploy.verification": "Verification VerifyOptions verify",
     "fcn_deploy.version": "__version__",
 }

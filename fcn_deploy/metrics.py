@@ -33,9 +33,19 @@ class Scores:
         return float(_ratio(np.trace(self.counts), self.counts.sum()))
 
     @property
+    def class_accuracy(self) -> npt.NDArray[np.float64]:
+        """Share of each class's pixels labelled right; NaN for a class that is not in the truth."""
+        return _ratio(np.diag(self.counts), self.counts.sum(axis=1))
+
+    @property
+    def truth_share(self) -> npt.NDArray[np.float64]:
+        """Share of each class in the truth; all NaN where there is none."""
+        return _ratio(self.counts.sum(axis=1), self.counts.sum())
+
+    @property
     def mean_accuracy(self) -> float:
         """Mean over the classes in the truth of the share of their pixels labelled right."""
-        return _nanmean(_ratio(np.diag(self.counts), self.counts.sum(axis=1)))
+        return _nanmean(self.class_accuracy)
 
     @property
     def class_iu(self) -> npt.NDArray[np.float64]:
@@ -51,8 +61,9 @@ class Scores:
     @property
     def frequency_weighted_iu(self) -> float:
         """IU weighted by each class's share of the truth."""
-        share = _ratio(self.counts.sum(axis=1), self.counts.sum())
-        return float(np.nansum(np.where(share > 0, share * self.class_iu, 0)))
+        share = self.truth_share
+        present = share > 0
+        return float((share[present] * self.class_iu[present]).sum()) if present.any() else float("nan")
 
 
 def _ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -62,5 +73,4 @@ def _ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> npt.NDArray[np.float64]
 
 
 def _nanmean(values: npt.NDArray[np.float64]) -> float:
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else float("nan")
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")

@@ -44,7 +44,7 @@ def staged_directory(target: Path, *, marker: str, force: bool) -> Iterator[Path
                 _check_target(target, marker, force=force)
                 _publish(staging, place)
         except OSError as error:
-            raise _unwritable(target, error) from error
+            raise unwritable(target, error) from error
 
 
 @contextlib.contextmanager
@@ -61,27 +61,29 @@ def staged_file(target: Path) -> Iterator[Path]:
         _flush(staging)
         staging.replace(target)
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
     finally:
         with contextlib.suppress(OSError):
             staging.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def claimed_directory(directory: Path, remedy: str) -> Iterator[None]:
-    """Make a directory if needed, and be the only process that holds it until the block ends.
+def sole_writer(directory: Path) -> Iterator[None]:
+    """Hold a directory, made if needed, for one run that writes several files into it; on Windows nothing is held.
 
     Raises:
-        OutputError: another process holds it, or it cannot be made; `remedy` says what to do about the former.
+        OutputError: it cannot be made, or another run holds it.
     """
     with contextlib.ExitStack() as held:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            held.enter_context(_locked(directory, wait=False))
+            held.enter_context(_locked(directory, wait=sys.platform == "win32"))
         except BlockingIOError as error:
-            raise OutputError(f"another run is writing to {directory}", remedy=remedy) from error
+            raise OutputError(
+                f"another run is writing to {directory}", remedy="Wait for it to end, or choose another --output."
+            ) from error
         except OSError as error:
-            raise _unwritable(directory, error) from error
+            raise unwritable(directory, error) from error
         yield
 
 
@@ -109,7 +111,8 @@ def _check_target(target: Path, marker: str, *, force: bool) -> None:
         )
 
 
-def _unwritable(target: Path, error: OSError) -> OutputError:
+def unwritable(target: Path, error: OSError) -> OutputError:
+    """What to raise when the system refuses to write `target`: says why, how much room there is, and what to do."""
     problem = f"cannot write {target}: {error.strerror or error}"
     if isinstance(error, FileExistsError | NotADirectoryError):
         return OutputError(problem, remedy="A part of this path is a file: choose another --output.")

@@ -35,6 +35,7 @@ def test_contents(wheel: Path) -> None:
     assert tracked - repository_only == {name for name in names if name.endswith(".py")}
     assert {
         "fcn_deploy/py.typed", "fcn_deploy/assets/astronaut.jpg", "fcn_deploy/assets/scene.jpg",
+        "fcn_deploy/assets/scene.png", "fcn_deploy/evaluation/templates/evaluation.html.jinja",
         "fcn_deploy/assets/sample.safetensors", "benchmarks/templates/report.html.jinja",
     } <= set(names)  # fmt: skip
     assert not any("results/" in name for name in names)

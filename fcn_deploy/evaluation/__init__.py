@@ -1,1 +1,1 @@
-"""Scores of an artifact on a data set."""
+"""Scores of an artifact on a data set whose true labels are known."""

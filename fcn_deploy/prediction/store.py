@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fcn_deploy.errors import OutputError, UsageError
-from fcn_deploy.staging import claimed_directory, staged_file
+from fcn_deploy.staging import sole_writer, staged_file
 
 
 class Store(ABC):
@@ -93,7 +93,7 @@ class LocalStore(Store):
 
     def claim(self) -> AbstractContextManager[None]:
         """By a lock on the directory."""
-        return claimed_directory(self.root, "Wait for it, end it, or choose another --output.")
+        return sole_writer(self._path(""))
 
     def _path(self, name: str) -> Path:
         return self.folder / self.root / name

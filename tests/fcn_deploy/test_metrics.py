@@ -54,3 +54,69 @@ def test_a_class_predicted_but_absent_counts_as_zero() -> None:
     assert np.isnan(scores.class_iu[2])
     assert scores.mean_iu == 0.375
     assert scores.frequency_weighted_iu == 0.75
+
+
+def by_definition(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, object]:
+    """The definitions of Long et al. (CVPR 2015, section 5), class by class from masks; no confusion matrix anywhere.
+
+    n_ii: pixels of class i labelled i; t_i: pixels of class i; void pixels are left out on both sides.
+    """
+    known = truth != 255
+    t, p = truth[known], predicted[known]
+    hits = [int(np.count_nonzero((t == k) & (p == k))) for k in range(classes)]
+    in_truth = [int(np.count_nonzero(t == k)) for k in range(classes)]
+    in_either = [int(np.count_nonzero((t == k) | (p == k))) for k in range(classes)]
+    nan = float("nan")
+    iu = np.array([n / u if u else nan for n, u in zip(hits, in_either, strict=True)])
+    accuracy = np.array([n / m if m else nan for n, m in zip(hits, in_truth, strict=True)])
+    share = np.array([m / t.size if t.size else nan for m in in_truth])
+    return {
+        "class_iu": iu,
+        "class_accuracy": accuracy,
+        "truth_share": share,
+        "pixel_accuracy": sum(hits) / t.size if t.size else nan,
+        "mean_accuracy": np.nanmean(accuracy) if t.size else nan,
+        "mean_iu": np.nanmean(iu) if t.size else nan,
+        "frequency_weighted_iu": (share[share > 0] * iu[share > 0]).sum() if t.size else nan,
+    }
+
+
+def random_pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
+    """Labels of 1 to 255 classes, some in neither map, some in one; with void, now and then nothing else."""
+    classes = int(rng.choice([1, 2, 7, 21, 60, 255]))
+    shape = tuple(rng.integers(1, 40, 2))
+    inside, guessed = (rng.choice(classes, rng.integers(1, classes + 1), replace=False) for _ in range(2))
+    truth = rng.choice(inside, shape).astype(np.uint8)
+    truth[rng.random(shape) < rng.choice([0, 0.1, 0.9, 1.0], p=[0.3, 0.4, 0.25, 0.05])] = 255
+    predicted = rng.choice(guessed, shape).astype(np.uint8)
+    right = (rng.random(shape) < rng.uniform(0, 1)) & (truth != 255)
+    predicted[right] = truth[right]
+    return truth, predicted, classes
+
+
+def test_a_thousand_random_pairs_agree_with_the_definitions_bit_for_bit() -> None:
+    rng = np.random.default_rng(2015)
+    seen = {"void alone": 0, "absent": 0, "predicted but absent": 0}
+    for _ in range(1000):
+        truth, predicted, classes = random_pair(rng)
+        scores = Scores(confusion_matrix(truth, predicted, classes))
+        expected = by_definition(truth, predicted, classes)
+
+        for name, value in expected.items():
+            np.testing.assert_array_equal(getattr(scores, name), value, err_msg=name)
+        seen["void alone"] += bool((truth == 255).all())
+        seen["absent"] += bool(np.isnan(scores.class_iu).any())
+        seen["predicted but absent"] += bool(((scores.class_iu == 0) & np.isnan(scores.class_accuracy)).any())
+
+    assert min(seen.values()) > 20, seen
+
+
+def test_matrices_of_parts_add_up_to_the_matrix_of_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [random_pair(rng)[:2] for _ in range(50)]
+    matrices = [confusion_matrix(truth, predicted, 255) for truth, predicted in pairs]
+    truth, predicted = (np.concatenate([pair[side].ravel() for pair in pairs]) for side in (0, 1))
+
+    np.testing.assert_array_equal(sum(matrices), confusion_matrix(truth, predicted, 255))
+    for name, value in by_definition(truth, predicted, 255).items():
+        np.testing.assert_array_equal(getattr(Scores(sum(matrices)), name), value, err_msg=name)  # type: ignore[arg-type]

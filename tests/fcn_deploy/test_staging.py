@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fcn_deploy import OutputError
-from fcn_deploy.staging import staged_directory, staged_file
+from fcn_deploy.staging import sole_writer, staged_directory, staged_file
 
 MARKER = "manifest.json"
 
@@ -213,6 +213,24 @@ def test_links_names_with_brackets_and_the_current_directory(tmp_path: Path, mon
     assert contents(tmp_path / "real[1]") == {MARKER: "new"}
     assert contents(tmp_path / "later") == {MARKER: "new"}
     assert contents(tmp_path / "here") == {MARKER: "new"}
+
+
+def test_a_directory_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    with sole_writer(tmp_path / "deep" / "out"):
+        with (
+            pytest.raises(OutputError, match=r"another run is writing to .*out") as caught,
+            sole_writer(tmp_path / "deep" / "out"),
+        ):
+            pass
+        assert caught.value.remedy == "Wait for it to end, or choose another --output."
+        with sole_writer(tmp_path / "deep" / "other"):
+            pass
+    with sole_writer(tmp_path / "deep" / "out"):
+        pass
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"), sole_writer(tmp_path / "file" / "out"):
+        pass
 
 
 RACE = """

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 import fcn_deploy as fd
 from fcn_deploy.prediction import table
-from fcn_deploy.staging import claimed_directory
+from fcn_deploy.staging import sole_writer
 from tests.conftest import narrow_options
 
 FORMATS = list(fd.OutputFormat)
@@ -180,11 +180,11 @@ def test_a_run_that_is_killed_goes_on_and_leaves_no_partial_file(
 
 
 def test_a_second_run_into_one_folder_is_refused(shared_bundle: Path, photos: list[Path], tmp_path: Path) -> None:
-    with claimed_directory(tmp_path / "out", ""), pytest.raises(fd.OutputError) as caught:
+    with sole_writer(tmp_path / "out"), pytest.raises(fd.OutputError) as caught:
         run(shared_bundle, photos, tmp_path / "out", fd.OutputFormat.PNG)
 
     assert caught.value.problem == f"another run is writing to {tmp_path / 'out'}"
-    assert caught.value.remedy == "Wait for it, end it, or choose another --output."
+    assert caught.value.remedy == "Wait for it to end, or choose another --output."
     assert not list((tmp_path / "out").iterdir())
     assert len(run(shared_bundle, photos, tmp_path / "out", fd.OutputFormat.PNG)) == 12
 

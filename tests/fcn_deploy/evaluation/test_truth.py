@@ -1,0 +1,119 @@
+"""Label PNGs are read as they are, or refused with what to do; nothing is scaled, converted or resized."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fcn_deploy as fd
+from fcn_deploy.evaluation.truth import decode_truth
+
+LABELS = np.array([[0, 1, 2, 255], [20, 0, 0, 3]], dtype=np.uint8)
+SIZE = LABELS.shape
+
+
+def png(image: Image.Image, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def palette(labels: np.ndarray) -> Image.Image:
+    image = Image.fromarray(labels)
+    image.putpalette([200, 10, 10] * 256)
+    return image
+
+
+def decode(data: bytes, classes: int = 21) -> np.ndarray:
+    return decode_truth(data, "a.png", (2, 4), classes)
+
+
+@pytest.mark.parametrize("image", [palette(LABELS), Image.fromarray(LABELS)], ids=["palette", "grey"])
+def test_values_are_labels_whatever_the_colours(image: Image.Image) -> None:
+    found = decode(png(image))
+
+    np.testing.assert_array_equal(found, LABELS)
+    assert found.dtype == np.uint8
+
+
+@pytest.mark.parametrize(("bits", "top"), [(1, 1), (2, 3), (4, 15)])
+def test_palettes_of_fewer_bits(bits: int, top: int) -> None:
+    labels = np.minimum(LABELS, top)
+
+    np.testing.assert_array_equal(decode(png(palette(labels), bits=bits)), labels)
+
+
+def grey_of_four_bits() -> bytes:
+    """A reader that takes grey levels scales these: 15 would be read as 255, which is void."""
+    data = bytearray(png(palette(np.minimum(LABELS, 15)), bits=4))
+    assert data[24:26] == b"\x04\x03"
+    data[25] = 0  # greyscale
+
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    start = data.index(b"PLTE") - 4
+    length = int.from_bytes(data[start : start + 4], "big")
+    return bytes(data[:start] + data[start + 12 + length :])
+
+
+def test_the_scaled_grey_is_what_it_says() -> None:
+    with Image.open(io.BytesIO(grey_of_four_bits())) as image:
+        assert np.array(image)[0].tolist() == [0, 17, 34, 255]
+
+
+WRONG = [
+    (png(Image.new("RGB", (4, 2))), "are of mode RGB: colours, which say no label"),
+    (png(Image.new("RGBA", (4, 2))), "are of mode RGBA"),
+    (png(Image.new("LA", (4, 2))), "are of mode LA"),
+    (png(Image.new("1", (4, 2))), "are of mode 1 with 1 bits, where 8-bit labels are wanted"),
+    (png(Image.fromarray(LABELS.astype(np.uint16))), "are of mode I;16 with 16 bits"),
+    (grey_of_four_bits(), "are of mode L with 4 bits"),
+    (png(palette(LABELS.T.copy())), "are 2x4 pixels, their photo is 4x2"),
+    (png(palette(LABELS))[:-30], "are truncated or damaged"),
+    (b"", r"\(0 bytes\) are no PNG"),
+    (b"\x89PNG\r\n\x1a\n", "are no PNG"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), WRONG, ids=[message[:24] for _, message in WRONG])
+def test_what_holds_no_labels_of_this_photo(data: bytes, message: str) -> None:
+    with pytest.raises(fd.InputFileError, match=f"labels a.png .*{message}") as caught:
+        decode(data)
+    assert caught.value.remedy
+
+
+def test_a_jpeg_under_the_name_of_a_png() -> None:
+    file = io.BytesIO()
+    Image.new("L", (4, 2)).save(file, "JPEG")
+
+    with pytest.raises(fd.InputFileError, match="are no PNG"):
+        decode(file.getvalue())
+
+
+def test_values_beyond_the_classes_are_named_and_counted() -> None:
+    with pytest.raises(fd.InputFileError) as caught:
+        decode(png(palette(LABELS)), 3)
+
+    assert caught.value.problem == (
+        "labels a.png have values 3, 20 in 2 pixels; the model has 3 classes, 0 to 2, and 255 is void"
+    )
+    with pytest.raises(fd.InputFileError, match="have value 20 in 1 pixels; the model has 20 classes"):
+        decode(png(palette(LABELS)), 20)
+
+
+def test_a_huge_claim_is_refused_before_it_is_decoded() -> None:
+    data = bytearray(png(palette(LABELS)))
+    data[16:20] = (400_000).to_bytes(4, "big")
+    data[20:24] = (400_000).to_bytes(4, "big")
+
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+
+    with pytest.raises(fd.InputFileError, match=r"labels a\.png"):
+        decode(bytes(data))
+
+
+def test_animations_are_refused() -> None:
+    first = palette(LABELS)
+    with pytest.raises(fd.InputFileError, match="are an animation"):
+        decode(png(first, save_all=True, append_images=[palette(255 - LABELS)]))

@@ -1,0 +1,205 @@
+"""`evaluate` as a user meets it: the sample, bad input, interruptions, a full disk, two runs at once."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fcn_deploy as fd
+from fcn_deploy.staging import sole_writer
+from tests.conftest import Call, Run
+from tests.datasets import make_folders, make_voc, save_labels
+
+NAMES = ["evaluation.json", "index.html", "journal.jsonl"]
+
+
+def test_the_sample_on_its_scene_beside_pytorch(call_cli: Call, tmp_path: Path) -> None:
+    code, _, errors = call_cli(
+        "export", "--variant", "8s", "--checkpoint", "sample", "--size", "224", "--no-verify", "--output", "b"
+    )
+    assert code == 0, errors
+
+    code, output, errors = call_cli("evaluate", "b", "sample", "--against", "pytorch", "--checkpoint", "sample")
+
+    assert code == 0, errors
+    lines = output.splitlines()
+    assert lines[0].startswith("ONNX Runtime ")
+    assert lines[0].endswith(" CPU, the sample scene, images: 1")
+    assert [line.split()[0] for line in lines[4:11]] == [
+        "background", "disc", "square", "triangle", "star", "ring", "cross",
+    ]  # fmt: skip
+    assert "mean IU lost in deployment: 0.0000 (PyTorch " in output
+    assert "same label in 100.000% of the pixels, mean IU between both 1.0000" in output
+    assert "wrote evaluation" in output
+    assert "label and score, images: 1" in errors
+    document = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert f"mean IU {document['scores']['mean_iu']:.4f}, pixel accuracy" in output
+    assert document["scores"]["mean_iu"] > 0.35, "nothing but background has 0.115"
+    shares = [row["truth_share"] for row in document["classes"]]
+    assert shares == (np.bincount(np.array(Image.open(fd.SAMPLE_LABELS)).ravel()) / 250_000).tolist()
+    assert sorted(p.name for p in (tmp_path / "evaluation").iterdir()) == NAMES
+
+    code, output, _ = call_cli(
+        "evaluate", "b", "sample", "--against", "pytorch", "--checkpoint", "sample", "--json", "--no-page"
+    )
+    assert json.loads(output) == document | {"resumed": 1}
+    assert sorted(p.name for p in (tmp_path / "evaluation").iterdir()) == ["evaluation.json", "journal.jsonl"]
+
+
+def test_pascal_voc_untrained(call_cli: Call, shared_bundle: Path, tmp_path: Path) -> None:
+    make_voc(tmp_path / "VOC", {"val": ("a", "b"), "train": ("c",)})
+
+    code, output, errors = call_cli("evaluate", shared_bundle, "VOC", "--split", "train", "--output", "out")
+
+    assert code == 0, errors
+    assert "Pascal VOC VOC, split train, images: 1\n" in output
+    assert "classes are neither in the truth nor among the labels" in output
+    assert errors.endswith("untrained weights: the scores mean nothing\n")
+
+
+def test_folders_by_other_names_and_another_option_begins_anew(
+    call_cli: Call, shared_bundle: Path, tmp_path: Path
+) -> None:
+    data = make_folders(tmp_path / "data", 2)
+    (data / "images").rename(data / "photos")
+    (data / "labels").rename(data / "truth")
+    command = "evaluate", shared_bundle, "data", "--images", "photos", "--labels", "truth"
+
+    assert call_cli(*command)[0] == 0
+    code, output, errors = call_cli(*command)
+    assert code == 0, errors
+    assert "finished by an earlier run: 2 of 2" in output
+    code, output, errors = call_cli(*command, "--keep-aspect")
+
+    assert code == 0
+    assert "begin anew: the journal in evaluation is of another fitting" in errors
+    assert "finished by an earlier run" not in output
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (("nothing", "sample"), (3, "nothing is neither a bundle nor an ONNX file")),
+    (("BUNDLE", "nowhere"), (3, "data set nowhere is not a folder")),
+    (("BUNDLE", "./sample"), (3, "data set sample is not a folder")),
+    (("BUNDLE", "data"), (3, "1 files of 3 pairs are missing from data: labels/001.png A photo and its label PNG")),
+    (("BUNDLE", "data", "--split", "val"), (2, "split val of data: two folders have no splits")),
+    (("BUNDLE", "empty"), (3, "data set empty has neither JPEGImages (Pascal VOC) nor images and labels")),
+    (("BUNDLE", "sample", "--split", "val"), (2, "the sample is one scene, without splits and folders")),
+    (("BUNDLE", "sample", "--limit", "0"), (2, "limit 0 is below 1")),
+    (("BUNDLE", "sample", "--worst", "1000"), (2, "1000 worst images: 0 to 100 fit a page")),
+    (("BUNDLE", "sample", "--checkpoint", "sample"), (2, "a checkpoint is given, and nothing to do with it")),
+    (("BUNDLE", "sample", "--against", "pytorch", "--checkpoint", "sample"), (2, "exported from no checkpoint")),
+    (("BUNDLE", "sample", "--against", "keras"), (2, "'keras' is not")),
+    (("BUNDLE",), (2, "Missing argument 'DATASET'")),
+    (("BUNDLE", "sample", "--output", "data"), (3, "data holds images and no journal.jsonl")),
+    (("BUNDLE", "sample", "--output", "/proc/nobody/writes/here"), (3, "cannot write /proc/nobody")),
+])  # fmt: skip
+def test_bad_input_has_its_exit_code_and_leaves_nothing(
+    call_cli: Call, shared_bundle: Path, tmp_path: Path, arguments: tuple[str, ...], expected: tuple[int, str]
+) -> None:
+    make_folders(tmp_path / "data", 3)
+    (tmp_path / "data" / "labels" / "001.png").unlink()
+    (tmp_path / "empty").mkdir()
+
+    found, output, errors = call_cli(
+        "evaluate", *(shared_bundle if given == "BUNDLE" else given for given in arguments)
+    )
+
+    assert (found, output) == (expected[0], ""), errors
+    assert expected[1] in " ".join(errors.replace("│", " ").split())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "empty"]
+
+
+def test_bad_files_among_many_are_listed_after_the_scores_of_the_rest(
+    call_cli: Call, shared_bundle: Path, tmp_path: Path
+) -> None:
+    data = make_folders(tmp_path / "data", 6)
+    (data / "images" / "000.png").write_bytes(b"")
+    Image.new("RGB", (56, 42)).save(data / "labels" / "001.png")
+    save_labels(np.zeros((9, 9)), data / "labels" / "002.png")
+    save_labels(np.full((46, 56), 254), data / "labels" / "003.png")
+
+    code, output, errors = call_cli("evaluate", shared_bundle, "data")
+
+    assert code == 3
+    assert "data, images with labels, images: 2 of 6\n" in output
+    assert "mean IU 0." in output
+    for problem in (
+        "error: 4 of 6 images have no score, so that the scores are incomplete:\n",
+        "  image data/images/000.png (0 bytes) is of no known format\n",
+        "  labels data/labels/001.png are of mode RGB: colours, which say no label without their palette\n",
+        "  labels data/labels/002.png are 9x9 pixels, their photo is 56x44\n",
+        "  labels data/labels/003.png have value 254 in 2576 pixels; the model has 21 classes, 0 to 20, and 255",
+    ):
+        assert problem in errors
+    assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["complete"] is False
+
+
+def test_two_runs_into_one_folder(call_cli: Call, shared_bundle: Path, tmp_path: Path) -> None:
+    with sole_writer(tmp_path / "evaluation"):
+        code, output, errors = call_cli("evaluate", shared_bundle, "sample")
+        assert (code, output) == (3, "")
+        assert "error: another run is writing to evaluation\n" in errors
+
+    assert call_cli("evaluate", shared_bundle, "sample")[0] == 0
+
+
+def limit_files() -> None:
+    """As on a full disk, writing fails after so many bytes of a file."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+
+def test_a_full_disk_leaves_the_old_result_whole(
+    call_cli: Call, run_cli: Run, shared_bundle: Path, tmp_path: Path
+) -> None:
+    make_folders(tmp_path / "data", 6)
+    assert call_cli("evaluate", shared_bundle, "data")[0] == 0
+    before = {name: (tmp_path / "evaluation" / name).read_bytes() for name in NAMES}
+
+    full = run_cli("evaluate", shared_bundle, "data", "--keep-aspect", preexec_fn=limit_files)
+
+    assert full.returncode == 3, full.stderr
+    assert "error: cannot write evaluation/journal.jsonl: File too large; " in full.stderr
+    assert "Traceback" not in full.stderr
+    for name in ("evaluation.json", "index.html"):
+        assert (tmp_path / "evaluation" / name).read_bytes() == before[name]
+    assert (tmp_path / "evaluation" / "journal.jsonl").stat().st_size == 2000
+
+    code, output, errors = call_cli("evaluate", shared_bundle, "data", "--keep-aspect", "--json")
+    assert code == 0, errors
+    assert 0 < json.loads(output)["resumed"] < 6
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_an_interrupted_run_is_resumed_and_ends_the_same(
+    call_cli: Call, shared_bundle: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    """Killed when three images are written down; a run that was never interrupted is the reference."""
+    make_folders(tmp_path / "data", 60)
+    command = [sys.executable, "-m", "fcn_deploy", "evaluate", str(shared_bundle), "data", "--output", "out"]
+    # Whoever runs the tests in the background has it ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        signal.signal(signal.SIGINT, before)
+        path, deadline = tmp_path / "out" / "journal.jsonl", time.monotonic() + 120
+        while not path.exists() or path.read_bytes().count(b"\n") < 4:
+            assert process.poll() is None, "the run ended before it could be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(number)
+        assert process.wait(60) == code
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+    finished = path.read_bytes()[: path.read_bytes().rindex(b"\n") + 1]
+
+    resumed = json.loads(call_cli("evaluate", shared_bundle, "data", "--output", "out", "--json", "--no-page")[1])
+    whole = json.loads(call_cli("evaluate", shared_bundle, "data", "--output", "all", "--json", "--no-page")[1])
+
+    assert resumed["resumed"] == finished.count(b"\n") - 1 >= 3
+    assert path.read_bytes().startswith(finished)
+    assert resumed | {"resumed": 0} == whole
