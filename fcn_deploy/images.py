@@ -58,7 +58,7 @@ def decode_image(data: bytes, name: str) -> Pixels:
         ImageError: as `read_image`.
     """
     try:
-        with _opened(data) as image:
+        with open_picture(data, _known_formats()) as image:
             _check_still(name, image)
             return _to_rgb(name, image)
     except Image.DecompressionBombError as error:
@@ -73,11 +73,15 @@ def decode_image(data: bytes, name: str) -> Pixels:
         raise ImageError(f"image {name} is truncated or damaged: {error}", remedy="Copy it again.") from error
 
 
-def _opened(data: bytes) -> Image.Image:
-    """The picture, its header read. Pillow warns from half of MAX_PIXELS; the bound is checked before decoding."""
+def open_picture(data: bytes, formats: list[str]) -> Image.Image:
+    """A picture in memory with only its header read, for callers who check its size before they decode it.
+
+    Raises:
+        PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError: as Pillow; it does not warn of large ones.
+    """
     with _WARNING_FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(data), formats=_known_formats())
+        return Image.open(io.BytesIO(data), formats=formats)
 
 
 def _known_formats() -> list[str]:

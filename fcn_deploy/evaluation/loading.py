@@ -1,21 +1,14 @@
-"""Photos and true labels are read while the runtime is busy: a thread keeps a bounded number of them ready."""
+"""The files of a pair, read and decoded."""
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 from fcn_deploy.errors import FcnDeployError, ImageError
 from fcn_deploy.evaluation.dataset import Pair
 from fcn_deploy.evaluation.truth import decode_truth
 from fcn_deploy.images import Labels, Pixels, decode_image
-
-_Given = TypeVar("_Given")
-_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -69,21 +62,6 @@ def read_files(pair: Pair) -> Files:
         ImageError: one of them cannot be read.
     """
     return Files(pair, _read(pair.photo), _read(pair.labels))
-
-
-def ahead(make: Callable[[_Given], _Made], items: Iterable[_Given], count: int) -> Generator[_Made]:
-    """`make` of every item, in order, made in a thread; at most `count` results wait to be taken."""
-    waiting: deque[Future[_Made]] = deque()
-    pool = ThreadPoolExecutor(1)
-    try:
-        for item in items:
-            waiting.append(pool.submit(make, item))
-            if len(waiting) > count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _read(path: Path) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.evaluation.dataset import Dataset, Pair
 from fcn_deploy.evaluation.journal import Journal
-from fcn_deploy.evaluation.loading import Failure, Files, ahead, read_files
+from fcn_deploy.evaluation.loading import Failure, Files, read_files
 from fcn_deploy.evaluation.options import EvaluateOptions
 from fcn_deploy.evaluation.page import PAGE_FILE, page_possible, require_page, write_page
 from fcn_deploy.evaluation.pictures import Picture, Shown, draw
@@ -20,6 +20,7 @@ from fcn_deploy.evaluation.scores import ImageScore
 from fcn_deploy.evaluation.sides import LabelsOfBoth, Sides
 from fcn_deploy.images import Labels
 from fcn_deploy.metrics import confusion_matrix
+from fcn_deploy.pipelining import Threads, ahead
 from fcn_deploy.segmentation import Fitted
 from fcn_deploy.staging import sole_writer, staged_file
 from fcn_deploy.steps import OnStep, quietly
@@ -114,8 +115,9 @@ def _score(sides: Sides, journal: Journal, pairs: tuple[Pair, ...], on_step: OnS
     batch = sides.artifact.batch
     with contextlib.ExitStack() as stack:
         advance = stack.enter_context(on_step(f"label and score, images: {len(pairs)}", len(pairs)))
-        # Two at least, so that one is ready and one being made while the runtime is busy with a batch of one.
-        loaded = stack.enter_context(contextlib.closing(ahead(partial(_load, sides, journal), pairs, max(2, batch))))
+        # Photos and truths are read while the runtime is busy: the next batch is ready, and one more photo made.
+        reader = stack.enter_context(Threads(1))
+        loaded = ahead(reader, partial(_load, sides, journal), pairs, batch + 1)
         for outcome in _outcomes(sides, journal, loaded):
             tally.add(outcome)
             advance()

@@ -1,13 +1,10 @@
 """True labels as they are stored: PNG files whose pixel values are the labels themselves."""
 
-import io
-import warnings
-
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fcn_deploy.errors import FcnDeployError, InputFileError
-from fcn_deploy.images import Labels
+from fcn_deploy.images import Labels, open_picture
 from fcn_deploy.model_info import VOID_LABEL
 
 # In the PNG header: the byte with the bits per sample, and the kinds of picture whose samples are read unscaled.
@@ -30,13 +27,11 @@ def decode_truth(data: bytes, name: str, size: tuple[int, int], num_classes: int
             size than its photo, or a value that is neither a class nor void.
     """
     try:
-        with warnings.catch_warnings():
-            # Its size is checked against the photo's before anything is decoded.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-                _check_kind(image, name, data[_DEPTH_BYTE])
-                _check_size(image, name, size)
-                labels = np.array(image)
+        # Its size is checked against the photo's before anything is decoded.
+        with open_picture(data, ["PNG"]) as image:
+            _check_kind(image, name, data[_DEPTH_BYTE])
+            _check_size(image, name, size)
+            labels = np.array(image)
     except UnidentifiedImageError as error:
         raise InputFileError(f"labels {name} ({len(data)} bytes) are no PNG", remedy=_REMEDY) from error
     except FcnDeployError:

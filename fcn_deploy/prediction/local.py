@@ -6,13 +6,11 @@ writing release Python's lock, as the runtime does.
 """
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from typing import TypeVar
 
+from fcn_deploy.pipelining import Threads, ahead
 from fcn_deploy.prediction import stages
 from fcn_deploy.prediction.plan import Plan
 from fcn_deploy.prediction.sinks import Encoded, Sink
@@ -22,9 +20,6 @@ from fcn_deploy.segmentation import Segmenter
 # One batch runs while the next one waits.
 _RUNS_AHEAD = 2
 _MAX_THREADS = 16
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def predict_locally(plan: Plan, tasks: Iterable[Task], sink: Sink, segmenter: Segmenter) -> Iterator[Prediction]:
@@ -36,32 +31,14 @@ def predict_locally(plan: Plan, tasks: Iterable[Task], sink: Sink, segmenter: Se
     threads = min(os.cpu_count() or 1, _MAX_THREADS)
     waiting = threads + plan.batch
     with ExitStack() as stack:
-        decoders, runtime, encoders = (stack.enter_context(_pool(n)) for n in (threads, 1, threads))
-        decoded = _ahead(decoders, partial(stages.decode, plan, sink), tasks, waiting)
+        decoders, runtime, encoders = (stack.enter_context(Threads(n)) for n in (threads, 1, threads))
+        decoded = ahead(decoders, partial(stages.decode, plan, sink), tasks, waiting)
         batches = stages.collate(segmenter, decoded)
-        ran = _ahead(runtime, partial(stages.infer, segmenter), batches, _RUNS_AHEAD)
-        encoded = _ahead(encoders, lambda batch: stages.encode(sink, stages.label(segmenter, batch)), ran, threads)
+        ran = ahead(runtime, partial(stages.infer, segmenter), batches, _RUNS_AHEAD)
+        encoded = ahead(encoders, lambda batch: stages.encode(sink, stages.label(segmenter, batch)), ran, threads)
         writes = _grouped((entry for batch in encoded for entry in batch), sink.rows_per_write)
-        for written in _ahead(encoders, partial(stages.write, sink), writes, threads):
+        for written in ahead(encoders, partial(stages.write, sink), writes, threads):
             yield from written
-
-
-class _pool(ThreadPoolExecutor):  # noqa: N801 - used as the context manager it is
-    """Threads that drop what has not begun when the block ends, be it by an error."""
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown(wait=True, cancel_futures=True)
-
-
-def _ahead(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], limit: int) -> Iterator[Result]:
-    """`map` in order, at most `limit` items ahead of whoever reads the results."""
-    pending: deque[Future[Result]] = deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
-        while pending and (len(pending) >= limit or pending[0].done()):
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
 
 
 def _grouped(entries: Iterable[Encoded | Prediction], size: int) -> Iterator[list[Encoded | Prediction]]:

@@ -1,69 +1,17 @@
-"""The pipeline of one process: in order, bounded, overlapping, and ended by the first error."""
+"""How the pipeline of one process batches, groups and names."""
 
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fcn_deploy as fd
-from fcn_deploy.prediction.local import _ahead, _grouped, _pool
+from fcn_deploy.prediction.local import _grouped
 from fcn_deploy.prediction.plan import tasks_of
 from fcn_deploy.prediction.sinks import Encoded
 from fcn_deploy.prediction.stages import collate
 from fcn_deploy.prediction.work import Prediction, Task
 from fcn_deploy.segmentation import Segmenter
-
-DEADLOCK_S = 60
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.integers(0, 30), st.integers(1, 5), st.integers(1, 4))
-def test_ahead_keeps_the_order_and_its_distance(count: int, limit: int, threads: int) -> None:
-    given_out: list[int] = []
-
-    def items() -> Iterator[int]:
-        for i in range(count):
-            given_out.append(i)
-            yield i
-
-    with ThreadPoolExecutor(threads) as pool:
-        for read, result in enumerate(_ahead(pool, lambda i: i * i, items(), limit)):
-            assert result == read * read
-            assert len(given_out) - read <= limit
-    assert len(given_out) == count
-
-
-def test_items_overlap() -> None:
-    second_began = threading.Event()
-
-    def work(item: int) -> bool:
-        if item == 1:
-            second_began.set()
-            return True
-        return second_began.wait(DEADLOCK_S)
-
-    with ThreadPoolExecutor(2) as pool:
-        assert list(_ahead(pool, work, [0, 1], 2)) == [True, True]
-
-
-def test_an_error_drops_what_has_not_begun() -> None:
-    begun: list[int] = []
-
-    def work(item: int) -> int:
-        begun.append(item)
-        if item == 2:
-            raise fd.OutputError("full", remedy="Empty it.")
-        return item
-
-    with pytest.raises(fd.OutputError), _pool(1) as pool:
-        list(_ahead(pool, work, range(1000), 5))
-
-    assert begun[:3] == [0, 1, 2]
-    assert len(begun) <= 2 + 5
 
 
 def test_groups_of_results_take_along_what_needs_no_writing() -> None:
