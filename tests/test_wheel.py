@@ -30,7 +30,8 @@ def test_contents(wheel: Path) -> None:
         for p in (ROOT / package).rglob("*.py")
     }
     repository_only = {
-        f"benchmarks/{name}.py" for name in ("readme", "scenes", "train_sample", "sample_accuracy", "precision_gain")
+        f"benchmarks/{name}.py"
+        for name in ("readme", "scenes", "train_sample", "sample_accuracy", "precision_gain", "pipeline")
     }
     assert tracked - repository_only == {name for name in names if name.endswith(".py")}
     assert {
