@@ -4,6 +4,7 @@ The Python that runs it needs fcn-deploy and what that runs models with. Everyth
 beside this file. Arrays cross by DLPack: what the backend itself does for them is bound to one major version of NumPy.
 """
 
+import ctypes
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +63,18 @@ class TritonPythonModel:
 
     def _response(self, labels: list[Photo]) -> Any:
         stacked = np.stack(labels) if self._batched else labels[0]
-        return pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack("labels", stacked)])
+        return pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack("labels", _exported(stacked))])
+
+
+def _exported(array: Photo) -> Any:
+    """An array as a DLPack capsule that is left to the backend alone.
+
+    The backend takes the array over, and frees it, but renames the capsule in its own way: NumPy, finding a name it
+    does not know when the capsule goes, would report an error for every response.
+    """
+    capsule: Any = array.__dlpack__()
+    ctypes.pythonapi.PyCapsule_SetDestructor(ctypes.py_object(capsule), None)
+    return capsule
 
 
 def _problem(photos: Sequence[Photo]) -> str | None:

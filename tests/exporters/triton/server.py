@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 _VENV = ROOT / ".venv-triton"
-_DEADLINE_S = 120
+_DEADLINE_S, _GOODBYE_S = 120, 30
 
 
 def site_packages() -> Path:
@@ -107,13 +107,16 @@ class Server:
 
     def _ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://{self.http}/v2/health/ready", timeout=5) as answer:  # noqa: S310
+            with urllib.request.urlopen(f"http://{self.http}/v2/health/ready", timeout=5) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, ConnectionError):
             return False
 
     def _stop(self) -> None:
-        """At once, and every process of its session: models have processes of their own."""
-        if self._process.poll() is None:
+        """Asked first, so that it frees its shared memory; models have processes of their own, in the same session."""
+        self._process.terminate()
+        try:
+            self._process.wait(_GOODBYE_S)
+        except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -4,6 +4,7 @@ Tests put it into the folders of models whose backend is not in the server they 
 package, shapes, batches, ensembles, is Triton's own doing.
 """
 
+import ctypes
 import json
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ class TritonPythonModel:
             made = np.split(together, np.cumsum([len(array) for array in given])[:-1])
         else:
             made = [self.session.run([self.output["name"]], {name: array})[0] for array in given]
-        return [
-            pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack(self.output["name"], np.ascontiguousarray(array))])
-            for array in made
-        ]
+        return [self.response(np.ascontiguousarray(array)) for array in made]
+
+    def response(self, array: np.ndarray) -> Any:
+        capsule: Any = array.__dlpack__()
+        # The backend frees the array itself; see exporters/triton/python_backend/model.py.
+        ctypes.pythonapi.PyCapsule_SetDestructor(ctypes.py_object(capsule), None)
+        return pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack(self.output["name"], capsule)])
