@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from exporters.triton.repository import Package
 
 _SHOWN_BYTES = 50_000
-EPILOG = "Example: fcn-deploy package fcn8s --target triton --backend python --output triton"
+EPILOG = "Example: fcn-deploy package fcn8s --target triton --backend python"
 
 
 def package(

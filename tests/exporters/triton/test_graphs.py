@@ -60,15 +60,21 @@ def test_the_artifacts_own_graph_stays_as_it_was(bundles: Bundles) -> None:
     assert ir.to_proto(model).SerializeToString() == before
 
 
-@pytest.mark.parametrize("variant", [fd.Variant.FCN16S, fd.Variant.FCN32S])
-def test_a_free_batch_computes_what_the_fixed_one_does(tmp_path: Path, variant: fd.Variant) -> None:
-    """The rewritten graphs hold constants beside maps, a copy for each image of the batch."""
-    onnx_options = fd.OnnxOptions(64, 80, batch=3)
-    options = fd.ExportOptions(variant, tmp_path / "b", channel_divisor=16, onnx=onnx_options, verify=False)
+@pytest.mark.parametrize(("variant", "size", "expands"), [
+    (fd.Variant.FCN16S, 64, False), (fd.Variant.FCN32S, 320, True),
+])  # fmt: skip
+def test_a_free_batch_computes_what_the_fixed_one_does(
+    tmp_path: Path, variant: fd.Variant, size: int, expands: bool
+) -> None:
+    """The rewritten graphs hold constants beside maps, a copy for each image: stored, or where large by an Expand."""
+    options = fd.ExportOptions(
+        variant, tmp_path / "b", channel_divisor=16, onnx=fd.OnnxOptions(size, size, batch=3), verify=False
+    )
     path = fd.export(options).path / "model.onnx"
+    assert any(node.op_type == "Expand" for node in read_model(path).graph) == expands
     fixed = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     free = session(with_free_batch(read_model(path)), tmp_path)
-    images = np.random.default_rng(0).normal(0, 60, (3, 3, 64, 80)).astype(np.float32)
+    images = np.random.default_rng(0).normal(0, 60, (3, 3, size, size)).astype(np.float32)
     (expected,) = fixed.run(["logits"], {"image": images})
 
     for batch in (1, 2, 3, 5):
@@ -76,8 +82,8 @@ def test_a_free_batch_computes_what_the_fixed_one_does(tmp_path: Path, variant: 
         (found,) = free.run(["logits"], {"image": given})
         wanted = np.concatenate([expected, expected])[:batch]
         assert np.abs(found - wanted).max() <= 1e-6 * np.ptp(expected)
-    assert free.get_inputs()[0].shape == ["batch", 3, 64, 80]
-    assert free.get_outputs()[0].shape == ["batch", 21, 64, 80]
+    assert free.get_inputs()[0].shape == ["batch", 3, size, size]
+    assert free.get_outputs()[0].shape == ["batch", 21, size, size]
 
 
 def test_a_batch_held_in_another_way_is_refused() -> None:
