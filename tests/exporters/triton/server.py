@@ -35,7 +35,10 @@ def backends(folder: Path) -> Path:
     python = folder / "python"
     shutil.copytree(triton / "backends" / "python", python)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    shutil.copy(triton / "python_backend_stubs" / version / "triton_python_backend_stub", python)
+    stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.exists():
+        pytest.skip(f"the Triton server in .venv-triton runs no models with Python {version}")
+    shutil.copy(stub, python)
     return folder
 
 
