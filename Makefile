@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A Triton server to test packages with; there is one for Linux on x86-64 only, elsewhere these tests are skipped.
+TRITON := .venv-triton
+TRITON_READY := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(TRITON)/.ready)
 DEMO := build/demo
 
 BENCH := build/bench
@@ -19,7 +22,7 @@ help:
 	@echo "make bench  latency of all three FCNs on this CPU beside their peers: table, JSON, page (10 minutes)"
 	@echo "make bench-gpu     latency of every variant on the GPU, with the packages of \$$(PYTHON), nothing installed"
 	@echo "make bench-export  time and memory of an export against a plain script"
-	@echo "make clean  remove .venv and build"
+	@echo "make clean  remove .venv, .venv-triton and build"
 
 # Made anew only when what to install changes. The marker comes last, so that an interrupted set-up is repeated.
 $(READY): pyproject.toml constraints.txt
@@ -29,11 +32,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
+$(TRITON)/.ready: requirements-triton.txt
+	rm -f $(TRITON)/.ready
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --requirement requirements-triton.txt
+	touch $(TRITON)/.ready
+
 demo: $(READY)
 	$(BIN)/fcn-deploy export --variant 8s --checkpoint sample --output $(DEMO)/fcn8s --force
 	$(BIN)/fcn-deploy predict $(DEMO)/fcn8s fcn_deploy/assets/scene.jpg --output $(DEMO)/predictions
 
-test: $(READY)
+test: $(READY) $(TRITON_READY)
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 lint: $(READY)
@@ -58,4 +67,4 @@ bench-export: $(READY)
 	$(BIN)/python -m benchmarks.export_cost
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(TRITON) build

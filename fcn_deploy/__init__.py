@@ -56,6 +56,9 @@ __all__ = [
     "OrtOptions",
     "OutputError",
     "OutputFormat",
+    "Package",
+    "PackageOptions",
+    "PackageTarget",
     "Pair",
     "ParityError",
     "ParityReport",
@@ -77,6 +80,7 @@ __all__ = [
     "Tally",
     "Target",
     "Tier",
+    "TritonBackend",
     "UsageError",
     "Variant",
     "Verification",
@@ -102,6 +106,7 @@ __all__ = [
     "open_bundle",
     "open_engine",
     "optimize",
+    "package",
     "predict",
     "read_checkpoint",
     "read_report",
@@ -131,6 +136,8 @@ if TYPE_CHECKING:
     from exporters.reduce import PrecisionOptions, default_opset
     from exporters.rewrite import Rewriting
     from exporters.tensorrt import EngineBuild, build_engine
+    from exporters.triton.options import PackageOptions, PackageTarget, TritonBackend
+    from exporters.triton.repository import Package, package
     from exporters.trt.options import EngineOptions
     from exporters.window_picture import draw_regions
     from fcn_deploy.bundle import Bundle, open_bundle
@@ -195,6 +202,8 @@ _NAMES_BY_MODULE = {
     "exporters.reduce": "PrecisionOptions default_opset",
     "exporters.rewrite": "Rewriting",
     "exporters.tensorrt": "EngineBuild build_engine",
+    "exporters.triton.options": "PackageOptions PackageTarget TritonBackend",
+    "exporters.triton.repository": "Package package",
     "exporters.trt.options": "EngineOptions",
     "exporters.window_picture": "draw_regions",
     "fcn_deploy.bundle": "Bundle open_bundle",

@@ -15,7 +15,9 @@ import fcn_deploy as fd
 from fcn_deploy.runtime.ort import provider_problem
 from tests.conftest import Call, Run
 
-COMMANDS = ("export", "verify", "predict", "evaluate", "tensorrt", "bench", "compare", "report", "inspect", "doctor")
+COMMANDS = (
+    "export", "verify", "predict", "evaluate", "package", "tensorrt", "bench", "compare", "report", "inspect", "doctor",
+)  # fmt: skip
 NARROW = ("--channel-divisor", "16", "--size", "96")
 
 

@@ -95,6 +95,24 @@ def job_of(options: EngineOptions, flavour: Flavour, device: Device | None) -> J
     return Job(bundle, precision, sha256, flavour, device, key)
 
 
+def require_signed(bundle: Bundle, source: str) -> None:
+    """Check that TensorRT can read a bundle's 8-bit maps, if it has any.
+
+    Args:
+        bundle: the bundle.
+        source: what the user calls it.
+
+    Raises:
+        UsageError: they are unsigned.
+    """
+    unsigned = next((node for node in bundle.model.graph if _rounds_unsigned(node)), None)
+    if unsigned is not None:
+        raise UsageError(
+            f"{source} has 8-bit maps in uint8, at {unsigned.name} first: for CPUs; TensorRT takes int8",
+            remedy="Export it again with --target tensorrt.",
+        )
+
+
 def _rounds_unsigned(node: ir.Node) -> bool:
     return node.op_type == "QuantizeLinear" and node.outputs[0].dtype is ir.DataType.UINT8
 
@@ -114,12 +132,7 @@ def _precision(options: EngineOptions, bundle: Bundle) -> Precision:
             f"calibration images are for reducing a float32 graph, and {options.source} stays {own}",
             remedy="Leave --calibration out, or ask for another --precision.",
         )
-    unsigned = next((node for node in bundle.model.graph if _rounds_unsigned(node)), None)
-    if unsigned is not None:
-        raise UsageError(
-            f"{options.source} has 8-bit maps in uint8, at {unsigned.name} first: for CPUs; TensorRT takes int8",
-            remedy="Export it again with --target tensorrt.",
-        )
+    require_signed(bundle, str(options.source))
     opset = bundle.model.opset_imports.get("", 0)
     if wanted is Precision.BF16 and opset < BF16_OPSET:
         raise UsageError(

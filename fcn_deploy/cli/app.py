@@ -16,6 +16,7 @@ from fcn_deploy.cli import (
     export,
     inspect,
     optimize,
+    package,
     predict,
     report,
     tensorrt,
@@ -41,6 +42,7 @@ app.command(epilog=optimize.EPILOG)(optimize.optimize)
 app.command(epilog=tensorrt.EPILOG)(tensorrt.tensorrt)
 app.command(epilog=predict.EPILOG)(predict.predict)
 app.command(epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command(epilog=package.EPILOG)(package.package)
 app.command(epilog=bench.EPILOG)(bench.bench)
 app.command(epilog=compare.EPILOG)(compare.compare)
 app.command(epilog=report.EPILOG)(report.report)

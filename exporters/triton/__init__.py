@@ -1,0 +1,1 @@
+"""Triton model repositories: layout, configuration, and what lies beside them."""

@@ -1,0 +1,135 @@
+"""config.pbtxt: built as Triton's own messages and printed by protobuf.
+
+What the fields mean is documented in Triton's user guide, "Model Configuration", and for ONNX Runtime's accelerators in
+the README of triton-inference-server/onnxruntime_backend.
+"""
+
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporters.triton.options import TritonBackend
+from exporters.triton.served import Ensemble, ServedModel, ServedTensor
+from fcn_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+_PLATFORMS = {TritonBackend.ONNXRUNTIME: "onnxruntime_onnx", TritonBackend.TENSORRT: "tensorrt_plan"}
+_NEEDED = {"tritonclient": "tritonclient", "yaml": "pyyaml"}
+
+
+def require_triton() -> None:
+    """Check that repositories can be made, without loading what makes them.
+
+    Raises:
+        UsageError: a package is missing; names the extra that brings it.
+    """
+    missing = [package for module, package in _NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UsageError(
+            f"a package for Triton needs {' and '.join(missing)}, which is not installed",
+            remedy="pip install 'fcn-deploy[triton]'",
+        )
+
+
+def config_text(model: ServedModel | Ensemble) -> str:
+    """The text of a model's config.pbtxt."""
+    from google.protobuf import text_format
+
+    return str(text_format.MessageToString(config_of(model)))
+
+
+def config_of(model: ServedModel | Ensemble) -> "ModelConfig":
+    """A model's configuration as Triton's message."""
+    config = _ensemble_config(model) if isinstance(model, Ensemble) else _model_config(model)
+    config.version_policy.latest.num_versions = 1
+    config.response_cache.enable = False
+    for name, value in model.parameters.items():
+        config.parameters[name].string_value = value
+    return config
+
+
+def _with_tensors(config: "ModelConfig", model: ServedModel | Ensemble) -> "ModelConfig":
+    for tensor in model.inputs:
+        added = config.input.add(name=tensor.spec.name, data_type=data_type(tensor.spec.dtype), dims=tensor.spec.shape)
+        added.allow_ragged_batch = tensor.ragged
+        _reshape(added, tensor)
+    for tensor in model.outputs:
+        added = config.output.add(name=tensor.spec.name, data_type=data_type(tensor.spec.dtype), dims=tensor.spec.shape)
+        _reshape(added, tensor)
+    return config
+
+
+def _reshape(added: Any, tensor: ServedTensor) -> None:
+    if tensor.model_shape is not None:
+        added.reshape.shape.extend(tensor.model_shape)
+
+
+def data_type(dtype: str) -> int:
+    """A NumPy dtype as a value of Triton's enumeration."""
+    from tritonclient.grpc import model_config_pb2 as messages
+    from tritonclient.utils import np_to_triton_dtype
+
+    return int(messages.DataType.Value(f"TYPE_{np_to_triton_dtype(np.dtype(dtype).type)}"))
+
+
+def _model_config(model: ServedModel) -> "ModelConfig":
+    from tritonclient.grpc import model_config_pb2 as messages
+
+    config = messages.ModelConfig(
+        name=model.name, backend=model.backend, platform=_PLATFORMS.get(model.backend, ""), max_batch_size=0
+    )
+    _with_tensors(config, model)
+    if model.batching is not None:
+        config.max_batch_size = model.batching.size
+        config.dynamic_batching.preferred_batch_size.append(model.batching.size)
+        config.dynamic_batching.max_queue_delay_microseconds = model.batching.queue_delay_us
+    _place(config, model)
+    for shape in model.warm_up:
+        _warm_up(config, model.inputs[0], shape, batched=model.batching is not None)
+    return config
+
+
+def _place(config: "ModelConfig", model: ServedModel) -> None:
+    from tritonclient.grpc import model_config_pb2 as messages
+
+    kinds, place = messages.ModelInstanceGroup.Kind, model.placement
+    group = config.instance_group.add(count=place.instances)
+    group.kind = kinds.Value("KIND_GPU" if place.gpu else "KIND_CPU")
+    if place.first_gpu_only:
+        group.gpus.append(0)
+    for name, parameters in place.accelerators:
+        added = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name=name)
+        _fill(added.parameters, parameters)
+
+
+def _fill(field: Any, values: Mapping[str, str]) -> None:
+    for name, value in values.items():
+        field[name] = value
+
+
+def _warm_up(config: "ModelConfig", tensor: ServedTensor, shape: tuple[int, ...], *, batched: bool) -> None:
+    """A run on random pixels of exactly that shape, before the model counts as ready."""
+    added = config.model_warmup.add(name=f"random {'x'.join(map(str, shape))}", count=1)
+    added.batch_size = shape[0] if batched else 0
+    image = added.inputs[tensor.spec.name]
+    image.data_type = data_type(tensor.spec.dtype)
+    image.dims.extend(shape[1:] if batched else shape)
+    image.random_data = True
+
+
+def _ensemble_config(model: Ensemble) -> "ModelConfig":
+    from tritonclient.grpc import model_config_pb2 as messages
+
+    config = _with_tensors(messages.ModelConfig(name=model.name, platform="ensemble"), model)
+    # An ensemble's own tensors are those of its steps, which reshape them.
+    for tensor in (*config.input, *config.output):
+        tensor.ClearField("reshape")
+    for step in model.steps:
+        added = config.ensemble_scheduling.step.add(model_name=step.name, model_version=-1)
+        _fill(added.input_map, {tensor.spec.name: tensor.spec.name for tensor in step.inputs})
+        _fill(added.output_map, {tensor.spec.name: tensor.spec.name for tensor in step.outputs})
+    return config

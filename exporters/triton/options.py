@@ -1,0 +1,100 @@
+"""What is packaged for Triton, and how it is to be served."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from fcn_deploy.errors import UsageError
+from fcn_deploy.runtime.provider import Provider
+from fcn_deploy.runtime.tensorrt_flavour import PLAN_SUFFIX
+
+MAX_INSTANCES = 64
+MAX_QUEUE_DELAY_US = 10_000_000
+MAX_WORKSPACE_MB = 2**20
+# Names become folders, URLs and Kubernetes resources.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_URI = re.compile(r"[a-z][a-z0-9+.-]*://\S+")
+STORAGE_PLACEHOLDER = "s3://BUCKET/PATH"
+
+
+class PackageTarget(StrEnum):
+    """The server that a package is for."""
+
+    TRITON = "triton"
+
+
+class TritonBackend(StrEnum):
+    """What runs the model inside Triton."""
+
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    PYTHON = "python"  # a generated model.py over this toolkit's own runtime
+
+
+@dataclass(frozen=True)
+class PackageOptions:
+    """What is packaged, and how it is to be served.
+
+    Attributes:
+        source: a bundle's directory, an ONNX file of this toolkit, or a TensorRT engine.
+        output: the directory to write.
+        target: the server that it is for.
+        backend: what runs the model.
+        name: of the model; None takes the source's name.
+        provider: where ONNX Runtime runs; None is the CPU. Not for engines.
+        instances: copies of the model that run at once.
+        queue_delay_us: how long a request may wait for others to fill a batch with, microseconds; None is 1000.
+        workspace_mb: limit on TensorRT's scratch memory in MiB, for provider tensorrt.
+        engine_cache: folder on the server where TensorRT keeps what it built, for provider tensorrt.
+        storage_uri: where Kubernetes fetches the repository from.
+        force: replace an existing package.
+
+    Raises:
+        UsageError: an option out of its bounds, or options that do not go together.
+    """
+
+    source: Path
+    output: Path = Path("triton")
+    target: PackageTarget = PackageTarget.TRITON
+    backend: TritonBackend = TritonBackend.ONNXRUNTIME
+    name: str | None = None
+    provider: Provider | None = None
+    instances: int = 1
+    queue_delay_us: int | None = None
+    workspace_mb: int | None = None
+    engine_cache: str | None = None
+    storage_uri: str = STORAGE_PLACEHOLDER
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        _check_bounds("instances", self.instances, 1, MAX_INSTANCES)
+        _check_bounds("queue delay", self.queue_delay_us, 0, MAX_QUEUE_DELAY_US)
+        _check_bounds("workspace", self.workspace_mb, 1, MAX_WORKSPACE_MB)
+        if not _NAME.fullmatch(self.model_name):
+            raise UsageError(
+                f"{self.model_name!r} is no name for a model: letters, digits, _ . and -, at most 63",
+                remedy="Pass another with --name.",
+            )
+        if not _URI.fullmatch(self.storage_uri):
+            raise UsageError(f"{self.storage_uri!r} is no URI", remedy="Pass one such as s3://bucket/folder.")
+        tensorrt_only = self.workspace_mb is not None or self.engine_cache is not None
+        if tensorrt_only and not (self.provider is Provider.TENSORRT and self.backend is TritonBackend.ONNXRUNTIME):
+            raise UsageError(
+                "--workspace and --engine-cache are for ONNX Runtime's TensorRT provider in Triton",
+                remedy="Leave them out, or pass --backend onnxruntime --provider tensorrt.",
+            )
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model."""
+        if self.name is not None:
+            return self.name
+        # `.` and `..` have no name of their own.
+        source = self.source.resolve()
+        return source.stem if source.suffix in (".onnx", PLAN_SUFFIX) else source.name
+
+
+def _check_bounds(what: str, value: int | None, least: int, most: int) -> None:
+    if value is not None and not least <= value <= most:
+        raise UsageError(f"{what} {value} is not between {least} and {most}", remedy="Pass another number.")
