@@ -14,6 +14,8 @@ package costs nothing: PyTorch is loaded by what needs it.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fcn_deploy._names import MODULE_OF
+
 __all__ = [
     "SAMPLE_CHECKPOINT",
     "SAMPLE_LABELS",
@@ -183,66 +185,11 @@ if TYPE_CHECKING:
     from fcn_deploy.verification import Verification, VerifyOptions, verify
     from fcn_deploy.version import __version__
 
-_ERRORS = "BundleError CheckpointError FcnDeployError ImageError InputFileError OutputError ParityError ProviderError"
-_NAMES_BY_MODULE = {
-    "benchmarks.comparison": "ReportComparison compare_reports",
-    "benchmarks.report": "require_page write_markdown write_page",
-    "benchmarks.results": "BenchReport Row read_report write_report",
-    "benchmarks.run": "bench",
-    "benchmarks.options": "BenchOptions",
-    "benchmarks.timing": "Measurement Protocol",
-    "exporters.calibration_method": "Calibration",
-    "exporters.eight_bit": "Quantization",
-    "exporters.export_options": "ExportOptions",
-    "exporters.foreign": "Optimized optimize",
-    "exporters.onnx": "OnnxOptions",
-    "exporters.optimize": "Optimize Target",
-    "exporters.pipeline": "ExportResult export",
-    "exporters.precision": "HalfReport",
-    "exporters.reduce": "PrecisionOptions default_opset",
-    "exporters.rewrite": "Rewriting",
-    "exporters.tensorrt": "EngineBuild build_engine",
-    "exporters.triton.options": "PackageOptions PackageTarget TritonBackend",
-    "exporters.triton.repository": "Package package",
-    "exporters.trt.options": "EngineOptions",
-    "exporters.window_picture": "draw_regions",
-    "fcn_deploy.bundle": "Bundle open_bundle",
-    "fcn_deploy.doctor": "Finding examine",
-    "fcn_deploy.errors": f"{_ERRORS} MeasurementError RegressionError SizeError UsageError",
-    "fcn_deploy.evaluation.dataset": "Dataset Pair find_dataset sample_dataset",
-    "fcn_deploy.evaluation.options": "Against EvaluateOptions",
-    "fcn_deploy.evaluation.result": "Evaluation",
-    "fcn_deploy.evaluation.run": "evaluate",
-    "fcn_deploy.geometry": "AxisSizes Geometry Variant axis_sizes check_fits",
-    "fcn_deploy.inspection": "Inspection inspect",
-    "fcn_deploy.metrics": "Scores",
-    "fcn_deploy.model_info": "Head ImageInput ModelInfo NetworkSpec Precision Provenance",
-    "fcn_deploy.models.checkpoints": "read_checkpoint",
-    "fcn_deploy.models.fcn": "fcn32s fcn16s fcn8s",
-    "fcn_deploy.models.weights": "WeightsOptions",
-    "fcn_deploy.parity.compare": "Comparison",
-    "fcn_deploy.parity.report": "ParityReport",
-    "fcn_deploy.parity.tolerance": "Tier",
-    "fcn_deploy.photos": "find_images",
-    "fcn_deploy.prediction.options": "EngineName OutputFormat PredictOptions",
-    "fcn_deploy.prediction.run": "predict",
-    "fcn_deploy.prediction.tally": "Tally",
-    "fcn_deploy.prediction.work": "Prediction",
-    "fcn_deploy.runtime.engine_file": "Engine open_engine",
-    "fcn_deploy.runtime.ort_options": "OrtOptions",
-    "fcn_deploy.runtime.provider": "Provider",
-    "fcn_deploy.runtime.tensorrt_flavour": "FlavourName",
-    "fcn_deploy.samples": "SAMPLE_CHECKPOINT SAMPLE_LABELS SAMPLE_SCENE",
-    "fcn_deploy.verification": "Verification VerifyOptions verify",
-    "fcn_deploy.version": "__version__",
-}
-_MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names.split()}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
+    if name not in MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    value = getattr(importlib.import_module(MODULE_OF[name]), name)
     globals()[name] = value
     return value
 

@@ -80,8 +80,8 @@ def test_a_cluster_writes_what_the_local_engine_writes(
     assert sorted(line.split(" -> ")[0] for line in done.stdout.splitlines()) == sorted(
         str(p.image) for p in local if p.failure is None
     )
-    again = on_ray(run_cli, shared_bundle, many_photos, "--output", "ray", "--address", cluster)
-    assert f"0 photos segmented, 0 a second; {PHOTOS} done before" in again.stderr
+    again = fd.predict(shared_bundle, fd.find_images([str(many_photos)]), fd.PredictOptions(tmp_path / "ray"))
+    assert sum(p.done_before for p in again) == PHOTOS
 
 
 def test_a_killed_worker_loses_nothing(
