@@ -44,7 +44,7 @@ def test_the_page_works_as_printed(tmp_path: Path) -> None:
 
     script = f"set -euo pipefail\n{commands()}\n"
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
+        ["/bin/bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
