@@ -64,6 +64,9 @@ __all__ = [
     "ReportComparison",
     "Rewriting",
     "Row",
+    "ServeOptions",
+    "Served",
+    "Server",
     "SizeError",
     "Target",
     "Tier",
@@ -94,6 +97,7 @@ __all__ = [
     "read_checkpoint",
     "read_report",
     "require_page",
+    "serve",
     "verify",
     "write_markdown",
     "write_page",
@@ -152,6 +156,8 @@ if TYPE_CHECKING:
     from fcn_deploy.runtime.provider import Provider
     from fcn_deploy.runtime.tensorrt_flavour import FlavourName
     from fcn_deploy.samples import SAMPLE_CHECKPOINT, SAMPLE_SCENE
+    from fcn_deploy.serving.options import ServeOptions
+    from fcn_deploy.serving.server import Served, Server, serve
     from fcn_deploy.verification import Verification, VerifyOptions, verify
     from fcn_deploy.version import __version__
 
@@ -195,6 +201,8 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.runtime.provider": "Provider",
     "fcn_deploy.runtime.tensorrt_flavour": "FlavourName",
     "fcn_deploy.samples": "SAMPLE_CHECKPOINT SAMPLE_SCENE",
+    "fcn_deploy.serving.options": "ServeOptions",
+    "fcn_deploy.serving.server": "Served Server serve",
     "fcn_deploy.verification": "Verification VerifyOptions verify",
     "fcn_deploy.version": "__version__",
 }

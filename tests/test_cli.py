@@ -15,7 +15,7 @@ import fcn_deploy as fd
 from fcn_deploy.runtime.ort import provider_problem
 from tests.conftest import Call, Run
 
-COMMANDS = ("export", "verify", "predict", "tensorrt", "bench", "compare", "report", "inspect", "doctor")
+COMMANDS = ("export", "verify", "predict", "serve", "tensorrt", "bench", "compare", "report", "inspect", "doctor")
 NARROW = ("--channel-divisor", "16", "--size", "96")
 
 

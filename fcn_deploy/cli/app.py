@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fcn_deploy.cli import bench, compare, doctor, export, inspect, optimize, predict, report, tensorrt, verify
+from fcn_deploy.cli import bench, compare, doctor, export, inspect, optimize, predict, report, serve, tensorrt, verify
 from fcn_deploy.errors import FcnDeployError, InputFileError
 from fcn_deploy.version import __version__
 
@@ -28,6 +28,7 @@ app.command(epilog=verify.EPILOG)(verify.verify)
 app.command(epilog=optimize.EPILOG)(optimize.optimize)
 app.command(epilog=tensorrt.EPILOG)(tensorrt.tensorrt)
 app.command(epilog=predict.EPILOG)(predict.predict)
+app.command(epilog=serve.EPILOG)(serve.serve)
 app.command(epilog=bench.EPILOG)(bench.bench)
 app.command(epilog=compare.EPILOG)(compare.compare)
 app.command(epilog=report.EPILOG)(report.report)
