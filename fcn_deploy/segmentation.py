@@ -86,7 +86,8 @@ class Segmenter:
 
     def feed(self, canvases: list[Pixels]) -> Arrays:
         """What `run` takes for 1 to N canvases: the model's input, filled up with the mean colour."""
-        filling = [mean_image(self.height, self.width)] * (self.batch - len(canvases))
+        missing = self.batch - len(canvases)
+        filling = [mean_image(self.height, self.width)] * missing if missing else []
         return feed_of(self._runner.inputs[0], np.stack([*canvases, *filling]))
 
     def run(self, feed: Arrays) -> Arrays:

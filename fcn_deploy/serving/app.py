@@ -53,7 +53,8 @@ class Inference:
         body, json_length = await request.body(), request.headers.get(JSON_LENGTH_HEADER)
         call, pixels = await self._aside(json_length is None, lambda: self._read(body, json_length))
         response, _ = await self.plane.infer(name, request_for(name, pixels, call.id, binary=call.binary))
-        return await self._aside(not call.binary, lambda: _written(response))
+        written: Response = await self._aside(not call.binary, lambda: _written(response))
+        return written
 
     def _read(self, body: bytes, json_length: str | None) -> tuple[Call, Any]:
         call = read_call(body, json_length)
@@ -73,6 +74,8 @@ def _written(response: InferResponse) -> Response:
 def application(inference: Inference, metrics: Metrics) -> FastAPI:
     """All of it but the page."""
     app = FastAPI(title="fcn-deploy", openapi_url=None, docs_url=None, redoc_url=None)
+    # Routes are tried in this order.
+    app.add_route("/v2/models/{model_name}/infer", inference.infer, methods=["POST"])
     ends = V2Endpoints(inference.plane)
     for path, answer, model in (
         ("/v2", ends.metadata, answers.ServerMetadataResponse),
@@ -83,7 +86,6 @@ def application(inference: Inference, metrics: Metrics) -> FastAPI:
         ("/v2/models/{model_name}/ready", _versionless(_model_ready(ends)), answers.ModelReadyResponse),
     ):
         app.add_api_route(path, answer, methods=["GET"], response_model=model)
-    app.add_route("/v2/models/{model_name}/infer", inference.infer, methods=["POST"])
     app.add_route("/metrics", _metrics_of(metrics), methods=["GET"])
     _add_error_handlers(app)
     return app

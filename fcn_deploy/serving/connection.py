@@ -20,22 +20,27 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as Uvicorn has it
+        """Begin to wait for a request's head."""
         super().connection_made(transport)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing more."""
         super().connection_lost(exc)
         self._head_came()
 
     def on_message_begin(self) -> None:
+        """Begin to wait for the rest of a head."""
         super().on_message_begin()
         self._await_head()
 
     def on_headers_complete(self) -> None:
+        """Begin to answer."""
         super().on_headers_complete()
         self._head_came()
 
     def data_received(self, data: bytes) -> None:
+        """Read on, as long as a head does not grow too long."""
         super().data_received(data)
         if self._deadline is not None and not self.transport.is_closing():
             self._head_bytes += len(data)
@@ -43,12 +48,14 @@ class BoundedConnection(HttpToolsProtocol):
                 self.send_400_response(f"a request's head takes more than {_MAX_HEAD_BYTES} bytes. Send fewer headers.")
 
     def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, as JSON like every error."""
         body = json.dumps({"error": msg}).encode()
         head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
         self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         self.transport.close()
 
     def timeout_keep_alive_handler(self) -> None:
+        """Close a connection on which nothing came after an answer."""
         super().timeout_keep_alive_handler()
         # Closing waits until the client has read everything, which may be never.
         self.loop.call_later(self.timeout_s, self.transport.abort)

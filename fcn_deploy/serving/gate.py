@@ -51,7 +51,7 @@ class Gate:
         except ClientGoneError:
             pass
         except Exception as error:  # the application has answered with 500 if it could; the log says why
-            LOGGER.error("%s %s: %s: %s", scope["method"], scope["path"], type(error).__name__, error)  # noqa: TRY400
+            LOGGER.error("%s %s: %s: %s", scope["method"], scope["path"], type(error).__name__, error)
 
     async def _post(self, scope: Scope, receive: Receive, sent: "_Sent") -> None:
         on_page = scope["path"] == PAGE_POST
@@ -67,42 +67,58 @@ class Gate:
 
 
 class _Sent:
-    """Passes an answer on and remembers its status."""
+    """Passes an answer on; remembers its status, and whether it is complete."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
+        self.complete = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+        else:
+            self.complete = not message.get("more_body", False)
         await self._send(message)
 
 
-async def _answer(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+async def _answer(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, sent: _Sent) -> None:
     """Let the application answer, and cancel it when the client leaves."""
-    leaving = asyncio.ensure_future(_gone(receive))
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    leaving = _Leaving(receive, sent)
 
     async def read() -> Message:
-        return messages.pop() if messages else await leaving
+        return messages.pop() if messages else await leaving.task
 
-    answering = asyncio.ensure_future(app(scope, read, send))  # type: ignore[arg-type] # a coroutine, in effect
     try:
-        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
-            raise ClientGoneError
-        await answering
+        await app(scope, read, sent)
+    except asyncio.CancelledError:
+        if not leaving.was_first:  # the server itself does not wait any longer
+            raise
+        leaving.answering.uncancel()
+        raise ClientGoneError from None
     finally:
-        answering.cancel()
-        leaving.cancel()
-        await asyncio.gather(answering, leaving, return_exceptions=True)
+        leaving.task.cancel()
 
 
-async def _gone(receive: Receive) -> Message:
-    while (message := await receive())["type"] != "http.disconnect":
-        pass
-    return message
+class _Leaving:
+    """Cancels the task that makes it when the client leaves before its answer is complete."""
+
+    def __init__(self, receive: Receive, sent: _Sent) -> None:
+        current = asyncio.current_task()
+        if current is None:
+            raise RuntimeError("a request is answered in a task")
+        self.answering = current
+        self.was_first = False
+        self.task = asyncio.ensure_future(self._watch(receive, sent))
+
+    async def _watch(self, receive: Receive, sent: _Sent) -> Message:
+        while (message := await receive())["type"] != "http.disconnect":
+            pass
+        if not sent.complete:
+            self.was_first = True
+            self.answering.cancel()
+        return message
 
 
 async def _refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:

@@ -82,6 +82,4 @@ def require_serving() -> None:
         UsageError: it is not; names the extra that brings it.
     """
     if importlib.util.find_spec("kserve") is None:
-        raise UsageError(
-            "serving needs kserve, which is not installed", remedy="pip install 'fcn-deploy[serve]'"
-        )
+        raise UsageError("serving needs kserve, which is not installed", remedy="pip install 'fcn-deploy[serve]'")

@@ -31,6 +31,7 @@ _MESSAGE_OVERHEAD = 65_536
 # Of a value that is not sent as a byte but as a varint.
 _BYTES_PER_VARINT = 2
 _MAX_CONCURRENT = 256
+_FRAME_BYTES = 1_048_576
 
 
 class Servicer(InferenceServicer):  # type: ignore[misc] # KServe has no types
@@ -42,22 +43,23 @@ class Servicer(InferenceServicer):  # type: ignore[misc] # KServe has no types
         self._admission = admission
         self._metrics = metrics
 
-    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
+    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802, ARG002 - the protocol's names
         """Labels of a request's pixels."""
         with self._metrics.request("grpc") as counted, self._admission.entered():
             self._data_plane.get_model_from_registry(request.model_name)
             check_outputs([output.name for output in request.outputs])
             pixels = self._interface.pixels(_tensors(request))
-            asked = request_for(request.model_name, pixels, request.id, binary=True)
+            # An array always becomes raw contents; asked for them, KServe would look for a list.
+            asked = request_for(request.model_name, pixels, request.id, binary=False)
             response, _ = await self._data_plane.infer(request.model_name, asked)
             counted.outcome = OK
             return response.to_grpc()
 
-    async def RepositoryModelLoad(self, request: Any, context: Any) -> NoReturn:  # noqa: N802
+    async def RepositoryModelLoad(self, *_: Any) -> NoReturn:  # noqa: N802
         """Refused: there is one model."""
         raise NotImplementedError
 
-    async def RepositoryModelUnload(self, request: Any, context: Any) -> NoReturn:  # noqa: N802
+    async def RepositoryModelUnload(self, *_: Any) -> NoReturn:  # noqa: N802
         """Refused: there is one model."""
         raise NotImplementedError
 
@@ -86,7 +88,7 @@ class ErrorsToStatus(AsyncServerInterceptor):
         except NotImplementedError:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server has one model, which is always loaded.")
         except Exception as error:
-            _LOGGER.error("%s: %s: %s", method_name, type(error).__name__, error)  # noqa: TRY400
+            _LOGGER.error("%s: %s: %s", method_name, type(error).__name__, error)
             await context.abort(grpc.StatusCode.INTERNAL, "the server failed at this request. Its log says more.")
 
 
@@ -102,6 +104,9 @@ def grpc_server(servicer: Servicer, max_bytes: int) -> aio.Server:
         ("grpc.max_send_message_length", -1),
         # Otherwise two servers may listen on one port, and each gets some of the requests.
         ("grpc.so_reuseport", 0),
+        # An input comes in one window and few frames instead of many of 16 KB.
+        ("grpc.http2.lookahead_bytes", max_bytes),
+        ("grpc.http2.max_frame_size", _FRAME_BYTES),
     ]
     server = aio.server(interceptors=[ErrorsToStatus()], options=options, maximum_concurrent_rpcs=_MAX_CONCURRENT)
     add_GRPCInferenceServiceServicer_to_server(servicer, server)

@@ -10,16 +10,15 @@ import sys
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 try:
     from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model, ModelRepository
+    from kserve.errors import InvalidInput, ModelNotFound, ServerNotReady
+    from kserve.protocol.dataplane import DataPlane
+    from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+    from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+    from kserve.protocol.grpc.servicer import InferenceServicer
+    from kserve.protocol.rest import v2_datamodels
+    from kserve.protocol.rest.v2_endpoints import V2Endpoints
 finally:
     sys.argv = _arguments
-from kserve.errors import InvalidInput, ModelNotFound, ServerNotReady
-from kserve.protocol.dataplane import DataPlane
-from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
-from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from kserve.protocol.grpc.servicer import InferenceServicer
-from kserve.protocol.infer_type import RequestedOutput
-from kserve.protocol.rest import v2_datamodels
-from kserve.protocol.rest.v2_endpoints import V2Endpoints
 
 __all__ = [
     "DataPlane",
@@ -32,7 +31,6 @@ __all__ = [
     "Model",
     "ModelNotFound",
     "ModelRepository",
-    "RequestedOutput",
     "ServerNotReady",
     "V2Endpoints",
     "add_GRPCInferenceServiceServicer_to_server",

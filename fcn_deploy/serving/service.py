@@ -132,7 +132,7 @@ class Service:
         # gRPC says of a taken port no more than that it failed, and logs to the terminal.
         with listen(options.host, options.grpc_port, "--grpc-port") as tried:
             port = tried.getsockname()[1]
-        return self._rpc.add_insecure_port(joined(options.host, port))
+        return int(self._rpc.add_insecure_port(joined(options.host, port)))
 
     def _listening(self, http_port: int, grpc_port: int) -> Listening:
         info = self._segmenter.info

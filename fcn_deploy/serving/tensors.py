@@ -95,9 +95,8 @@ class Interface:
         return np.frombuffer(raw, np.uint8).reshape(tuple(tensor.shape))
 
     def _check_shape(self, shape: Sequence[int]) -> None:
-        if len(shape) == 1 + len(self.photo_shape) and tuple(shape[1:]) == self.photo_shape:
-            if 1 <= shape[0] <= self.batch:
-                return
+        if tuple(shape[1:]) == self.photo_shape and 1 <= shape[0] <= self.batch:
+            return
         n = "1" if self.batch == 1 else f"1..{self.batch}"
         height, width, channels = self.photo_shape
         raise bad_request(
@@ -116,7 +115,9 @@ def _bytes(tensor: Tensor) -> bytes:
             return bytes(values)
     except ValueError:  # a number that is no byte
         pass
-    raise bad_request(f"values of {PIXELS_NAME} are not all whole numbers from 0 to 255", "Send them as files have them.")
+    raise bad_request(
+        f"values of {PIXELS_NAME} are not all whole numbers from 0 to 255", "Send them as files have them."
+    )
 
 
 def _flat(values: Sequence[Any], shape: Sequence[int]) -> Sequence[Any]:

@@ -76,7 +76,9 @@ def read_call(body: bytes, json_length: str | None) -> Call:
     try:
         request = _Request.model_validate_json(body[:end])
     except ValidationError as error:
-        raise bad_request(f"the JSON is no inference request: {_told(error)}", "See the Open Inference Protocol.") from None
+        raise bad_request(
+            f"the JSON is no inference request: {_told(error)}", "See the Open Inference Protocol."
+        ) from None
     check_outputs([output.name for output in request.outputs])
     return Call(request.id, _tensors(request.inputs, memoryview(body)[end:]), _wants_binary(request))
 
