@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -96,8 +96,7 @@ class RunQueue:
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
-            for job in self._waiting:
-                job.done.cancel()
+            _give_up(self._waiting, asyncio.CancelledError())
             await self._in_thread(lambda: self._segmenter.__exit__(None, None, None))
         self._thread.shutdown()
 
@@ -126,11 +125,11 @@ class RunQueue:
         start = time.perf_counter()
         try:
             labels, seconds = await self._in_thread(lambda: self._labels(pixels))
-        except Exception as error:  # whatever a runtime raises is the answer to these requests, not the queue's end
-            for job in jobs:
-                if not job.done.done():
-                    job.done.set_exception(error)
-            return
+        except BaseException as error:
+            _give_up(jobs, error)
+            if not isinstance(error, Exception):
+                raise
+            return  # whatever a runtime raises is the answer to these requests, not the queue's end
         self._metrics.ran(len(pixels), seconds)
         for job in jobs:
             own, labels = labels[: len(job.pixels)], labels[len(job.pixels) :]
@@ -146,3 +145,11 @@ class RunQueue:
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _give_up(jobs: Iterable[_Job], error: BaseException) -> None:
+    for job in jobs:
+        if isinstance(error, asyncio.CancelledError):
+            job.done.cancel()
+        elif not job.done.done():
+            job.done.set_exception(error)

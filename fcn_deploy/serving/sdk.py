@@ -6,6 +6,9 @@ into lists of Python numbers, and unloads the models at the first signal.
 
 import sys
 
+from fcn_deploy.serving.messages import load_apart
+
+load_apart()
 # KServe reads the command line when it is imported; what stands there is not meant for it.
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 try:
