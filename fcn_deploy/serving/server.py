@@ -84,6 +84,7 @@ class Server:
         self._listening: Future[Listening] = Future()
         self._ending: _Ending | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = threading.Lock()
         self._thread = threading.Thread(target=self._live, name="server")
 
     def __enter__(self) -> Self:
@@ -94,8 +95,14 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._loop is not None and self._ending is not None:
-            self._loop.call_soon_threadsafe(self._ending.end, None)
+        self.stop()
+
+    def stop(self) -> None:
+        """Refuse new requests, answer the accepted ones, and wait for that; the second time, only wait."""
+        with self._stopping:
+            loop, self._loop = self._loop, None
+        if loop is not None and self._ending is not None:
+            loop.call_soon_threadsafe(self._ending.end, None)
         self._thread.join()
 
     def _live(self) -> None:
@@ -109,6 +116,8 @@ class Server:
             if self._listening.done():
                 raise
             self._listening.set_exception(error)
+        finally:
+            self._loop = None
 
 
 class _Ending:

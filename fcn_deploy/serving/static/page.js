@@ -24,7 +24,7 @@ async function showFacts() {
 
 function say(status, error = "") {
   $("status").textContent = status;
-  $("error").textContent = error && error[0].toUpperCase() + error.slice(1);
+  $("error").textContent = error;
 }
 
 async function segment(file) {
@@ -41,7 +41,7 @@ async function segment(file) {
     const answer = await json(response);
     if (mine.signal.aborted) return;
     if (!response.ok) {
-      say("", answer.error);
+      say("", answer.error[0].toUpperCase() + answer.error.slice(1));
       return;
     }
     await show(file, answer);
@@ -79,7 +79,7 @@ function legendRow({ name, colour, share }) {
   swatch.append(square);
   title.append(swatch, name);
   const figure = document.createElement("td");
-  figure.textContent = `${(100 * share).toFixed(1)} %`;
+  figure.textContent = share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`;
   row.append(title, figure);
   return row;
 }

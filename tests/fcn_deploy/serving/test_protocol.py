@@ -115,6 +115,7 @@ def test_a_batch_takes_up_to_its_number_of_photos(tmp_path: Path) -> None:
     options = fd.ExportOptions(
         fd.Variant.FCN8S, tmp_path / "batch", channel_divisor=16,
         onnx=fd.OnnxOptions(96, 96, batch=3), head=fd.Head.LABELS, image_input=fd.ImageInput.UINT8,
+        optimize=fd.Optimize.SIMPLIFY, verify=False,
     )  # fmt: skip
     pixels = noise(3)
     truth = expected(pixels, tmp_path)
