@@ -12,7 +12,7 @@ from fcn_deploy.serving import metrics
 from fcn_deploy.serving.admission import Admission
 from fcn_deploy.serving.bodies import Bodies, ClientGoneError, discard
 from fcn_deploy.serving.metrics import Metrics
-from fcn_deploy.serving.refusals import Refusal
+from fcn_deploy.serving.refusals import Refusal, failure
 
 LOGGER = logging.getLogger("fcn_deploy.serving")
 PAGE_POST = "/segment"
@@ -50,8 +50,10 @@ class Gate:
             await _refuse(refusal, scope, receive, send)
         except ClientGoneError:
             pass
-        except Exception as error:  # the application has answered with 500 if it could; the log says why
+        except Exception as error:
             LOGGER.error("%s %s: %s: %s", scope["method"], scope["path"], type(error).__name__, error)
+            if not sent.begun:
+                await _refuse(failure(), scope, receive, send)
 
     async def _post(self, scope: Scope, receive: Receive, sent: "_Sent") -> None:
         on_page = scope["path"] == PAGE_POST
@@ -72,11 +74,11 @@ class _Sent:
     def __init__(self, send: Send) -> None:
         self._send = send
         self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
-        self.complete = False
+        self.begun = self.complete = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.status, self.begun = message["status"], True
         else:
             self.complete = not message.get("more_body", False)
         await self._send(message)

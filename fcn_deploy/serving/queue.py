@@ -1,12 +1,12 @@
 """Between the event loop and the runtime: one thread that runs the model, and a bounded queue in front of it."""
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +14,6 @@ from fcn_deploy.images import Labels, Pixels, mean_image
 from fcn_deploy.segmentation import Segmenter
 from fcn_deploy.serving.metrics import Metrics
 from fcn_deploy.serving.refusals import busy
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -37,14 +35,13 @@ class Answer:
 class _Job:
     pixels: Pixels
     done: "asyncio.Future[Answer]"
-    arrived: float
+    arrived: float = field(default_factory=time.perf_counter)
 
 
 class RunQueue:
     """Runs requests one after the other, or several at once where the model has a batch.
 
-    Everything but the model itself happens on the event loop; the thread that opens the model also runs and closes it,
-    as CUDA wants.
+    The thread that opens the model also runs and closes it, as CUDA wants. Made and used on an event loop.
 
     Args:
         segmenter: the model, not open yet.
@@ -56,10 +53,13 @@ class RunQueue:
         self._segmenter = segmenter
         self._size = size
         self._metrics = metrics
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="runtime")
         self._waiting: deque[_Job] = deque()
-        self._arrived = asyncio.Event()
-        self._worker: asyncio.Task[None] | None = None
+        self._changed = threading.Condition()
+        self._open = False
+        self._loop = asyncio.get_running_loop()
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._closed = asyncio.Event()
+        self._thread = threading.Thread(target=self._live, name="runtime")
         metrics.watch("waiting", "Requests that wait for the runtime.", lambda: len(self._waiting))
 
     async def open(self) -> None:
@@ -69,10 +69,9 @@ class RunQueue:
             BundleError: the runtime refuses the model.
             ProviderError: the provider asked for would not run.
         """
-        await self._in_thread(self._segmenter.__enter__)
-        photo = mean_image(self._segmenter.height, self._segmenter.width)
-        await self._in_thread(lambda: self._labels(photo[None]))
-        self._worker = asyncio.create_task(self._work())
+        self._open = True
+        self._thread.start()
+        await self._opened
 
     async def submit(self, pixels: Pixels) -> Answer:
         """Labels of n x H x W x 3 pixels, n at most the model's batch; given up when the caller is cancelled.
@@ -82,59 +81,62 @@ class RunQueue:
         """
         if len(self._waiting) >= self._size:
             raise busy(f"{len(self._waiting)} requests wait for the model already, and no more than {self._size} may")
-        job = _Job(pixels, asyncio.get_running_loop().create_future(), time.perf_counter())
-        self._waiting.append(job)
-        self._arrived.set()
+        job = _Job(pixels, self._loop.create_future())
+        with self._changed:
+            self._waiting.append(job)
+            self._changed.notify()
         try:
             return await job.done
-        finally:
-            if job in self._waiting:
-                self._waiting.remove(job)
+        except asyncio.CancelledError:
+            with self._changed:
+                if job in self._waiting:
+                    self._waiting.remove(job)
+            raise
 
     async def close(self) -> None:
         """Wait for the run that is going on, give up those that wait, and close the model."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
-            _give_up(self._waiting, asyncio.CancelledError())
-            await self._in_thread(lambda: self._segmenter.__exit__(None, None, None))
-        self._thread.shutdown()
+        with self._changed:
+            self._open = False
+            self._changed.notify()
+        if self._thread.ident is not None:
+            await self._closed.wait()
+        for job in self._waiting:
+            job.done.cancel()
 
-    async def _work(self) -> None:
-        while True:
-            await self._arrived.wait()
-            jobs = self._next()
-            if jobs:
-                await self._run(jobs)
-            else:
-                self._arrived.clear()
+    def _live(self) -> None:
+        """All that happens in the thread."""
+        try:
+            with self._segmenter:
+                self._labels(mean_image(self._segmenter.height, self._segmenter.width)[None])
+                self._on_loop(_resolve, self._opened, None)
+                while jobs := self._next():
+                    self._run(jobs)
+        except BaseException as error:  # the one that waits for the model raises it
+            self._on_loop(_reject, [self._opened], error)
+        finally:
+            self._on_loop(self._closed.set)
 
     def _next(self) -> list[_Job]:
-        """The oldest requests that fit one run."""
+        """Wait for requests; the oldest that fit one run, or nothing at the end."""
         jobs: list[_Job] = []
-        room = self._segmenter.batch
-        while self._waiting and len(self._waiting[0].pixels) <= room:
-            job = self._waiting.popleft()
-            if not job.done.done():
-                jobs.append(job)
-                room -= len(job.pixels)
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or not self._open)
+            room = self._segmenter.batch if self._open else 0
+            while self._waiting and len(self._waiting[0].pixels) <= room:
+                jobs.append(self._waiting.popleft())
+                room -= len(jobs[-1].pixels)
         return jobs
 
-    async def _run(self, jobs: list[_Job]) -> None:
-        pixels = jobs[0].pixels if len(jobs) == 1 else np.concatenate([job.pixels for job in jobs])
+    def _run(self, jobs: list[_Job]) -> None:
         start = time.perf_counter()
         try:
-            labels, seconds = await self._in_thread(lambda: self._labels(pixels))
-        except BaseException as error:
-            _give_up(jobs, error)
-            if not isinstance(error, Exception):
-                raise
-            return  # whatever a runtime raises is the answer to these requests, not the queue's end
+            pixels = jobs[0].pixels if len(jobs) == 1 else np.concatenate([job.pixels for job in jobs])
+            labels, seconds = self._labels(pixels)
+        except Exception as error:  # whatever a runtime raises is the answer to these requests, not the queue's end
+            self._on_loop(_reject, [job.done for job in jobs], error)
+            return
+        self._on_loop(_deliver, jobs, labels, start, seconds)
         self._metrics.ran(len(pixels), seconds)
-        for job in jobs:
-            own, labels = labels[: len(job.pixels)], labels[len(job.pixels) :]
-            if not job.done.done():
-                job.done.set_result(Answer(own, start - job.arrived, seconds))
 
     def _labels(self, pixels: Pixels) -> tuple[Labels, float]:
         feed = self._segmenter.feed(list(pixels))
@@ -143,13 +145,24 @@ class RunQueue:
         seconds = time.perf_counter() - start
         return self._segmenter.labels(outputs), seconds
 
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    def _on_loop(self, work: Callable[..., None], *arguments: Any) -> None:
+        self._loop.call_soon_threadsafe(work, *arguments)
 
 
-def _give_up(jobs: Iterable[_Job], error: BaseException) -> None:
+def _deliver(jobs: list[_Job], labels: Labels, start: float, seconds: float) -> None:
+    first = 0
     for job in jobs:
-        if isinstance(error, asyncio.CancelledError):
-            job.done.cancel()
-        elif not job.done.done():
-            job.done.set_exception(error)
+        last = first + len(job.pixels)
+        _resolve(job.done, Answer(labels[first:last], start - job.arrived, seconds))
+        first = last
+
+
+def _resolve(future: "asyncio.Future[Any]", result: Any) -> None:
+    if not future.done():  # who waited for it may have left
+        future.set_result(result)
+
+
+def _reject(futures: "Iterable[asyncio.Future[Any]]", error: BaseException) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)

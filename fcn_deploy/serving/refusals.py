@@ -46,5 +46,10 @@ def busy(problem: str) -> Refusal:
     return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, problem, f"Try again after {RETRY_AFTER_S} s.")
 
 
+def failure() -> Refusal:
+    """A request that the server itself failed at."""
+    return Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed at this request", "Its log says more.")
+
+
 # What a client sent, short enough to be sent back.
 shown: Callable[[Any], str] = _SHORT.repr

@@ -10,9 +10,10 @@ from grpc import aio
 from grpc_interceptor.server import AsyncServerInterceptor
 
 from fcn_deploy.serving.admission import Admission
+from fcn_deploy.serving.inference import known_model
 from fcn_deploy.serving.metrics import OK, Metrics
 from fcn_deploy.serving.model import ServerPlane, request_for
-from fcn_deploy.serving.refusals import Refusal, bad_request
+from fcn_deploy.serving.refusals import Refusal, bad_request, failure
 from fcn_deploy.serving.sdk import (
     InferenceServicer,
     ModelNotFound,
@@ -24,6 +25,7 @@ from fcn_deploy.serving.wire import check_outputs
 _LOGGER = logging.getLogger("fcn_deploy.serving")
 _CODES = {
     HTTPStatus.BAD_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
+    HTTPStatus.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     HTTPStatus.SERVICE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
 }
 # A message's own fields, names and parameters among them.
@@ -46,7 +48,7 @@ class Servicer(InferenceServicer):  # type: ignore[misc] # KServe has no types
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802, ARG002 - the protocol's names
         """Labels of a request's pixels."""
         with self._metrics.request("grpc") as counted, self._admission.entered():
-            self._data_plane.get_model_from_registry(request.model_name)
+            known_model(self._data_plane, request.model_name)
             check_outputs([output.name for output in request.outputs])
             pixels = self._interface.pixels(_tensors(request))
             # An array always becomes raw contents; asked for them, KServe would look for a list.
@@ -89,7 +91,7 @@ class ErrorsToStatus(AsyncServerInterceptor):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server has one model, which is always loaded.")
         except Exception as error:
             _LOGGER.error("%s: %s: %s", method_name, type(error).__name__, error)
-            await context.abort(grpc.StatusCode.INTERNAL, "the server failed at this request. Its log says more.")
+            await context.abort(grpc.StatusCode.INTERNAL, str(failure()))
 
 
 def max_message_bytes(interface: Interface) -> int:

@@ -12,10 +12,11 @@ import uvicorn
 from fcn_deploy.segmentation import Segmenter
 from fcn_deploy.serving import rpc
 from fcn_deploy.serving.admission import Admission, State
-from fcn_deploy.serving.app import Inference, application
+from fcn_deploy.serving.app import application
 from fcn_deploy.serving.bodies import Bodies
 from fcn_deploy.serving.connection import BoundedConnection
 from fcn_deploy.serving.gate import Gate
+from fcn_deploy.serving.inference import Inference
 from fcn_deploy.serving.listening import Listening, joined, listen
 from fcn_deploy.serving.metrics import Metrics
 from fcn_deploy.serving.model import ServedModel, ServerPlane
@@ -114,12 +115,13 @@ class Service:
 
     def _http_server(self, plane: ServerPlane) -> _Http:
         options, max_photo = self._options, self._options.max_photo_mb * _BYTES_PER_MB
-        app = application(Inference(self._name, plane, self._interface, self._readers), self.metrics)
+        app = application(plane, self.metrics)
         Page(self._name, self._segmenter, self._queue, self._readers, options.keep_aspect, max_photo).add_to(app)
         bounds = max_photo, _BYTES_PER_NUMBER * self._interface.tensor_bytes + _HEAD_BYTES
         bodies = Bodies(options.client_timeout_s)
         self.metrics.watch("body_bytes", "Bytes of request bodies in memory.", lambda: bodies.held_bytes)
-        gate = Gate(app, self.admission, bodies, self.metrics, bounds)
+        inference = Inference(plane, self._interface, self._readers, app)
+        gate = Gate(inference, self.admission, bodies, self.metrics, bounds)
         connection = type("Connection", (BoundedConnection,), {"timeout_s": options.client_timeout_s})
         config = uvicorn.Config(
             gate, http=connection, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,

@@ -123,12 +123,12 @@ def test_a_body_that_was_cut_off(server: fd.Server) -> None:
 
 
 @pytest.mark.parametrize(("path", "method", "status", "message"), [
-    ("/v2/models/other/infer", "POST", 404, "Model with name other does not exist"),
+    ("/v2/models/other/infer", "POST", 404, "no model 'other' is served here. GET /v2/models lists it."),
     ("/v2/models/other", "GET", 404, "Model with name other does not exist"),
     ("/v2/models/other/ready", "GET", 404, "Model with name other does not exist"),
     ("/v2/repository/models/net/unload", "POST", 404, "Not Found. The model is below /v2/models."),
     ("/docs", "GET", 404, "GET '/docs': Not Found"),
-    (INFER, "GET", 405, "Method Not Allowed"),
+    (INFER, "GET", 404, "Not Found"),
     ("/metrics", "DELETE", 405, "Method Not Allowed"),
 ])  # fmt: skip
 def test_another_address(server: fd.Server, path: str, method: str, status: int, message: str) -> None:
@@ -168,7 +168,7 @@ def test_a_file_that_is_no_photo(server: fd.Server, body: bytes, message: str) -
     ({"raw": b"abc"}, "INVALID_ARGUMENT", "3 values for pixels of shape [1, 96, 96, 3], which has 27648"),
     ({"raw": None}, "INVALID_ARGUMENT", "0 values for pixels"),
     ({"values": [256] * 27648, "raw": None}, "INVALID_ARGUMENT", "not all whole numbers from 0 to 255"),
-    ({"model": "other"}, "NOT_FOUND", "Model with name other does not exist"),
+    ({"model": "other"}, "NOT_FOUND", "no model 'other' is served here"),
     ({"raw": bytes(200_000)}, "RESOURCE_EXHAUSTED", "larger than max"),
 ])  # fmt: skip
 def test_a_wrong_tensor_over_grpc(server: fd.Server, changed: dict[str, Any], code: str, message: str) -> None:
