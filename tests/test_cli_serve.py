@@ -118,7 +118,7 @@ def test_a_port_in_use_is_named(call_cli: Call, shared_bundle: Path) -> None:
     (("--http-port", "70000"), 2, "HTTP port 70000 is not between 0 and 65535"),
     (("--grpc-port", "-1"), 2, "gRPC port -1 is not between 0 and 65535"),
     (("--http-port", "9", "--grpc-port", "9"), 2, "port 9 is asked for twice"),
-    (("--queue-size", "0"), 2, "queue size 0 is not between 1 and 10000"),
+    (("--queue-size", "0"), 2, "queue size 0 is not between 1 and 1000"),
     (("--max-photo-mb", "0"), 2, "photo size in MB 0 is not between 1 and 1024"),
     (("--client-timeout", "0"), 2, "client timeout in seconds 0 is not between 0.1 and 3600"),
     (("--client-timeout", "nan"), 2, "client timeout in seconds nan is not between"),

@@ -66,9 +66,7 @@ class Bodies:
             if size > max_bytes:
                 raise _too_large(f"more than {max_bytes}", max_bytes)
             if self.held_bytes > MAX_HELD_BYTES:
-                refusal = busy(f"all requests together hold more than {MAX_HELD_BYTES} bytes")
-                refusal.closes = True
-                raise refusal
+                raise busy(f"all requests together hold more than {MAX_HELD_BYTES} bytes", closes=True)
 
 
 async def discard(receive: Receive) -> None:

@@ -9,7 +9,7 @@ from fcn_deploy.runtime.provider import Provider
 
 _HIGHEST_PORT = 65_535
 _LONGEST_S = 3_600
-_LONGEST_QUEUE = 10_000
+_LONGEST_QUEUE = 1_000
 _LARGEST_PHOTO_MB = 1_024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")

@@ -95,7 +95,7 @@ class Page:
     async def _labelled(self, data: bytes) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         canvas, placement = await loop.run_in_executor(self.decoder, lambda: self._fitted(data))
-        answer = await self.queue.submit(canvas[None])
+        answer = await asyncio.wrap_future(self.queue.submit(canvas[None]))
         labels = answer.labels[0]
         return await loop.run_in_executor(self.decoder, lambda: self._described(placement.restore(labels)))
 

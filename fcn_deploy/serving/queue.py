@@ -4,9 +4,8 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -34,14 +33,14 @@ class Answer:
 @dataclass(eq=False)
 class _Job:
     pixels: Pixels
-    done: "asyncio.Future[Answer]"
+    done: "Future[Answer]" = field(default_factory=Future)
     arrived: float = field(default_factory=time.perf_counter)
 
 
 class RunQueue:
     """Runs requests one after the other, or several at once where the model has a batch.
 
-    The thread that opens the model also runs and closes it, as CUDA wants. Made and used on an event loop.
+    Requests come from any thread. The thread that opens the model also runs and closes it, as CUDA wants.
 
     Args:
         segmenter: the model, not open yet.
@@ -55,10 +54,8 @@ class RunQueue:
         self._metrics = metrics
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
-        self._open = False
-        self._loop = asyncio.get_running_loop()
-        self._opened: asyncio.Future[None] = self._loop.create_future()
-        self._closed = asyncio.Event()
+        self._closing = False
+        self._opened: Future[None] = Future()
         self._thread = threading.Thread(target=self._live, name="runtime")
         metrics.watch("waiting", "Requests that wait for the runtime.", lambda: len(self._waiting))
 
@@ -69,73 +66,86 @@ class RunQueue:
             BundleError: the runtime refuses the model.
             ProviderError: the provider asked for would not run.
         """
-        self._open = True
         self._thread.start()
-        await self._opened
+        await asyncio.wrap_future(self._opened)
 
-    async def submit(self, pixels: Pixels) -> Answer:
-        """Labels of n x H x W x 3 pixels, n at most the model's batch; given up when the caller is cancelled.
+    def submit(self, pixels: Pixels) -> "Future[Answer]":
+        """Labels of n x H x W x 3 pixels, n at most the model's batch; a request that is cancelled is not run.
 
         Raises:
             Refusal: too many wait already.
         """
-        if len(self._waiting) >= self._size:
-            raise busy(f"{len(self._waiting)} requests wait for the model already, and no more than {self._size} may")
-        job = _Job(pixels, self._loop.create_future())
+        job = _Job(pixels)
         with self._changed:
+            if len(self._waiting) >= self._size:
+                raise busy(
+                    f"{len(self._waiting)} requests wait for the model already, and no more than {self._size} may"
+                )
             self._waiting.append(job)
             self._changed.notify()
-        try:
-            return await job.done
-        except asyncio.CancelledError:
-            with self._changed:
-                if job in self._waiting:
-                    self._waiting.remove(job)
-            raise
+        job.done.add_done_callback(lambda _: self._forget(job))
+        return job.done
 
     async def close(self) -> None:
         """Wait for the run that is going on, give up those that wait, and close the model."""
         with self._changed:
-            self._open = False
+            self._closing = True
             self._changed.notify()
         if self._thread.ident is not None:
-            await self._closed.wait()
-        for job in self._waiting:
+            await asyncio.to_thread(self._thread.join)
+        for job in tuple(self._waiting):
             job.done.cancel()
+
+    def _forget(self, job: _Job) -> None:
+        """Make room when a request is cancelled before its turn."""
+        if job.done.cancelled():
+            with self._changed:
+                if job in self._waiting:
+                    self._waiting.remove(job)
 
     def _live(self) -> None:
         """All that happens in the thread."""
         try:
             with self._segmenter:
                 self._labels(mean_image(self._segmenter.height, self._segmenter.width)[None])
-                self._on_loop(_resolve, self._opened, None)
-                while jobs := self._next():
-                    self._run(jobs)
+                self._opened.set_result(None)
+                while (jobs := self._next()) is not None:
+                    if jobs:
+                        self._run(jobs)
         except BaseException as error:  # the one that waits for the model raises it
-            self._on_loop(_reject, [self._opened], error)
-        finally:
-            self._on_loop(self._closed.set)
+            if self._opened.done():
+                raise
+            self._opened.set_exception(error)
 
-    def _next(self) -> list[_Job]:
-        """Wait for requests; the oldest that fit one run, or nothing at the end."""
+    def _next(self) -> list[_Job] | None:
+        """Wait for requests; the oldest that fit one run, or None at the end."""
         jobs: list[_Job] = []
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or not self._open)
-            room = self._segmenter.batch if self._open else 0
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            if self._closing:
+                return None
+            room = self._segmenter.batch
             while self._waiting and len(self._waiting[0].pixels) <= room:
-                jobs.append(self._waiting.popleft())
-                room -= len(jobs[-1].pixels)
+                job = self._waiting.popleft()
+                if job.done.set_running_or_notify_cancel():
+                    jobs.append(job)
+                    room -= len(job.pixels)
         return jobs
 
     def _run(self, jobs: list[_Job]) -> None:
         start = time.perf_counter()
         try:
-            pixels = jobs[0].pixels if len(jobs) == 1 else np.concatenate([job.pixels for job in jobs])
+            pixels = np.concatenate([job.pixels for job in jobs]) if len(jobs) > 1 else jobs[0].pixels
             labels, seconds = self._labels(pixels)
         except Exception as error:  # whatever a runtime raises is the answer to these requests, not the queue's end
-            self._on_loop(_reject, [job.done for job in jobs], error)
+            for job in jobs:
+                job.done.set_exception(error)
             return
-        self._on_loop(_deliver, jobs, labels, start, seconds)
+        first = 0
+        for job in jobs:
+            last = first + len(job.pixels)
+            job.done.set_result(Answer(labels[first:last], start - job.arrived, seconds))
+            first = last
         self._metrics.ran(len(pixels), seconds)
 
     def _labels(self, pixels: Pixels) -> tuple[Labels, float]:
@@ -144,25 +154,3 @@ class RunQueue:
         outputs = self._segmenter.run(feed)
         seconds = time.perf_counter() - start
         return self._segmenter.labels(outputs), seconds
-
-    def _on_loop(self, work: Callable[..., None], *arguments: Any) -> None:
-        self._loop.call_soon_threadsafe(work, *arguments)
-
-
-def _deliver(jobs: list[_Job], labels: Labels, start: float, seconds: float) -> None:
-    first = 0
-    for job in jobs:
-        last = first + len(job.pixels)
-        _resolve(job.done, Answer(labels[first:last], start - job.arrived, seconds))
-        first = last
-
-
-def _resolve(future: "asyncio.Future[Any]", result: Any) -> None:
-    if not future.done():  # who waited for it may have left
-        future.set_result(result)
-
-
-def _reject(futures: "Iterable[asyncio.Future[Any]]", error: BaseException) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_exception(error)

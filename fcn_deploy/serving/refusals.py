@@ -41,9 +41,9 @@ def bad_request(problem: str, remedy: str) -> Refusal:
     return Refusal(HTTPStatus.BAD_REQUEST, problem, remedy)
 
 
-def busy(problem: str) -> Refusal:
+def busy(problem: str, *, closes: bool = False) -> Refusal:
     """A request that would be answered at another time."""
-    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, problem, f"Try again after {RETRY_AFTER_S} s.")
+    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, problem, f"Try again after {RETRY_AFTER_S} s.", closes=closes)
 
 
 def failure() -> Refusal:

@@ -65,8 +65,8 @@ class Service:
         self._queue = RunQueue(self._segmenter, options.queue_size, self.metrics)
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="readers")
         plane = ServerPlane(ServedModel(self._name, self._interface, self._queue, self.admission), self.admission)
-        servicer = rpc.Servicer(plane, self._interface, self.admission, self.metrics)
-        self._rpc = rpc.grpc_server(servicer, rpc.max_message_bytes(self._interface))
+        parts = rpc.Parts(plane, self._interface, self._queue, self.admission, self.metrics)
+        self._rpc = rpc.grpc_server(parts, options.queue_size)
         self._http = self._http_server(plane)
         self._serving: asyncio.Task[None] | None = None
 
@@ -87,7 +87,7 @@ class Service:
             socket.close()
             raise
         http_port = socket.getsockname()[1]
-        await self._rpc.start()
+        self._rpc.start()
         self._serving = asyncio.create_task(self._http.serve([socket]))
         while not (self._http.started or self._serving.done()):
             await asyncio.sleep(_POLL_S)
@@ -98,13 +98,12 @@ class Service:
 
     async def stop(self, drain_s: float, at_once: asyncio.Event) -> int:
         """Refuse new requests, wait for those that were accepted, and stop; returns how many were cut off."""
-        self.admission.state = State.DRAINING
         waits = [asyncio.ensure_future(self.admission.drained()), asyncio.ensure_future(at_once.wait())]
         await asyncio.wait(waits, timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
         cut_off = self.admission.inside
-        await self._rpc.stop(_LAST_WORDS_S if not cut_off else 0)
+        await asyncio.to_thread(self._rpc.stop(_LAST_WORDS_S if not cut_off else 0).wait)
         if self._serving is not None:
             self._http.config.timeout_graceful_shutdown = _LAST_WORDS_S
             self._http.should_exit = True

@@ -81,7 +81,7 @@ async def began(model: Sums) -> None:
 
 async def submitted(queue: RunQueue, *requests: Pixels) -> "list[asyncio.Task[list[int]]]":
     async def labels(pixels: Pixels) -> list[int]:
-        return [int(photo[0, 0]) for photo in (await queue.submit(pixels)).labels]
+        return [int(photo[0, 0]) for photo in (await asyncio.wrap_future(queue.submit(pixels))).labels]
 
     tasks = [asyncio.create_task(labels(pixels)) for pixels in requests]
     await asyncio.sleep(0)
@@ -111,7 +111,7 @@ def test_one_more_than_may_wait_is_refused() -> None:
         await began(model)
         tasks += await submitted(queue, photos(1, 2), photos(1, 3))
         with pytest.raises(Refusal, match="2 requests wait for the model already, and no more than 2 may") as caught:
-            await queue.submit(photos(1, 4))
+            queue.submit(photos(1, 4))
         assert caught.value.status == 503
         assert caught.value.headers == {"retry-after": "1"}
         model.going.release(3)
@@ -150,7 +150,7 @@ def test_a_run_that_fails_is_the_end_of_its_requests_only() -> None:
         with pytest.raises(ValueError, match="no such luck"):
             await failing
         model.fails = False
-        assert (await queue.submit(photos(1, 2))).labels[0, 0, 0] == 2
+        assert queue.submit(photos(1, 2)).result(20).labels[0, 0, 0] == 2
         await queue.close()
 
     asyncio.run(main())
