@@ -78,6 +78,9 @@ __all__ = [
     "Rewriting",
     "Row",
     "Scores",
+    "ServeOptions",
+    "Served",
+    "Server",
     "SizeError",
     "Tally",
     "Target",
@@ -114,6 +117,7 @@ __all__ = [
     "read_report",
     "require_page",
     "sample_dataset",
+    "serve",
     "verify",
     "write_markdown",
     "write_page",
@@ -182,6 +186,8 @@ if TYPE_CHECKING:
     from fcn_deploy.runtime.provider import Provider
     from fcn_deploy.runtime.tensorrt_flavour import FlavourName
     from fcn_deploy.samples import SAMPLE_CHECKPOINT, SAMPLE_LABELS, SAMPLE_SCENE
+    from fcn_deploy.serving.options import ServeOptions
+    from fcn_deploy.serving.server import Served, Server, serve
     from fcn_deploy.verification import Verification, VerifyOptions, verify
     from fcn_deploy.version import __version__
 

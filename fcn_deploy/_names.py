@@ -50,6 +50,8 @@ _NAMES_BY_MODULE = {
     "fcn_deploy.runtime.provider": "Provider",
     "fcn_deploy.runtime.tensorrt_flavour": "FlavourName",
     "fcn_deploy.samples": "SAMPLE_CHECKPOINT SAMPLE_LABELS SAMPLE_SCENE",
+    "fcn_deploy.serving.options": "ServeOptions",
+    "fcn_deploy.serving.server": "Served Server serve",
     "fcn_deploy.verification": "Verification VerifyOptions verify",
     "fcn_deploy.version": "__version__",
 }

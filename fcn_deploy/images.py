@@ -4,6 +4,7 @@ Shapes: an image is H x W x 3 uint8 RGB, a label map H x W uint8 (0..K-1, 255 = 
 """
 
 import io
+import re
 import threading
 import warnings
 from dataclasses import dataclass
@@ -62,7 +63,8 @@ def decode_image(data: bytes, name: str) -> Pixels:
             _check_still(name, image)
             return _to_rgb(name, image)
     except Image.DecompressionBombError as error:
-        raise _too_large(name, str(error)) from error
+        (size, *_) = re.findall(r"\d+", str(error))
+        raise _too_large(name, size) from error
     except UnidentifiedImageError as error:
         raise ImageError(
             f"image {name} ({len(data)} bytes) is of no known format", remedy="Use a PNG or JPEG file."

@@ -86,8 +86,11 @@ class Segmenter:
 
     def feed(self, canvases: list[Pixels]) -> Arrays:
         """What `run` takes for 1 to N canvases: the model's input, filled up with the mean colour."""
-        filling = [mean_image(self.height, self.width)] * (self.batch - len(canvases))
-        return feed_of(self._runner.inputs[0], np.stack([*canvases, *filling]))
+        missing = self.batch - len(canvases)
+        filling = [mean_image(self.height, self.width)] * missing if missing else []
+        # One photo is not copied.
+        pixels = canvases[0][None] if self.batch == 1 else np.stack([*canvases, *filling])
+        return feed_of(self._runner.inputs[0], pixels)
 
     def run(self, feed: Arrays) -> Arrays:
         """The model's outputs for a `feed`, on the host."""

@@ -16,7 +16,8 @@ from fcn_deploy.runtime.ort import provider_problem
 from tests.conftest import Call, Run
 
 COMMANDS = (
-    "export", "verify", "predict", "evaluate", "package", "tensorrt", "bench", "compare", "report", "inspect", "doctor",
+    "export", "verify", "predict", "evaluate", "package", "serve", "tensorrt", "bench", "compare", "report", "inspect",
+    "doctor",
 )  # fmt: skip
 NARROW = ("--channel-divisor", "16", "--size", "96")
 

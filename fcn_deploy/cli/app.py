@@ -19,6 +19,7 @@ from fcn_deploy.cli import (
     package,
     predict,
     report,
+    serve,
     tensorrt,
     verify,
 )
@@ -43,6 +44,7 @@ app.command(epilog=tensorrt.EPILOG)(tensorrt.tensorrt)
 app.command(epilog=predict.EPILOG)(predict.predict)
 app.command(epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=package.EPILOG)(package.package)
+app.command(epilog=serve.EPILOG)(serve.serve)
 app.command(epilog=bench.EPILOG)(bench.bench)
 app.command(epilog=compare.EPILOG)(compare.compare)
 app.command(epilog=report.EPILOG)(report.report)

@@ -129,7 +129,7 @@ def bomb(folder: Path, side: int) -> Path:
 def test_decompression_bombs_are_refused_unread(tmp_path: Path, side: int) -> None:
     assert side**2 > MAX_PIXELS
 
-    with pytest.raises(ImageError, match=rf"bomb.png claims .* pixels; at most {MAX_PIXELS} are decoded"):
+    with pytest.raises(ImageError, match=rf"bomb.png claims \d+(x\d+)? pixels; at most {MAX_PIXELS} are decoded"):
         read_image(bomb(tmp_path, side))
 
 

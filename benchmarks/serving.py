@@ -1,0 +1,236 @@
+"""What serving costs: a request against the run inside it, and 64 clients at once.
+
+Run as `python -m benchmarks.serving [SECONDS]`; prints Markdown. The network is narrow, so that the figures are the
+server's and not the network's; server and clients share the machine.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import numpy as np
+import numpy.typing as npt
+import tritonclient.grpc
+import tritonclient.http
+from prometheus_client.parser import text_string_to_metric_families
+from tritonclient.utils import InferenceServerException
+
+import fcn_deploy as fd
+from fcn_deploy.segmentation import Segmenter
+
+SIZE = 500
+ROUNDS = 300
+WARM_UP = 20
+CLIENTS = 64
+# When the server's memory is read first: everything has been allocated by then.
+SETTLED_S = 10.0
+_REFUSED = ("503", "StatusCode.UNAVAILABLE")
+_RETRY_AFTER_S = 1.0
+_US_PER_MS = 1e3
+_MS_PER_S = 1e3
+_BYTES_PER_MB = 1e6
+
+Pixels = npt.NDArray[np.uint8]
+# Sends one request; returns what its run took, ms.
+Ask = Callable[[], float]
+
+
+@dataclass
+class Latencies:
+    """One client's requests of one kind, in ms.
+
+    Attributes:
+        total: from the call to the labels.
+        run: of that, the model's run.
+    """
+
+    total: list[float] = field(default_factory=list)
+    run: list[float] = field(default_factory=list)
+
+    def cells(self) -> tuple[str, ...]:
+        """For a table, in the order of `HEADINGS` after the first."""
+        total, run = np.array(self.total), np.array(self.run)
+        over = np.percentile(total - run, (50, 90, 99))
+        return tuple(f"{ms:.2f}" for ms in (*np.percentile(total, (50, 99)), float(np.median(run)), *over))
+
+
+HEADINGS = ("one client", "median", "p99", "run, median", "beside it, median", "p90", "p99")
+
+
+@dataclass
+class Load:
+    """What many clients got.
+
+    Attributes:
+        outcomes: answers by kind.
+        memory_bytes: of the server: before, when it had settled, at the end.
+        seconds: how long it took.
+    """
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    memory_bytes: tuple[float, ...] = ()
+    seconds: float = 0.0
+
+    def lines(self) -> list[str]:
+        """For readers."""
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.most_common())
+        before, settled, after = (size / _BYTES_PER_MB for size in self.memory_bytes)
+        return [
+            f"{CLIENTS} clients, half HTTP and half gRPC, for {self.seconds:.0f} s: {outcomes}",
+            f"server's memory: {before:.0f} MB before, {settled:.0f} MB after {SETTLED_S:.0f} s, "
+            f"{after:.0f} MB at the end ({after / settled - 1:+.1%})",
+        ]
+
+
+@contextlib.contextmanager
+def serving(bundle: Path) -> Iterator[dict[str, Any]]:
+    """A server in a process of its own, as `fcn-deploy serve --json` describes it."""
+    command = [sys.executable, "-m", "fcn_deploy", "serve", str(bundle), "--json", "--http-port=0", "--grpc-port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - this very package
+        text = ""
+        while not text.endswith("}\n}\n") and not text.rstrip().endswith("\n}"):
+            line = process.stdout.readline() if process.stdout else ""
+            if not line:
+                raise RuntimeError("the server did not start")
+            text += line
+        try:
+            yield json.loads(text)
+        finally:
+            process.terminate()
+
+
+def http_asker(server: dict[str, Any], pixels: Pixels) -> Ask:
+    """Requests over HTTP, tensors as bytes."""
+    client = tritonclient.http.InferenceServerClient(server["http"].removeprefix("http://"))
+
+    def ask() -> float:
+        given = tritonclient.http.InferInput("pixels", list(pixels.shape), "UINT8")
+        given.set_data_from_numpy(pixels)
+        result = client.infer(server["name"], [given])
+        _check(result, pixels)
+        return float(result.get_response()["parameters"]["run_us"]) / _US_PER_MS
+
+    return ask
+
+
+def grpc_asker(server: dict[str, Any], pixels: Pixels) -> Ask:
+    """Requests over gRPC, tensors as bytes."""
+    client = tritonclient.grpc.InferenceServerClient(server["grpc"])
+
+    def ask() -> float:
+        given = tritonclient.grpc.InferInput("pixels", list(pixels.shape), "UINT8")
+        given.set_data_from_numpy(pixels)
+        result = client.infer(server["name"], [given])
+        _check(result, pixels)
+        return float(result.get_response().parameters["run_us"].int64_param) / _US_PER_MS
+
+    return ask
+
+
+def _check(result: Any, pixels: Pixels) -> None:
+    if result.as_numpy("labels").shape != pixels.shape[:-1]:
+        raise RuntimeError("labels of another shape")
+
+
+def alone(segmenter: Segmenter, pixels: Pixels) -> Ask:
+    """The runtime in this process, with nothing around it."""
+    feed = segmenter.feed(list(pixels))
+
+    def ask() -> float:
+        start = time.perf_counter()
+        segmenter.run(feed)
+        return (time.perf_counter() - start) * _MS_PER_S
+
+    return ask
+
+
+def take_turns(askers: dict[str, Ask], rounds: int) -> dict[str, Latencies]:
+    """Ask each in turn, so that what else the machine does meets all alike."""
+    found = {name: Latencies() for name in askers}
+    for number in range(WARM_UP + rounds):
+        for name, ask in askers.items():
+            start = time.perf_counter()
+            run = ask()
+            if number >= WARM_UP:
+                found[name].total.append((time.perf_counter() - start) * _MS_PER_S)
+                found[name].run.append(run)
+    return found
+
+
+def under_load(server: dict[str, Any], pixels: Pixels, seconds: float) -> Load:
+    """Many clients, each of which asks again as soon as it is answered, or after a second when it is refused."""
+    load, end = Load(), time.monotonic() + seconds
+    lock = threading.Lock()
+
+    def client(make: Callable[[dict[str, Any], Pixels], Ask]) -> None:
+        ask = make(server, pixels)
+        while time.monotonic() < end:
+            outcome = _outcome(ask)
+            with lock:
+                load.outcomes[outcome] += 1
+            if outcome == "refused":
+                time.sleep(_RETRY_AFTER_S)
+
+    makers = (http_asker, grpc_asker)
+    threads = [threading.Thread(target=client, args=(makers[n % 2],)) for n in range(CLIENTS)]
+    before, start = _memory_bytes(server), time.monotonic()
+    for thread in threads:
+        thread.start()
+    time.sleep(min(SETTLED_S, seconds / 2))
+    settled = _memory_bytes(server)
+    for thread in threads:
+        thread.join()
+    load.seconds = time.monotonic() - start
+    load.memory_bytes = before, settled, _memory_bytes(server)
+    return load
+
+
+def _outcome(ask: Ask) -> str:
+    try:
+        ask()
+    except InferenceServerException as error:
+        return "refused" if error.status() in _REFUSED else f"failed: {error}"
+    except Exception as error:  # whatever it is, it is what the client got
+        return f"failed: {type(error).__name__}: {error}"
+    return "answered"
+
+
+def _memory_bytes(server: dict[str, Any]) -> float:
+    with urlopen(f"{server['http']}/metrics") as answer:  # noqa: S310 - the server of this very benchmark
+        families = text_string_to_metric_families(answer.read().decode())
+    found = [s.value for family in families for s in family.samples if s.name == "process_resident_memory_bytes"]
+    return float(found[0])
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure a narrow FCN-8s from pixels to labels."""
+    seconds = float(arguments[0]) if arguments else 60.0
+    pixels = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        options = fd.ExportOptions(
+            fd.Variant.FCN8S, Path(folder) / "narrow", channel_divisor=16, onnx=fd.OnnxOptions(SIZE, SIZE),
+            head=fd.Head.LABELS, image_input=fd.ImageInput.UINT8, verify=False,
+        )  # fmt: skip
+        bundle = fd.export(options).path
+        with Segmenter(bundle) as segmenter, serving(bundle) as server:
+            askers = {"alone": alone(segmenter, pixels)}
+            askers |= {"HTTP": http_asker(server, pixels), "gRPC": grpc_asker(server, pixels)}
+            found = take_turns(askers, ROUNDS)
+            sys.stdout.write(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}\n")
+            sys.stdout.writelines(f"| {name}, ms | {' | '.join(row.cells())} |\n" for name, row in found.items())
+            sys.stdout.write("\n")
+            sys.stdout.writelines(f"{line}  \n" for line in under_load(server, pixels, seconds).lines())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
