@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 import fcn_deploy as fd
 from exporters.heads import with_heads
-from fcn_deploy.models.init import random_network
 from fcn_deploy.onnx_file import write_model
 from tests.conftest import NARROW
 
@@ -53,19 +50,3 @@ def pictures(count: int, height: int = SIZE, width: int = SIZE) -> np.ndarray:
         np.stack([rows * (i + 2), columns * 3, (rows // 20 + columns // (9 + i)) % 2 * 255], 2) for i in range(count)
     ]
     return ((np.array(waves) + rng.integers(0, 60, (count, height, width, 3))) % 256).astype(np.uint8)
-
-
-@cache
-def _network() -> torch.nn.Module:
-    return random_network(fd.NetworkSpec(fd.Variant.FCN8S, channel_divisor=NARROW), 0)
-
-
-def expected_labels(photo: np.ndarray) -> np.ndarray:
-    """What PyTorch says of an H x W x 3 photo, by other means than the toolkit's own image code."""
-    image = Image.fromarray(photo)
-    pixels = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR), dtype=np.float64)
-    bgr = pixels[:, :, ::-1] - [104.00698793, 116.66876762, 122.67891434]
-    with torch.inference_mode():
-        logits = _network()(torch.from_numpy(bgr.transpose(2, 0, 1)[None].astype(np.float32)))
-    labels = logits.argmax(1)[0].numpy().astype(np.uint8)
-    return np.asarray(Image.fromarray(labels).resize(image.size, Image.Resampling.NEAREST))

@@ -16,7 +16,8 @@ import fcn_deploy as fd
 from exporters.triton.validate import validate_repository
 from fcn_deploy.hashing import file_sha256
 from fcn_deploy.onnx_file import read_model, write_model
-from tests.exporters.triton.conftest import SIZE, Bundles, expected_labels, pictures
+from tests.expected import expected_labels
+from tests.exporters.triton.conftest import SIZE, Bundles, pictures
 from tests.exporters.triton.engines import engine_for_triton, restated
 
 FLOAT, UINT8 = fd.ImageInput.FLOAT, fd.ImageInput.UINT8
@@ -114,7 +115,7 @@ def test_a_packaged_graph_run_as_its_configuration_says(
 
         assert labels.shape == ((count, *made.dims) if config.max_batch_size else tuple(made.reshape.shape))
         assert labels.dtype == triton_to_np_dtype(DataType.Name(made.data_type).removeprefix("TYPE_"))
-        assert np.array_equal(labels, [expected_labels(photo) for photo in photos])
+        assert np.array_equal(labels, [expected_labels(photo, SIZE) for photo in photos])
 
 
 PIXELS = {"name": "pixels", "shape": [1, SIZE, SIZE, 3], "dtype": "uint8"}

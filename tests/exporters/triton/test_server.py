@@ -19,7 +19,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 import fcn_deploy as fd
-from tests.exporters.triton.conftest import SIZE, Bundles, expected_labels, pictures
+from tests.expected import expected_labels
+from tests.exporters.triton.conftest import SIZE, Bundles, pictures
 from tests.exporters.triton.engines import engine_for_triton
 from tests.exporters.triton.server import Server
 
@@ -111,7 +112,7 @@ def ask(protocol: Any, server: Server, model: str, pixels: np.ndarray, name: str
 def test_photos_of_any_size_get_pytorchs_labels(server: Server, protocol: Any, size: tuple[int, int]) -> None:
     (photo,) = pictures(1, *size)
 
-    assert np.array_equal(ask(protocol, server, "photo", photo), expected_labels(photo))
+    assert np.array_equal(ask(protocol, server, "photo", photo), expected_labels(photo, SIZE))
 
 
 @pytest.mark.parametrize(("model", "size"), [("photos", (70, 50)), ("graphs", (SIZE, SIZE))])
@@ -120,7 +121,7 @@ def test_a_request_of_several_photos(server: Server, protocol: Any, model: str, 
 
     labels = ask(protocol, server, model, photos)
 
-    assert np.array_equal(labels, [expected_labels(photo) for photo in photos])
+    assert np.array_equal(labels, [expected_labels(photo, SIZE) for photo in photos])
 
 
 @pytest.mark.parametrize("model", ["photos", "graphs"])
@@ -129,7 +130,7 @@ def test_a_batch_that_stays_unfilled(server: Server, model: str) -> None:
 
     labels = ask(tritonclient.http, server, model, photos)
 
-    assert np.array_equal(labels, [expected_labels(photo) for photo in photos])
+    assert np.array_equal(labels, [expected_labels(photo, SIZE) for photo in photos])
 
 
 @pytest.mark.parametrize("model", ["graph", "engine-around"])
@@ -137,7 +138,7 @@ def test_one_photo_of_the_networks_size_without_its_batch(server: Server, protoc
     """Triton adds and removes the batch of one, in each step of an ensemble too."""
     (photo,) = pictures(1)
 
-    assert np.array_equal(ask(protocol, server, model, photo), expected_labels(photo))
+    assert np.array_equal(ask(protocol, server, model, photo), expected_labels(photo, SIZE))
 
 
 def states(server: Server) -> dict[str, tuple[str, str]]:
@@ -189,7 +190,7 @@ def test_requests_that_come_together_share_a_run(
     after = executions(server, model)
     assert (after[0] - before[0], after[1] - before[1]) == (4, 1)
     for found, photo in zip(labels, photos, strict=True):
-        assert np.array_equal(found[0], expected_labels(photo))
+        assert np.array_equal(found[0], expected_labels(photo, SIZE))
 
 
 @pytest.mark.parametrize(("model", "pixels", "name", "message"), [
@@ -210,7 +211,7 @@ def test_bad_requests_are_answered_and_the_server_lives_on(  # noqa: PLR0917 - t
 
     assert server.alive
     (photo,) = pictures(1, 20, 30)
-    assert np.array_equal(ask(protocol, server, "photo", photo), expected_labels(photo))
+    assert np.array_equal(ask(protocol, server, "photo", photo), expected_labels(photo, SIZE))
 
 
 def test_a_bad_photo_among_good_ones_is_refused_alone(server: Server) -> None:
@@ -224,7 +225,7 @@ def test_a_bad_photo_among_good_ones_is_refused_alone(server: Server) -> None:
 
     assert "a photo of 0x40 pixels" in str(refused.exception())
     for answer, photo in zip(answers, good, strict=True):
-        assert np.array_equal(answer.result()[0], expected_labels(photo))
+        assert np.array_equal(answer.result()[0], expected_labels(photo, SIZE))
 
 
 @pytest.mark.parametrize(("model", "grpc"), [
@@ -245,7 +246,7 @@ def test_the_clients_example_writes_the_labels(
     assert done.stderr == ""
     assert done.stdout == "photo.png -> photo.labels.png\n"
     with Image.open(tmp_path / "photo.labels.png") as labels:
-        assert np.array_equal(np.asarray(labels), expected_labels(photo))
+        assert np.array_equal(np.asarray(labels), expected_labels(photo, SIZE))
         assert labels.getpalette()[3:6] == [128, 0, 0]  # type: ignore[index]
 
 

@@ -3,26 +3,12 @@ from pathlib import Path
 import imgviz
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import fcn_deploy as fd
 from fcn_deploy.images import read_image
-from fcn_deploy.models.init import random_network
 from fcn_deploy.photos import find_images
-
-
-def expected_labels(image: Path, size: int) -> np.ndarray:
-    """What PyTorch says, by other means than the toolkit's own image code."""
-    with Image.open(image) as opened:
-        pixels = np.asarray(opened.convert("RGB").resize((size, size), Image.Resampling.BILINEAR), dtype=np.float64)
-        original = opened.size
-    bgr = pixels[:, :, ::-1] - [104.00698793, 116.66876762, 122.67891434]
-    network = random_network(fd.NetworkSpec(fd.Variant.FCN8S, channel_divisor=16), 0)
-    with torch.inference_mode():
-        logits = network(torch.from_numpy(bgr.transpose(2, 0, 1)[None].astype(np.float32)))
-    labels = logits.argmax(1)[0].numpy().astype(np.uint8)
-    return np.asarray(Image.fromarray(labels).resize(original, Image.Resampling.NEAREST))
+from tests.expected import expected_labels
 
 
 def read(path: Path | None) -> np.ndarray:

@@ -13,9 +13,9 @@ from PIL import Image
 
 import fcn_deploy as fd
 from tests.browser import PROGRAM, Page, browser
+from tests.expected import expected_labels
 from tests.fcn_deploy.serving.clients import address, call
 from tests.fcn_deploy.serving.conftest import OPTIONS
-from tests.fcn_deploy.test_prediction import expected_labels
 
 needs_browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
 

@@ -9,6 +9,7 @@ import tritonclient.grpc
 from PIL import Image
 
 import fcn_deploy as fd
+from tests.expected import expected_labels
 from tests.fcn_deploy.serving.clients import (
     INFER,
     Pixels,
@@ -22,7 +23,6 @@ from tests.fcn_deploy.serving.clients import (
     noise,
 )
 from tests.fcn_deploy.serving.conftest import OPTIONS
-from tests.fcn_deploy.test_prediction import expected_labels
 
 
 def expected(pixels: Pixels, folder: Path) -> Pixels:
