@@ -7,7 +7,8 @@ writing release Python's lock, as the runtime does.
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import Executor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from fcn_deploy.pipelining import Threads, ahead
@@ -23,7 +24,7 @@ _MAX_THREADS = 16
 
 
 def predict_locally(plan: Plan, tasks: Iterable[Task], sink: Sink, segmenter: Segmenter) -> Iterator[Prediction]:
-    """Segment photos with an open segmenter; yields in order, each once it is written.
+    """Segment photos with a segmenter that is not open yet; yields in order, each once it is written.
 
     Raises:
         OutputError: a result cannot be written; those before it are whole.
@@ -32,6 +33,7 @@ def predict_locally(plan: Plan, tasks: Iterable[Task], sink: Sink, segmenter: Se
     waiting = threads + plan.batch
     with ExitStack() as stack:
         decoders, runtime, encoders = (stack.enter_context(Threads(n)) for n in (threads, 1, threads))
+        stack.enter_context(_open_in(runtime, segmenter))
         decoded = ahead(decoders, partial(stages.decode, plan, sink), tasks, waiting)
         batches = stages.collate(segmenter, decoded)
         ran = ahead(runtime, partial(stages.infer, segmenter), batches, _RUNS_AHEAD)
@@ -39,6 +41,16 @@ def predict_locally(plan: Plan, tasks: Iterable[Task], sink: Sink, segmenter: Se
         writes = _grouped((entry for batch in encoded for entry in batch), sink.rows_per_write)
         for written in ahead(encoders, partial(stages.write, sink), writes, threads):
             yield from written
+
+
+@contextmanager
+def _open_in(thread: Executor, segmenter: Segmenter) -> Iterator[None]:
+    """Open and close the model in the thread that runs it: a GPU's context belongs to a thread."""
+    thread.submit(segmenter.__enter__).result()
+    try:
+        yield
+    finally:
+        thread.submit(segmenter.__exit__, None, None, None).result()
 
 
 def _grouped(entries: Iterable[Encoded | Prediction], size: int) -> Iterator[list[Encoded | Prediction]]:

@@ -44,8 +44,7 @@ def _run(plan: Plan, tasks: Sequence[Task], sink: Sink, segmenter: Segmenter) ->
         from fcn_deploy.prediction.distributed import predict_on_ray
 
         yield from predict_on_ray(plan, tasks, sink)
-        return
-    with segmenter:
+    else:
         yield from predict_locally(plan, tasks, sink, segmenter)
 
 
