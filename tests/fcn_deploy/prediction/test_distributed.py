@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -69,19 +70,29 @@ def on_ray(run_cli: Run, *arguments: object) -> "subprocess.CompletedProcess[str
 def test_a_cluster_writes_what_the_local_engine_writes(
     run_cli: Run, cluster: str, shared_bundle: Path, many_photos: Path, tmp_path: Path
 ) -> None:
-    local = list(fd.predict(shared_bundle, fd.find_images([str(many_photos)]), fd.PredictOptions(tmp_path / "local")))
+    """Rows of a table; docs/deploy.md compares PNGs, on a cluster that is started for it."""
+    options = fd.PredictOptions(tmp_path / "local", output_format=fd.OutputFormat.PARQUET)
+    local = list(fd.predict(shared_bundle, fd.find_images([str(many_photos)]), options))
 
-    done = on_ray(run_cli, shared_bundle, many_photos, "--output", "ray", "--address", cluster)
+    arguments = ("--output", "ray", "--output-format", "parquet", "--address", cluster)
+    done = on_ray(run_cli, shared_bundle, many_photos, *arguments)
 
     assert done.returncode == 3, done.stderr
     assert f"{PHOTOS} photos segmented" in done.stderr
     assert f"1 of {PHOTOS + 1} failed" in done.stderr
-    assert content(tmp_path / "ray") == content(tmp_path / "local")
+    assert rows(tmp_path / "ray") == rows(tmp_path / "local")
+    assert len(rows(tmp_path / "ray")) == PHOTOS
+    assert (tmp_path / "ray" / "failures.jsonl").read_bytes() == (tmp_path / "local" / "failures.jsonl").read_bytes()
     assert sorted(line.split(" -> ")[0] for line in done.stdout.splitlines()) == sorted(
         str(p.image) for p in local if p.failure is None
     )
-    again = fd.predict(shared_bundle, fd.find_images([str(many_photos)]), fd.PredictOptions(tmp_path / "ray"))
+    options = fd.PredictOptions(tmp_path / "ray", output_format=fd.OutputFormat.PARQUET)
+    again = fd.predict(shared_bundle, fd.find_images([str(many_photos)]), options)
     assert sum(p.done_before for p in again) == PHOTOS
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return sorted(parquet.read_table(list(folder.glob("*.parquet"))).to_pylist(), key=lambda row: str(row["image"]))
 
 
 def test_a_killed_worker_loses_nothing(
@@ -116,24 +127,6 @@ def kill_a_model(output: Path, over: threading.Event, killed: list[int]) -> None
                 os.kill(process.info["pid"], signal.SIGKILL)
                 killed.append(process.info["pid"])
                 return
-
-
-def test_without_an_address_a_cluster_is_started_here(
-    run_cli: Run, shared_bundle: Path, photos: list[Path], tmp_path: Path
-) -> None:
-    done = run_cli(
-        "predict", shared_bundle, *photos, "--engine", "ray", "--output-format", "parquet", "--output", "ray"
-    )
-
-    assert done.returncode == 0, done.stderr
-    options = fd.PredictOptions(tmp_path / "local", output_format=fd.OutputFormat.PARQUET)
-    list(fd.predict(shared_bundle, photos, options))
-    found, expected = (
-        sorted(parquet.read_table(tmp_path / name).to_pylist(), key=lambda row: str(row["image"]))
-        for name in ("ray", "local")
-    )
-    assert found == expected
-    assert len(found) == 12
 
 
 def test_what_a_worker_meets_with_ends_the_run(
