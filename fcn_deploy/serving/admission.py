@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Iterator
 from enum import StrEnum
 
@@ -18,7 +17,7 @@ class State(StrEnum):
 
 
 class Admission:
-    """Lets requests in while the server is ready, and counts those inside; they may be in any thread.
+    """Lets requests in while the server is ready, and counts those inside.
 
     Attributes:
         state: set by the server.
@@ -28,9 +27,8 @@ class Admission:
     def __init__(self) -> None:
         self.state = State.LOADING
         self.inside = 0
-        self._lock = threading.Lock()
-        self._loop = asyncio.get_running_loop()
         self._empty = asyncio.Event()
+        self._empty.set()
 
     @property
     def ready(self) -> bool:
@@ -44,26 +42,18 @@ class Admission:
         Raises:
             Refusal: the server is not ready, or not any more.
         """
-        with self._lock:
-            if not self.ready:
-                raise busy(f"the server is {self.state}", closes=self.state is State.DRAINING)
-            self.inside += 1
+        if not self.ready:
+            raise busy(f"the server is {self.state}", closes=self.state is State.DRAINING)
+        self.inside += 1
+        self._empty.clear()
         try:
             yield
         finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        with self._lock:
             self.inside -= 1
-            last = not self.inside and self.state is State.DRAINING
-        if last:
-            self._loop.call_soon_threadsafe(self._empty.set)
+            if not self.inside:
+                self._empty.set()
 
     async def drained(self) -> None:
         """Let nobody in any more, and wait until nobody is inside."""
-        with self._lock:
-            self.state = State.DRAINING
-            if not self.inside:
-                return
+        self.state = State.DRAINING
         await self._empty.wait()

@@ -7,7 +7,7 @@ from typing import Any
 from fcn_deploy.images import Pixels
 from fcn_deploy.model_info import LABELS_NAME, PIXELS_NAME
 from fcn_deploy.serving.admission import Admission
-from fcn_deploy.serving.queue import Answer, RunQueue
+from fcn_deploy.serving.queue import RunQueue
 from fcn_deploy.serving.sdk import (
     DataPlane,
     InferInput,
@@ -53,9 +53,16 @@ class ServedModel(Model):  # type: ignore[misc] # KServe has no types
         return await self.predict(body), {}
 
     async def predict(self, payload: InferRequest, *_: Any) -> InferResponse:
-        """Labels of a request that `request_for` made."""
+        """Labels of a request that `request_for` made, with microseconds of waiting and of the model's run."""
         answer = await asyncio.wrap_future(self._queue.submit(payload.inputs[0].data))
-        return response_for(self.name, answer, payload.id, binary=payload.parameters["binary_data_output"])
+        labels = answer.labels
+        return InferResponse(
+            payload.id or str(uuid.uuid4()),
+            self.name,
+            [InferOutput(LABELS_NAME, list(labels.shape), DATATYPE, data=labels)],
+            parameters={"queue_us": int(answer.waited_s * _US_PER_S), "run_us": int(answer.ran_s * _US_PER_S)},
+            use_binary_outputs=payload.parameters["binary_data_output"],
+        )
 
 
 class ServerPlane(DataPlane):  # type: ignore[misc] # KServe has no types
@@ -80,15 +87,3 @@ def request_for(name: str, pixels: Pixels, call_id: str, *, binary: bool) -> Inf
     """KServe's request for n x H x W x 3 pixels that have been checked."""
     given = InferInput(PIXELS_NAME, list(pixels.shape), DATATYPE, data=pixels)
     return InferRequest(name, [given], call_id, parameters={"binary_data_output": binary})
-
-
-def response_for(name: str, answer: Answer, call_id: str, *, binary: bool) -> InferResponse:
-    """KServe's response with labels, and with microseconds of waiting and of the model's run."""
-    labels = answer.labels
-    return InferResponse(
-        call_id or str(uuid.uuid4()),
-        name,
-        [InferOutput(LABELS_NAME, list(labels.shape), DATATYPE, data=labels)],
-        parameters={"queue_us": int(answer.waited_s * _US_PER_S), "run_us": int(answer.ran_s * _US_PER_S)},
-        use_binary_outputs=binary,
-    )

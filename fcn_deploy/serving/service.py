@@ -65,8 +65,8 @@ class Service:
         self._queue = RunQueue(self._segmenter, options.queue_size, self.metrics)
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="readers")
         plane = ServerPlane(ServedModel(self._name, self._interface, self._queue, self.admission), self.admission)
-        parts = rpc.Parts(plane, self._interface, self._queue, self.admission, self.metrics)
-        self._rpc = rpc.grpc_server(parts, options.queue_size)
+        servicer = rpc.Servicer(plane, self._interface, self.admission, self.metrics)
+        self._rpc = rpc.grpc_server(servicer, rpc.max_message_bytes(self._interface))
         self._http = self._http_server(plane)
         self._serving: asyncio.Task[None] | None = None
 
@@ -87,7 +87,7 @@ class Service:
             socket.close()
             raise
         http_port = socket.getsockname()[1]
-        self._rpc.start()
+        await self._rpc.start()
         self._serving = asyncio.create_task(self._http.serve([socket]))
         while not (self._http.started or self._serving.done()):
             await asyncio.sleep(_POLL_S)
@@ -103,7 +103,7 @@ class Service:
         for wait in waits:
             wait.cancel()
         cut_off = self.admission.inside
-        await asyncio.to_thread(self._rpc.stop(_LAST_WORDS_S if not cut_off else 0).wait)
+        await self._rpc.stop(_LAST_WORDS_S if not cut_off else 0)
         if self._serving is not None:
             self._http.config.timeout_graceful_shutdown = _LAST_WORDS_S
             self._http.should_exit = True
@@ -124,6 +124,7 @@ class Service:
         connection = type("Connection", (BoundedConnection,), {"timeout_s": options.client_timeout_s})
         config = uvicorn.Config(
             gate, http=connection, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+            proxy_headers=False,
             limit_concurrency=_MAX_CONNECTIONS,
         )  # fmt: skip
         return _Http(config)

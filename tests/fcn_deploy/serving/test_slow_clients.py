@@ -2,9 +2,12 @@
 
 import json
 import socket
+import threading
 from pathlib import Path
 
 import pytest
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
 
 import fcn_deploy as fd
 from tests.fcn_deploy.serving.clients import (
@@ -13,6 +16,7 @@ from tests.fcn_deploy.serving.clients import (
     call,
     connect,
     exposed,
+    grpc_client,
     http_client,
     http_infer,
     noise,
@@ -142,6 +146,25 @@ def test_a_client_that_left_does_not_take_the_models_time(shared_bundle: Path, h
     assert len(held.feeds) == 2
     assert 'fcn_deploy_requests_total{outcome="gone",protocol="http"} 2.0' in metrics
     assert "fcn_deploy_in_flight 0.0" in metrics
+
+
+def test_a_grpc_client_whose_time_is_over_does_not_take_the_models_time(shared_bundle: Path, held: Held) -> None:
+    given = tritonclient.grpc.InferInput("pixels", [1, 96, 96, 3], "UINT8")
+    given.set_data_from_numpy(noise())
+    with fd.Server(shared_bundle, OPTIONS) as server, grpc_client(server) as client:
+        answers = []
+        first = threading.Thread(target=lambda: answers.append(client.infer("net", [given])))
+        first.start()
+        assert held.begun.acquire(timeout=20)
+        with pytest.raises(InferenceServerException, match="Deadline Exceeded"):
+            client.infer("net", [given], client_timeout=0.2)
+        wait_for_waiting(server, 0)
+        held.going.set()
+        first.join()
+        metrics = exposed(server)
+
+    assert len(answers) == len(held.feeds) == 1
+    assert 'fcn_deploy_requests_total{outcome="gone",protocol="grpc"} 1.0' in metrics
 
 
 def wait_for_waiting(server: fd.Server, count: int) -> None:
