@@ -1,25 +1,23 @@
 """POST /v2/models/NAME/infer: the one address that has to be fast, so nothing lies between it and the gate."""
 
-import asyncio
 import re
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TypeVar
 
 import orjson
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fcn_deploy.images import Pixels
+from fcn_deploy.serving.handing import T, aside
 from fcn_deploy.serving.model import ServerPlane, request_for
 from fcn_deploy.serving.refusals import Refusal
 from fcn_deploy.serving.sdk import InferResponse, ModelNotFound
 from fcn_deploy.serving.tensors import Interface
 from fcn_deploy.serving.wire import JSON_LENGTH_HEADER, Call, read_call
 
-_T = TypeVar("_T")
 _PATH = re.compile(r"/v2/models/([^/]+)/infer")
 _LENGTH_HEADER = JSON_LENGTH_HEADER.encode()
 
@@ -66,8 +64,8 @@ class Inference:
         call = read_call(body, json_length)
         return call, self.interface.pixels(call.tensors)
 
-    async def _aside(self, takes_long: bool, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self.readers, work) if takes_long else work()
+    async def _aside(self, takes_long: bool, work: Callable[[], T]) -> T:
+        return await aside(self.readers, work) if takes_long else work()
 
 
 def known_model(plane: ServerPlane, name: str) -> None:

@@ -1,6 +1,5 @@
 """The artifact as KServe knows a model."""
 
-import asyncio
 import uuid
 from typing import Any
 
@@ -54,7 +53,7 @@ class ServedModel(Model):  # type: ignore[misc] # KServe has no types
 
     async def predict(self, payload: InferRequest, *_: Any) -> InferResponse:
         """Labels of a request that `request_for` made, with microseconds of waiting and of the model's run."""
-        answer = await asyncio.wrap_future(self._queue.submit(payload.inputs[0].data))
+        answer = await self._queue.submit(payload.inputs[0].data)
         labels = answer.labels
         return InferResponse(
             payload.id or str(uuid.uuid4()),

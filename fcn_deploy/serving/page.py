@@ -1,6 +1,5 @@
 """The page at `/`: a person drops a photo and sees the labels over it."""
 
-import asyncio
 import base64
 import io
 from concurrent.futures import Executor
@@ -16,6 +15,7 @@ from fcn_deploy.images import MAX_PIXELS, Labels, Pixels, Placement, decode_imag
 from fcn_deploy.overlay import class_shares
 from fcn_deploy.segmentation import Segmenter
 from fcn_deploy.serving.gate import PAGE_POST
+from fcn_deploy.serving.handing import aside
 from fcn_deploy.serving.queue import RunQueue
 from fcn_deploy.serving.refusals import bad_request, busy
 
@@ -93,11 +93,10 @@ class Page:
             self.photos -= 1
 
     async def _labelled(self, data: bytes) -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        canvas, placement = await loop.run_in_executor(self.decoder, lambda: self._fitted(data))
-        answer = await asyncio.wrap_future(self.queue.submit(canvas[None]))
+        canvas, placement = await aside(self.decoder, lambda: self._fitted(data))
+        answer = await self.queue.submit(canvas[None])
         labels = answer.labels[0]
-        return await loop.run_in_executor(self.decoder, lambda: self._described(placement.restore(labels)))
+        return await aside(self.decoder, lambda: self._described(placement.restore(labels)))
 
     def _fitted(self, data: bytes) -> tuple[Pixels, Placement]:
         # The photo itself, which may be a thousand times as large, is not kept while others are run.

@@ -1,9 +1,13 @@
 """The queue in front of the model: its order, its bound, its batches, and what becomes of those who leave."""
 
 import asyncio
+import gc
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 import fcn_deploy as fd
 from fcn_deploy.images import Labels, Pixels
 from fcn_deploy.runtime.base import Arrays
+from fcn_deploy.serving.handing import aside
 from fcn_deploy.serving.metrics import Metrics
 from fcn_deploy.serving.queue import RunQueue
 from fcn_deploy.serving.refusals import Refusal
@@ -81,7 +86,7 @@ async def began(model: Sums) -> None:
 
 async def submitted(queue: RunQueue, *requests: Pixels) -> "list[asyncio.Task[list[int]]]":
     async def labels(pixels: Pixels) -> list[int]:
-        return [int(photo[0, 0]) for photo in (await asyncio.wrap_future(queue.submit(pixels))).labels]
+        return [int(photo[0, 0]) for photo in (await queue.submit(pixels)).labels]
 
     tasks = [asyncio.create_task(labels(pixels)) for pixels in requests]
     await asyncio.sleep(0)
@@ -111,7 +116,7 @@ def test_one_more_than_may_wait_is_refused() -> None:
         await began(model)
         tasks += await submitted(queue, photos(1, 2), photos(1, 3))
         with pytest.raises(Refusal, match="2 requests wait for the model already, and no more than 2 may") as caught:
-            queue.submit(photos(1, 4))
+            await queue.submit(photos(1, 4))
         assert caught.value.status == 503
         assert caught.value.headers == {"retry-after": "1"}
         model.going.release(3)
@@ -150,7 +155,7 @@ def test_a_run_that_fails_is_the_end_of_its_requests_only() -> None:
         with pytest.raises(ValueError, match="no such luck"):
             await failing
         model.fails = False
-        assert queue.submit(photos(1, 2)).result(20).labels[0, 0, 0] == 2
+        assert (await queue.submit(photos(1, 2))).labels[0, 0, 0] == 2
         await queue.close()
 
     asyncio.run(main())
@@ -172,6 +177,26 @@ def test_those_who_wait_when_it_closes_are_given_up() -> None:
             await waiting
 
     asyncio.run(main())
+
+
+def test_nothing_of_an_answered_request_is_left_to_the_garbage_collector() -> None:
+    async def main() -> None:
+        model = Sums(batch=1)
+        queue = await opened(model)
+        model.going.release()
+        with ThreadPoolExecutor(1) as executor:
+            pixels = await aside(executor, lambda: photos(1, 7))
+        answer = await queue.submit(pixels)
+        alive: list[weakref.ref[Any]] = [weakref.ref(pixels), weakref.ref(answer.labels), weakref.ref(answer)]
+        del pixels, answer
+        await queue.close()
+        assert [reference() is None for reference in alive] == [True, True, True]
+
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 def test_the_longest_queue_over_http_and_grpc(shared_bundle: Path, held: Held) -> None:
