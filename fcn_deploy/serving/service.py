@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import uvicorn
+from grpc import aio
 
 from fcn_deploy.segmentation import Segmenter
 from fcn_deploy.serving import rpc
@@ -65,9 +67,9 @@ class Service:
         self._queue = RunQueue(self._segmenter, options.queue_size, self.metrics)
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="readers")
         plane = ServerPlane(ServedModel(self._name, self._interface, self._queue, self.admission), self.admission)
-        servicer = rpc.Servicer(plane, self._interface, self.admission, self.metrics)
-        self._rpc = rpc.grpc_server(servicer, rpc.max_message_bytes(self._interface))
+        self._servicer = rpc.Servicer(plane, self._interface, self.admission, self.metrics)
         self._http = self._http_server(plane)
+        self._rpc: aio.Server | None = None
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> Listening:
@@ -79,16 +81,11 @@ class Service:
             ProviderError: the provider asked for would not run.
         """
         silence_libraries()
-        options = self._options
-        socket = listen(options.host, options.http_port, "--http-port")
-        try:
-            grpc_port = self._listen_grpc()
-        except BaseException:
-            socket.close()
-            raise
-        http_port = socket.getsockname()[1]
+        opened, http_port, grpc_port = self._listen()
+        self._rpc = rpc.grpc_server(self._servicer, rpc.max_message_bytes(self._interface))
+        self._rpc.add_insecure_port(joined(self._options.host, grpc_port))
         await self._rpc.start()
-        self._serving = asyncio.create_task(self._http.serve([socket]))
+        self._serving = asyncio.create_task(self._http.serve([opened]))
         while not (self._http.started or self._serving.done()):
             await asyncio.sleep(_POLL_S)
         await self._queue.open()
@@ -103,7 +100,8 @@ class Service:
         for wait in waits:
             wait.cancel()
         cut_off = self.admission.inside
-        await self._rpc.stop(_LAST_WORDS_S if not cut_off else 0)
+        if self._rpc is not None:
+            await self._rpc.stop(_LAST_WORDS_S if not cut_off else 0)
         if self._serving is not None:
             self._http.config.timeout_graceful_shutdown = _LAST_WORDS_S
             self._http.should_exit = True
@@ -129,12 +127,17 @@ class Service:
         )  # fmt: skip
         return _Http(config)
 
-    def _listen_grpc(self) -> int:
+    def _listen(self) -> tuple[socket.socket, int, int]:
+        """HTTP's socket, its port, and gRPC's port."""
         options = self._options
-        # gRPC says of a taken port no more than that it failed, and logs to the terminal.
-        with listen(options.host, options.grpc_port, "--grpc-port") as tried:
-            port = tried.getsockname()[1]
-        return int(self._rpc.add_insecure_port(joined(options.host, port)))
+        opened = listen(options.host, options.http_port, "--http-port")
+        try:
+            # gRPC says of a taken port no more than that it failed, and logs to the terminal.
+            with listen(options.host, options.grpc_port, "--grpc-port") as tried:
+                return opened, opened.getsockname()[1], tried.getsockname()[1]
+        except BaseException:
+            opened.close()
+            raise
 
     def _listening(self, http_port: int, grpc_port: int) -> Listening:
         info = self._segmenter.info
