@@ -53,5 +53,6 @@ class Tally:
     def __str__(self) -> str:
         parts = [f"{self.segmented} photos segmented, {self.images_per_s:.3g} a second"]
         parts += [f"{self.done_before} done before"] if self.done_before else []
-        parts += [f"{self.failed} of {self.segmented + self.done_before + self.failed} failed"] if self.failed else []
+        total = self.segmented + self.done_before + self.failed
+        parts += [f"{self.failed} of {total} photos failed"] if self.failed else []
         return "; ".join(parts)

@@ -79,7 +79,7 @@ def test_a_cluster_writes_what_the_local_engine_writes(
 
     assert done.returncode == 3, done.stderr
     assert f"{PHOTOS} photos segmented" in done.stderr
-    assert f"1 of {PHOTOS + 1} failed" in done.stderr
+    assert f"1 of {PHOTOS + 1} photos failed" in done.stderr
     assert rows(tmp_path / "ray") == rows(tmp_path / "local")
     assert len(rows(tmp_path / "ray")) == PHOTOS
     assert (tmp_path / "ray" / "failures.jsonl").read_bytes() == (tmp_path / "local" / "failures.jsonl").read_bytes()
