@@ -6,8 +6,7 @@ turn, and so many through the narrow sample; about ten minutes on two cores with
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -21,45 +20,41 @@ from exporters.pipeline import export
 from fcn_deploy.geometry import Variant
 from fcn_deploy.images import SAMPLE_PHOTO, read_image, resize
 from fcn_deploy.models.weights import WeightsOptions
+from fcn_deploy.prediction.local import predict_locally
 from fcn_deploy.prediction.options import EngineName, PredictOptions
+from fcn_deploy.prediction.plan import plan_of, tasks_of
 from fcn_deploy.prediction.run import predict
-from fcn_deploy.prediction.work import Prediction
+from fcn_deploy.prediction.sinks import FileSink
+from fcn_deploy.prediction.store import LocalStore
+from fcn_deploy.runtime.base import Arrays
 from fcn_deploy.samples import SAMPLE_CHECKPOINT
+from fcn_deploy.segmentation import Segmenter
 
-PHOTOS, MANY, ROUNDS = 60, 2000, 3
+PHOTOS, MANY, ROUNDS = 40, 2000, 3
+# What starts before the first photo takes as long with so few of them.
+_FEW = 4
 # Memory is compared from here on: by then every thread has its buffers.
 _SETTLED = 200
 
 
-@dataclass(frozen=True)
-class Course:
-    """One run of `predict`.
+class WatchedSegmenter(Segmenter):
+    """Remembers when its runtime ran: pairs of begin and end, in seconds."""
 
-    Attributes:
-        stamps: when each photo was done, in seconds from the start.
-        inference_s: time the runtime took for each.
-        resident_bytes: of this process, at each.
-    """
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.runs: list[tuple[float, float]] = []
 
-    stamps: tuple[float, ...]
-    inference_s: tuple[float, ...]
-    resident_bytes: tuple[int, ...]
+    def run(self, feed: Arrays) -> Arrays:
+        """Run, and remember."""
+        begin = time.perf_counter()
+        outputs = super().run(feed)
+        self.runs.append((begin, time.perf_counter()))
+        return outputs
 
     @property
     def busy(self) -> float:
-        """Share of the time in which the runtime ran, between the first photo and the last."""
-        return sum(self.inference_s[1:]) / (self.stamps[-1] - self.stamps[0])
-
-    @property
-    def images_per_s(self) -> float:
-        """Between the first photo and the last: what starts before is paid once."""
-        return (len(self.stamps) - 1) / (self.stamps[-1] - self.stamps[0])
-
-    @property
-    def growth(self) -> float:
-        """By how much the most memory of the run's last fifth is above that of the photos around the 200th."""
-        settled = max(self.resident_bytes[_SETTLED - 100 : _SETTLED])
-        return max(self.resident_bytes[-len(self.resident_bytes) // 5 :]) / settled - 1
+        """Share of the time between the first run's begin and the last one's end in which the runtime ran."""
+        return sum(end - begin for begin, end in self.runs) / (self.runs[-1][1] - self.runs[0][0])
 
 
 def write_photos(folder: Path, count: int) -> list[Path]:
@@ -72,55 +67,63 @@ def write_photos(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def run(artifact: Path, photos: list[Path], output: Path, engine: EngineName) -> Course:
-    """Segment all photos into a new folder."""
-    start = time.perf_counter()
-    found = list(_observed(predict(artifact, photos, PredictOptions(output, engine=engine)), start))
-    return Course(*(tuple(column) for column in zip(*found, strict=True)))
+def busy_share(artifact: Path, photos: list[Path], output: Path) -> float:
+    """How busy the pipeline of one process keeps the runtime."""
+    segmenter = WatchedSegmenter(artifact)
+    plan = plan_of(artifact, segmenter, PredictOptions(output))
+    sink = FileSink(plan, LocalStore(output, Path.cwd()))
+    for _ in predict_locally(plan, tasks_of(photos), sink, segmenter):
+        pass
+    return segmenter.busy
 
 
-def _observed(predictions: Iterable[Prediction], start: float) -> Iterator[tuple[float, float, int]]:
-    process = psutil.Process()
-    for prediction in predictions:
-        yield time.perf_counter() - start, (prediction.inference_ms or 0) / 1e3, process.memory_info().rss
+def seconds(artifact: Path, photos: list[Path], engine: EngineName) -> float:
+    """Of a whole `predict` into a new folder."""
+    with TemporaryDirectory() as output:
+        start = time.perf_counter()
+        for _ in predict(artifact, photos, PredictOptions(output, engine=engine)):
+            pass
+        return time.perf_counter() - start
 
 
 def at_full_width(folder: Path, count: int) -> Iterator[str]:
-    """Rows of a table: threads and Ray in turn."""
+    """Sentences: the runtime's share, and rows of threads and Ray in turn."""
     artifact = export(ExportOptions(Variant.FCN8S, folder / "full", verify=False)).path
     photos = write_photos(folder / "photos", count)
-    courses: dict[EngineName, list[Course]] = {engine: [] for engine in EngineName}
-    for turn in range(ROUNDS):
-        for engine, found in courses.items():
-            found.append(run(artifact, photos, folder / f"{engine}-{turn}", engine))
-    for engine, found in courses.items():
-        rate, busy = median(c.images_per_s for c in found), median(c.busy for c in found)
-        began, ended = median(c.stamps[0] for c in found), median(c.stamps[-1] for c in found)
-        yield f"| {engine} | {rate:.3f} | {busy:.1%} | {began:.1f} s | {ended:.1f} s |"
-    pairs = zip(courses[EngineName.RAY], courses[EngineName.LOCAL], strict=True)
-    ratios = sorted(ray.images_per_s / local.images_per_s for ray, local in pairs)
-    yield f"\nRay's throughput over that of threads, by round: {', '.join(f'{ratio:.3f}' for ratio in ratios)}"
+    shares = sorted(busy_share(artifact, photos, folder / f"busy-{turn}") for turn in range(ROUNDS))
+    yield f"runtime busy, {count} photos, by round: {', '.join(f'{share:.1%}' for share in shares)}"
+    rates: dict[EngineName, list[float]] = {engine: [] for engine in EngineName}
+    starts: dict[EngineName, list[float]] = {engine: [] for engine in EngineName}
+    for _ in range(ROUNDS):
+        for engine in EngineName:
+            few, all_of_them = (seconds(artifact, given, engine) for given in (photos[:_FEW], photos))
+            rates[engine].append((count - _FEW) / (all_of_them - few))
+            starts[engine].append(few - _FEW / rates[engine][-1])
+    for engine in EngineName:
+        yield f"{engine}: {median(rates[engine]):.3f} photos a second, {median(starts[engine]):.1f} s before the first"
+    ratios = sorted(ray / local for ray, local in zip(rates[EngineName.RAY], rates[EngineName.LOCAL], strict=True))
+    yield f"Ray's rate over that of threads, by round: {', '.join(f'{ratio:.3f}' for ratio in ratios)}"
 
 
 def through_many(folder: Path, count: int) -> str:
-    """A sentence about memory."""
+    """A sentence about memory: by how much the most of the last fifth is above that around the 200th photo."""
     weights = WeightsOptions(SAMPLE_CHECKPOINT)
     artifact = export(ExportOptions(Variant.FCN8S, folder / "narrow", weights=weights, verify=False)).path
-    course = run(artifact, write_photos(folder / "many", count), folder / "out", EngineName.LOCAL)
-    peak = max(course.resident_bytes) / 1e6
+    photos = write_photos(folder / "many", count)
+    process, start = psutil.Process(), time.perf_counter()
+    resident = [process.memory_info().rss for _ in predict(artifact, photos, PredictOptions(folder / "out"))]
+    rate = count / (time.perf_counter() - start)
+    settled, late = max(resident[_SETTLED - 100 : _SETTLED]), max(resident[-count // 5 :])
     return (
-        f"{count} photos through the narrow sample: {course.images_per_s:.1f} a second, peak {peak:.0f} MB, "
-        f"growth from photo {_SETTLED} on {course.growth:.1%}"
+        f"{count} photos through the narrow sample: {rate:.1f} a second, peak {max(resident) / 1e6:.0f} MB, "
+        f"growth from photo {_SETTLED} on {late / settled - 1:+.1%}"
     )
 
 
 if __name__ == "__main__":
     numbers = [int(argument) for argument in sys.argv[1:]] or [PHOTOS, MANY]
     with TemporaryDirectory() as place:
-        sys.stdout.write(
-            "| engine | images/s | runtime busy | first photo after | all after |\n|---|---|---|---|---|\n"
-        )
         for line in at_full_width(Path(place), numbers[0]):
             sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
-        sys.stdout.write(f"\n{through_many(Path(place), numbers[1])}\n")
+            sys.stdout.flush()
+        sys.stdout.write(f"{through_many(Path(place), numbers[1])}\n")
