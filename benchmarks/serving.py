@@ -32,8 +32,8 @@ SIZE = 500
 ROUNDS = 300
 WARM_UP = 20
 CLIENTS = 64
-# When the server's memory is read first: everything has been allocated by then.
-SETTLED_S = 10.0
+# How often the server's memory is read.
+READINGS = 8
 # Labels come in one window; otherwise gRPC's first 64 KB are acknowledged before the rest is sent.
 CHANNEL = [
     ("grpc.http2.lookahead_bytes", 4_000_000),
@@ -79,7 +79,7 @@ class Load:
 
     Attributes:
         outcomes: answers by kind.
-        memory_bytes: of the server: before, when it had settled, at the end.
+        memory_bytes: of the server: before, at equal distances, at the end.
         seconds: how long it took.
     """
 
@@ -90,11 +90,11 @@ class Load:
     def lines(self) -> list[str]:
         """For readers."""
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.most_common())
-        before, settled, after = (size / _BYTES_PER_MB for size in self.memory_bytes)
+        sizes = [size / _BYTES_PER_MB for size in self.memory_bytes]
+        growth = sizes[-1] / sizes[len(sizes) // 2] - 1
         return [
             f"{CLIENTS} clients, half HTTP and half gRPC, for {self.seconds:.0f} s: {outcomes}",
-            f"server's memory: {before:.0f} MB before, {settled:.0f} MB after {SETTLED_S:.0f} s, "
-            f"{after:.0f} MB at the end ({after / settled - 1:+.1%})",
+            f"server's memory, MB: {', '.join(f'{size:.0f}' for size in sizes)}; in the second half {growth:+.1%}",
         ]
 
 
@@ -189,15 +189,16 @@ def under_load(server: dict[str, Any], pixels: Pixels, seconds: float) -> Load:
 
     makers = (http_asker, grpc_asker)
     threads = [threading.Thread(target=client, args=(makers[n % 2],)) for n in range(CLIENTS)]
-    before, start = _memory_bytes(server), time.monotonic()
+    start, sizes = time.monotonic(), [_memory_bytes(server)]
     for thread in threads:
         thread.start()
-    time.sleep(min(SETTLED_S, seconds / 2))
-    settled = _memory_bytes(server)
+    for _ in range(READINGS):
+        time.sleep(seconds / READINGS)
+        sizes.append(_memory_bytes(server))
     for thread in threads:
         thread.join()
     load.seconds = time.monotonic() - start
-    load.memory_bytes = before, settled, _memory_bytes(server)
+    load.memory_bytes = *sizes, _memory_bytes(server)
     return load
 
 
