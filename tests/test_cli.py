@@ -184,7 +184,7 @@ def test_one_bad_photo_exits_3_after_the_rest(run_cli: Run, shared_bundle: Path,
     assert "1 of 3 photos failed" in done.stderr
     assert "zero.png (0 bytes) is of no known format" in done.stderr
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "photo.labels.png", "photo.overlay.png", "tiny.labels.png", "tiny.overlay.png",
+        "failures.jsonl", "photo.labels.png", "photo.overlay.png", "tiny.labels.png", "tiny.overlay.png",
     ]  # fmt: skip
 
 
