@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 import fcn_deploy as fd
 from tests.expected import expected_labels
@@ -15,6 +16,7 @@ from tests.fcn_deploy.serving.clients import (
     Pixels,
     binary_request,
     call,
+    exposed,
     grpc_client,
     grpc_infer,
     http_client,
@@ -144,3 +146,36 @@ def test_a_broken_artifact_is_said_on_entering(bundle: Path) -> None:
         fd.Server(bundle, OPTIONS),
     ):
         pass
+
+
+def test_metrics_are_prometheus_and_count_right(shared_bundle: Path) -> None:
+    def counted() -> dict[tuple[str, ...], float]:
+        families = text_string_to_metric_families(exposed(server))
+        return {
+            (sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples
+        }
+
+    with (
+        fd.Server(shared_bundle, OPTIONS) as server,
+        http_client(server) as over_http,
+        grpc_client(server) as over_grpc,
+    ):
+        assert {counted()["fcn_deploy_requests_total", "ok", name] for name in ("http", "grpc", "page")} == {0}
+        for _ in range(3):
+            http_infer(over_http, noise())
+        grpc_infer(over_grpc, noise())
+        call(server, "/segment", fd.SAMPLE_SCENE.read_bytes())
+        call(server, INFER, b"{}")
+        call(server, "/v2/health/ready")
+        found = counted()
+
+    for (outcome, protocol), count in {
+        ("ok", "http"): 3, ("ok", "grpc"): 1, ("ok", "page"): 1, ("invalid", "http"): 1, ("invalid", "grpc"): 0,
+    }.items():  # fmt: skip
+        assert found["fcn_deploy_requests_total", outcome, protocol] == count
+    assert found["fcn_deploy_photos_total",] == found["fcn_deploy_run_seconds_count",] == 5
+    assert found["fcn_deploy_request_seconds_count", "http"] == 4
+    assert 0 < found["fcn_deploy_run_seconds_sum",] < 60
+    assert found["fcn_deploy_in_flight",] == found["fcn_deploy_waiting",] == found["fcn_deploy_body_bytes",] == 0
+    assert found["process_resident_memory_bytes",] > 5e7
+    assert [key for key in found if key[0] == "fcn_deploy_model_info" and "net" in key and "true" in key]
