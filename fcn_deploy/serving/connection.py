@@ -7,6 +7,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _MAX_HEAD_BYTES = 65_536
+_READ_AHEAD_BYTES = 1_000_000
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -46,6 +47,15 @@ class BoundedConnection(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD_BYTES:
                 self.send_400_response(f"a request's head takes more than {_MAX_HEAD_BYTES} bytes. Send fewer headers.")
+
+    def on_body(self, body: bytes) -> None:
+        """Read on while the application takes up what came; Uvicorn pauses and resumes at every 64 KB."""
+        if self.cycle.response_complete:
+            return
+        self.cycle.body += body
+        if len(self.cycle.body) > _READ_AHEAD_BYTES:
+            self.flow.pause_reading()
+        self.cycle.message_event.set()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, as JSON like every error."""

@@ -4,6 +4,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,10 +14,13 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 import fcn_deploy as fd
+from fcn_deploy.runtime.base import Arrays
+from fcn_deploy.segmentation import Segmenter
 from tests.fcn_deploy.serving.clients import (
     INFER,
     binary_request,
     call,
+    exposed,
     grpc_client,
     grpc_infer,
     http_client,
@@ -24,6 +28,7 @@ from tests.fcn_deploy.serving.clients import (
     json_request,
     noise,
 )
+from tests.fcn_deploy.serving.conftest import OPTIONS
 
 PIXELS = noise()
 LENGTH = "Inference-Header-Content-Length"
@@ -193,3 +198,36 @@ def test_grpc_loads_and_unloads_nothing(server: fd.Server) -> None:
             with pytest.raises(InferenceServerException, match="one model, which is always loaded"):
                 change("net")
         assert np.array_equal(grpc_infer(client, PIXELS), grpc_infer(client, PIXELS))
+
+
+def test_a_runtime_that_fails_is_the_servers_fault_and_shows_nothing_of_itself(
+    shared_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(Segmenter):
+        runs = 0
+
+        def run(self, feed: Arrays) -> Arrays:
+            self.runs += 1
+            if self.runs in (2, 3):  # the first is the warm-up
+                raise RuntimeError("out of luck in /secret/place")
+            return super().run(feed)
+
+    monkeypatch.setattr("fcn_deploy.serving.service.Segmenter", Failing)
+    with fd.Server(shared_bundle, OPTIONS) as failing, grpc_client(failing) as client:
+        status, answer, _ = call(failing, INFER, *binary_request(PIXELS))
+        with pytest.raises(InferenceServerException, match="the server failed at this request") as caught:
+            grpc_infer(client, PIXELS)
+        assert grpc_infer(client, PIXELS).shape == (1, 96, 96)
+        text = exposed(failing)
+
+    assert (status, answer) == (500, {"error": "the server failed at this request. Its log says more."})
+    assert caught.value.status() == "StatusCode.INTERNAL"
+    assert "secret" not in str(caught.value)
+    lines = [record.getMessage() for record in caplog.records if record.name == "fcn_deploy.serving"]
+    assert lines == [
+        f"POST {INFER}: RuntimeError: out of luck in /secret/place",
+        "/inference.GRPCInferenceService/ModelInfer: RuntimeError: out of luck in /secret/place",
+    ]
+    assert all(record.exc_info is None for record in caplog.records if record.name == "fcn_deploy.serving")
+    for protocol in ("http", "grpc"):
+        assert f'fcn_deploy_requests_total{{outcome="failed",protocol="{protocol}"}} 1.0' in text
