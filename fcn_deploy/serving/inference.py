@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fcn_deploy.images import Pixels
 from fcn_deploy.serving.handing import T, aside
-from fcn_deploy.serving.model import ServerPlane, request_for
+from fcn_deploy.serving.model import ServedModel, ServerPlane, request_for
 from fcn_deploy.serving.refusals import Refusal
 from fcn_deploy.serving.sdk import InferResponse, ModelNotFound
 from fcn_deploy.serving.tensors import Interface
@@ -54,10 +54,10 @@ class Inference:
         await send({"type": "http.response.body", "body": content})
 
     async def _infer(self, name: str, body: bytes, headers: Headers) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        known_model(self.plane, name)
+        model = known_model(self.plane, name)
         json_length = headers.get(JSON_LENGTH_HEADER)
         call, pixels = await self._aside(json_length is None, lambda: self._read(body, json_length))
-        response, _ = await self.plane.infer(name, request_for(name, pixels, call.id, binary=call.binary))
+        response = await model.predict(request_for(name, pixels, call.id, binary=call.binary))
         return await self._aside(not call.binary, lambda: _written(response))
 
     def _read(self, body: bytes, json_length: str | None) -> tuple[Call, Pixels]:
@@ -68,16 +68,17 @@ class Inference:
         return await aside(self.readers, work) if takes_long else work()
 
 
-def known_model(plane: ServerPlane, name: str) -> None:
-    """Check that there is a model of that name.
+def known_model(plane: ServerPlane, name: str) -> ServedModel:
+    """The model of that name.
 
     Raises:
-        Refusal: there is not.
+        Refusal: there is none.
     """
     try:
-        plane.get_model_from_registry(name)
+        model: ServedModel = plane.get_model_from_registry(name)
     except ModelNotFound as error:
         raise Refusal(HTTPStatus.NOT_FOUND, f"no model {name!r} is served here", "GET /v2/models lists it.") from error
+    return model
 
 
 def _written(response: InferResponse) -> tuple[bytes, list[tuple[bytes, bytes]]]:

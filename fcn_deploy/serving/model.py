@@ -47,10 +47,6 @@ class ServedModel(Model):  # type: ignore[misc] # KServe has no types
         """Leave the model as it is: KServe would load it when a request finds it not ready."""
         return self._admission.ready
 
-    async def __call__(self, body: InferRequest, *_: Any, **__: Any) -> tuple[InferResponse, dict[str, str]]:
-        """Labels and no further headers; KServe's own four histograms are left out."""
-        return await self.predict(body), {}
-
     async def predict(self, payload: InferRequest, *_: Any) -> InferResponse:
         """Labels of a request that `request_for` made, with microseconds of waiting and of the model's run."""
         answer = await self._queue.submit(payload.inputs[0].data)

@@ -48,12 +48,12 @@ class Servicer(InferenceServicer):  # type: ignore[misc] # KServe has no types
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802, ARG002 - the protocol's names
         """Labels of a request's pixels."""
         with self._metrics.request("grpc") as counted, self._admission.entered():
-            known_model(self._data_plane, request.model_name)
+            model = known_model(self._data_plane, request.model_name)
             check_outputs([output.name for output in request.outputs])
             pixels = self._interface.pixels(_tensors(request))
             # An array always becomes raw contents; asked for them, KServe would look for a list.
             asked = request_for(request.model_name, pixels, request.id, binary=False)
-            response, _ = await self._data_plane.infer(request.model_name, asked)
+            response = await model.predict(asked)
             counted.outcome = OK
             return response.to_grpc()
 
