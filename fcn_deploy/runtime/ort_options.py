@@ -14,6 +14,8 @@ _INTRA_OP_AFFINITIES = "session.intra_op_thread_affinities"
 _NO_CPU_FALLBACK = "session.disable_cpu_ep_fallback"
 # Without VNNI, AVX2's products of uint8 and int8 saturate; this takes slower ones that do not.
 _EXACT_PRODUCTS = "session.x64quantprecision"
+# Threads wait for the next operator without sleep; after the last one of a run they would do so in others' way.
+_STOP_WAITING = "session.force_spinning_stop"
 _RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
 MAX_THREADS = 1024
 
@@ -110,7 +112,7 @@ class OrtOptions:
         """What ONNX Runtime's session is given besides: where nodes may run, and where threads do."""
         config = {_RECORD_PLACEMENT: "1"}
         if self.provider is Provider.CPU:
-            config[_EXACT_PRODUCTS] = "1"
+            config |= {_EXACT_PRODUCTS: "1", _STOP_WAITING: "1"}
         if self.provider is not Provider.CPU:
             config[_NO_CPU_FALLBACK] = "1"
         if len(self.cores) > 1:

@@ -7,7 +7,8 @@ from fcn_deploy.runtime.ort_options import AlgorithmSearch
 def test_a_cpu_has_no_provider_options() -> None:
     assert OrtOptions().provider_options() == {}
     assert OrtOptions().session_config() == {
-        "session.record_ep_graph_assignment_info": "1", "session.x64quantprecision": "1"
+        "session.record_ep_graph_assignment_info": "1", "session.x64quantprecision": "1",
+        "session.force_spinning_stop": "1",
     }  # fmt: skip
 
 
