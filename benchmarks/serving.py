@@ -6,6 +6,7 @@ server's and not the network's; server and clients share the machine.
 
 import contextlib
 import json
+import random
 import subprocess
 import sys
 import tempfile
@@ -19,13 +20,11 @@ from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
-import numpy.typing as npt
-import tritonclient.grpc
-import tritonclient.http
 from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
 import fcn_deploy as fd
+from benchmarks.serving_clients import Ask, Pixels, grpc_asker, http_asker, plain_asker
 from fcn_deploy.segmentation import Segmenter
 
 SIZE = 500
@@ -34,21 +33,10 @@ WARM_UP = 20
 CLIENTS = 64
 # How often the server's memory is read.
 READINGS = 8
-# Labels come in one window; otherwise gRPC's first 64 KB are acknowledged before the rest is sent.
-CHANNEL = [
-    ("grpc.http2.lookahead_bytes", 4_000_000),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-]
 _REFUSED = ("503", "StatusCode.UNAVAILABLE")
 _RETRY_AFTER_S = 1.0
-_US_PER_MS = 1e3
 _MS_PER_S = 1e3
 _BYTES_PER_MB = 1e6
-
-Pixels = npt.NDArray[np.uint8]
-# Sends one request; returns what its run took, ms.
-Ask = Callable[[], float]
 
 
 @dataclass
@@ -115,39 +103,6 @@ def serving(bundle: Path) -> Iterator[dict[str, Any]]:
             process.terminate()
 
 
-def http_asker(server: dict[str, Any], pixels: Pixels) -> Ask:
-    """Requests over HTTP, tensors as bytes."""
-    client = tritonclient.http.InferenceServerClient(server["http"].removeprefix("http://"))
-
-    def ask() -> float:
-        given = tritonclient.http.InferInput("pixels", list(pixels.shape), "UINT8")
-        given.set_data_from_numpy(pixels)
-        result = client.infer(server["name"], [given])
-        _check(result, pixels)
-        return float(result.get_response()["parameters"]["run_us"]) / _US_PER_MS
-
-    return ask
-
-
-def grpc_asker(server: dict[str, Any], pixels: Pixels) -> Ask:
-    """Requests over gRPC, tensors as bytes."""
-    client = tritonclient.grpc.InferenceServerClient(server["grpc"], channel_args=CHANNEL)
-
-    def ask() -> float:
-        given = tritonclient.grpc.InferInput("pixels", list(pixels.shape), "UINT8")
-        given.set_data_from_numpy(pixels)
-        result = client.infer(server["name"], [given])
-        _check(result, pixels)
-        return float(result.get_response().parameters["run_us"].int64_param) / _US_PER_MS
-
-    return ask
-
-
-def _check(result: Any, pixels: Pixels) -> None:
-    if result.as_numpy("labels").shape != pixels.shape[:-1]:
-        raise RuntimeError("labels of another shape")
-
-
 def alone(segmenter: Segmenter, pixels: Pixels) -> Ask:
     """The runtime in this process, with nothing around it."""
     feed = segmenter.feed(list(pixels))
@@ -161,12 +116,14 @@ def alone(segmenter: Segmenter, pixels: Pixels) -> Ask:
 
 
 def take_turns(askers: dict[str, Ask], rounds: int) -> dict[str, Latencies]:
-    """Ask each in turn, so that what else the machine does meets all alike."""
+    """Ask each once a round, in another order every time: what went before and what else runs meet all alike."""
     found = {name: Latencies() for name in askers}
+    order, shuffled = list(askers), random.Random(0)  # noqa: S311 - nothing is to be kept secret
     for number in range(WARM_UP + rounds):
-        for name, ask in askers.items():
+        shuffled.shuffle(order)
+        for name in order:
             start = time.perf_counter()
-            run = ask()
+            run = askers[name]()
             if number >= WARM_UP:
                 found[name].total.append((time.perf_counter() - start) * _MS_PER_S)
                 found[name].run.append(run)
@@ -229,9 +186,10 @@ def main(arguments: Sequence[str]) -> None:
             head=fd.Head.LABELS, image_input=fd.ImageInput.UINT8, verify=False,
         )  # fmt: skip
         bundle = fd.export(options).path
-        with Segmenter(bundle) as segmenter, serving(bundle) as server:
-            askers = {"alone": alone(segmenter, pixels)}
-            askers |= {"HTTP": http_asker(server, pixels), "gRPC": grpc_asker(server, pixels)}
+        with Segmenter(bundle) as segmenter, serving(bundle) as server, plain_asker(server, pixels) as plain:
+            askers = {"alone": alone(segmenter, pixels), "HTTP, standard library": plain}
+            askers["HTTP, tritonclient"] = http_asker(server, pixels)
+            askers["gRPC, tritonclient"] = grpc_asker(server, pixels)
             found = take_turns(askers, ROUNDS)
             sys.stdout.write(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}\n")
             sys.stdout.writelines(f"| {name}, ms | {' | '.join(row.cells())} |\n" for name, row in found.items())

@@ -61,11 +61,6 @@ class Call:
     binary: bool
 
 
-def is_all_json(headers: Any) -> bool:
-    """Whether no binary tensors follow, so that reading the request takes long."""
-    return JSON_LENGTH_HEADER not in headers
-
-
 def read_call(body: bytes, json_length: str | None) -> Call:
     """Read a request's body; `json_length` is the header that says where its JSON ends, None when it is all JSON.
 

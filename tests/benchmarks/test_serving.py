@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving import Latencies, Load, grpc_asker, http_asker, serving, take_turns, under_load
+from benchmarks.serving import Latencies, Load, serving, take_turns, under_load
+from benchmarks.serving_clients import grpc_asker, http_asker, plain_asker
 from tests.fcn_deploy.serving.clients import noise
 
 
@@ -27,8 +28,9 @@ def test_memory_growth_is_that_of_the_second_half() -> None:
 def test_a_real_server_is_asked(shared_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.serving.WARM_UP", 1)
     pixels = noise()
-    with serving(shared_bundle) as server:
-        found = take_turns({"HTTP": http_asker(server, pixels), "gRPC": grpc_asker(server, pixels)}, 3)
+    with serving(shared_bundle) as server, plain_asker(server, pixels) as plain:
+        askers = {"plain": plain, "HTTP": http_asker(server, pixels), "gRPC": grpc_asker(server, pixels)}
+        found = take_turns(askers, 3)
         load = under_load(server, pixels, 0.5)
 
     for row in found.values():
