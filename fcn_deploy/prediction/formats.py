@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 import zlib
 from abc import ABC, abstractmethod
 from typing import Any
@@ -17,6 +18,8 @@ from fcn_deploy.prediction.plan import Plan
 from fcn_deploy.prediction.work import Segmented
 
 _KEY = "fcn_deploy.key"
+# NumPy reads an array's header with Python's parser, which in CPython 3.11 fails now and then when threads share it.
+_PARSER = threading.Lock()
 
 
 class FileFormat(ABC):
@@ -60,7 +63,7 @@ class _Npz(FileFormat):
         return (file.getvalue(),)
 
     def key_of(self, data: bytes) -> str | None:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        with _PARSER, np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return str(arrays["key"]) if "key" in arrays else None
 
 

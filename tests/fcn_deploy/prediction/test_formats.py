@@ -1,7 +1,11 @@
 """What each format holds, read back by means other than the toolkit's own."""
 
+import gc
 import io
 import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from pyarrow import parquet
 from pycocotools import mask as coco
 
 import fcn_deploy as fd
-from fcn_deploy.prediction.formats import run_lengths
+from fcn_deploy.prediction.formats import FILE_FORMATS, run_lengths
 
 # pycocotools' arrays are older than NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
@@ -39,6 +43,33 @@ def test_run_lengths_are_those_of_coco(mask: np.ndarray) -> None:
     assert all(counts[1:])
     decoded = decoded_by_coco({"size": list(mask.shape), "counts": counts})
     assert np.array_equal(decoded, mask)
+
+
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Threads change at almost every step, and a callback of the garbage collector's lets them do so anywhere."""
+
+    def callback(*_: object) -> None:
+        sum(range(50))
+
+    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(5)
+    gc.callbacks.append(callback)
+    yield
+    gc.callbacks.remove(callback)
+    gc.set_threshold(*threshold)
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_keys_are_read_by_many_threads() -> None:
+    """In CPython 3.11, one of nine such readings failed with SystemError when threads shared the parser."""
+    file = io.BytesIO()
+    np.savez(file, key=np.array("k" * 64))
+    key_of = FILE_FORMATS[fd.OutputFormat.NPZ].key_of
+    with ThreadPoolExecutor(6) as threads:
+        assert set(threads.map(key_of, [file.getvalue()] * 1500)) == {"k" * 64}
 
 
 def test_every_format_holds_the_same_labels(shared_bundle: Path, photos: list[Path], tmp_path: Path) -> None:
