@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import fcn_deploy as fd
@@ -22,6 +23,12 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def narrow_options(output: Path, variant: fd.Variant = fd.Variant.FCN8S, size: int = 96) -> fd.ExportOptions:
     return fd.ExportOptions(variant, output, channel_divisor=NARROW, onnx=fd.OnnxOptions(size, size))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let each of several test processes compute on one core, so that they are not in each other's way."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
