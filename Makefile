@@ -29,9 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	rm -f $(READY)
 	$(PYTHON) -c 'import sys; sys.exit("fcn-deploy needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
-# pip would compile on one core; files that cannot be compiled are not meant to be.
-	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
 $(TRITON)/.ready: requirements-triton.txt
