@@ -121,9 +121,10 @@ def through_many(folder: Path, count: int) -> str:
 
 
 if __name__ == "__main__":
-    numbers = [int(argument) for argument in sys.argv[1:]] or [PHOTOS, MANY]
+    given = [int(argument) for argument in sys.argv[1:]]
+    photos, many = given + [PHOTOS, MANY][len(given) :]
     with TemporaryDirectory() as place:
-        for line in at_full_width(Path(place), numbers[0]):
+        for line in at_full_width(Path(place), photos):
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
-        sys.stdout.write(f"{through_many(Path(place), numbers[1])}\n")
+        sys.stdout.write(f"{through_many(Path(place), many)}\n")

@@ -24,7 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
 import fcn_deploy as fd
-from benchmarks.serving_clients import Ask, Pixels, grpc_asker, http_asker, plain_asker
+from benchmarks.serving_clients import Ask, grpc_asker, http_asker, plain_asker
+from fcn_deploy.images import Pixels
 from fcn_deploy.segmentation import Segmenter
 
 SIZE = 500

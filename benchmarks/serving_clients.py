@@ -8,9 +8,11 @@ from http import HTTPStatus
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tritonclient.grpc
 import tritonclient.http
+
+from fcn_deploy.images import Pixels
+from fcn_deploy.serving.wire import JSON_LENGTH_HEADER
 
 # Labels come in one window; otherwise gRPC's first 64 KB are acknowledged before the rest is sent.
 CHANNEL = [
@@ -18,10 +20,8 @@ CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
 ]
-_JSON_LENGTH_HEADER = "inference-header-content-length"
 _US_PER_MS = 1e3
 
-Pixels = npt.NDArray[np.uint8]
 # Sends one request; returns what its run took, ms.
 Ask = Callable[[], float]
 
@@ -35,13 +35,13 @@ def plain_asker(server: dict[str, Any], pixels: Pixels) -> Iterator[Ask]:
         size = {"binary_data_size": pixels.nbytes}
         given = {"name": "pixels", "shape": pixels.shape, "datatype": "UINT8", "parameters": size}
         head = json.dumps({"inputs": [given], "parameters": {"binary_data_output": True}}).encode()
-        headers = {_JSON_LENGTH_HEADER: str(len(head))}
+        headers = {JSON_LENGTH_HEADER: str(len(head))}
         connection.request("POST", f"/v2/models/{server['name']}/infer", head + pixels.tobytes(), headers)
         answer = connection.getresponse()
         content = answer.read()
         if answer.status != HTTPStatus.OK:
             raise RuntimeError(f"{answer.status}: {content[:200]!r}")
-        end = int(answer.headers[_JSON_LENGTH_HEADER])
+        end = int(answer.headers[JSON_LENGTH_HEADER])
         _check(np.frombuffer(content, np.uint8, offset=end).reshape(pixels.shape[:-1]), pixels)
         return float(json.loads(content[:end])["parameters"]["run_us"]) / _US_PER_MS
 

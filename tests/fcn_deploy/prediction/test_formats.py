@@ -64,7 +64,7 @@ def hasty_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("hasty_threads")
 def test_keys_are_read_by_many_threads() -> None:
-    """In CPython 3.11, one of nine such readings failed with SystemError when threads shared the parser."""
+    """In CPython 3.11, one in ten such readings failed with SystemError when threads shared the parser."""
     file = io.BytesIO()
     np.savez(file, key=np.array("k" * 64))
     key_of = FILE_FORMATS[fd.OutputFormat.NPZ].key_of
