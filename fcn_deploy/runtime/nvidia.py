@@ -12,6 +12,8 @@ Version = tuple[int, int]
 
 _DRIVER = "libcuda.so.1"
 _LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+# What ONNX Runtime's CUDA provider loads; each after those it needs itself.
+_NEEDED = ("libcublasLt", "libcublas", "libnvrtc", "libcurand", "libcufft", "libcudart", "libcudnn")
 # (what the message names, what to do); the first that fits counts.
 _REMEDIES = (
     ("too old", "Install a newer NVIDIA driver."),
@@ -73,6 +75,29 @@ def provider_library_problem(provider: str) -> str | None:
             except OSError as error:
                 return str(error)
     return None
+
+
+def preload_wheels() -> None:
+    """Load the libraries of NVIDIA's wheels from wherever on Python's path they are, unless they can be found anyway.
+
+    ONNX Runtime itself looks beside its own package only, so not where PyTorch brought them into another folder.
+    """
+    for library in _libraries_of_wheels():
+        for name in (library.name, str(library)):
+            try:
+                ctypes.CDLL(name)
+            except OSError:
+                continue
+            break
+
+
+def _libraries_of_wheels() -> list[Path]:
+    """The needed libraries in wheels, in the order to load them in; they are in `nvidia/<part>/lib`."""
+    package = importlib.util.find_spec("nvidia")
+    if package is None:
+        return []
+    folders = [folder for place in package.submodule_search_locations or () for folder in Path(place).glob("*/lib")]
+    return [library for name in _NEEDED for folder in folders for library in folder.glob(f"{name}.so.*")]
 
 
 def preload_tensorrt() -> None:

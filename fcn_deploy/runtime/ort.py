@@ -6,7 +6,6 @@ that is an error: the provider that was asked for runs every node, or nothing do
 
 import contextlib
 import io
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,13 @@ from fcn_deploy.onnx_file import skeleton_bytes
 from fcn_deploy.runtime import half, nvidia
 from fcn_deploy.runtime.base import Arrays, Bound, Runner, TensorSpec
 from fcn_deploy.runtime.ort_options import PROVIDER_NAMES, OrtOptions
+from fcn_deploy.runtime.placement import Placement, placement_of, require_placement
 from fcn_deploy.runtime.provider import Provider, probe_model
 
 _SILENT = 4  # every problem reaches the user as an exception; the log would only say it twice
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _NO_SYNCHRONIZATION_KEY = "disable_synchronize_execution_providers"
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
-
-# Node names by the execution provider that runs them.
-Placement = Mapping[str, tuple[str, ...]]
 
 
 class OrtRunner(Runner):
@@ -37,6 +34,7 @@ class OrtRunner(Runner):
         path: the model.
         options: where and how to run it.
         profile: where ONNX Runtime writes its profile, as the start of a file's name; None profiles nothing.
+        optimized: where ONNX Runtime writes the graph as it runs it, after its own optimisations; None writes none.
 
     Attributes:
         placement: which provider runs which nodes, as the session says; known once the runner is open.
@@ -46,12 +44,18 @@ class OrtRunner(Runner):
         BundleError: on opening, when ONNX Runtime refuses the model.
     """
 
-    def __init__(self, path: Path, options: OrtOptions | None = None, profile: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        options: OrtOptions | None = None,
+        profile: Path | None = None,
+        optimized: Path | None = None,
+    ) -> None:
         self.path = path
         self.options = options or OrtOptions()
         self.placement: Placement = {}
         self.name = self._plain_name = f"ONNX Runtime {ort.__version__} {self.options.provider.upper()}"
-        self._profile = profile
+        self._profile, self._optimized = profile, optimized
         self._session: ort.InferenceSession | None = None
 
     def _open(self) -> None:
@@ -62,6 +66,8 @@ class OrtRunner(Runner):
         if self._profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(self._profile)
+        if self._optimized is not None:
+            options.optimized_model_filepath = str(self._optimized)
         skeleton = skeleton_bytes(self.path)
         if provider is Provider.CPU and half.computes_in_half(skeleton):
             skeleton = half.widened(skeleton)
@@ -70,8 +76,8 @@ class OrtRunner(Runner):
             session = _session(skeleton, self.options, options)
         except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
             raise BundleError(f"ONNX Runtime refuses {self.path}: {error}", remedy="Export the model again.") from error
-        self.placement = _placement(session)
-        _require_placement(provider, session.get_providers(), self.placement)
+        self.placement = placement_of(session)
+        require_placement(provider, session.get_providers(), self.placement)
         self._session = session
         self.inputs = tuple(_spec(value) for value in session.get_inputs())
 
@@ -180,6 +186,7 @@ def preload_libraries() -> None:
     # It prints what it does not find; provider_problem says it with a remedy.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(AttributeError):
         ort.preload_dlls()
+    nvidia.preload_wheels()
     nvidia.preload_tensorrt()
 
 
@@ -194,29 +201,6 @@ def _built_for_cuda() -> nvidia.Version | None:
     version = getattr(build_and_package_info, "cuda_version", "")
     major, _, minor = version.partition(".")
     return (int(major), int(minor or 0)) if major.isdigit() else None
-
-
-def _placement(session: ort.InferenceSession) -> Placement:
-    found: dict[str, tuple[str, ...]] = {}
-    for part in session.get_provider_graph_assignment_info():
-        names = tuple(node.name or node.op_type for node in part.get_nodes())
-        found[part.ep_name] = (*found.get(part.ep_name, ()), *names)
-    return found
-
-
-def _require_placement(provider: Provider, running: list[str], placement: Placement) -> None:
-    wanted = PROVIDER_NAMES[provider]
-    if wanted not in running:
-        raise ProviderError(
-            f"provider {provider}: ONNX Runtime fell back to {', '.join(running)}",
-            remedy="Run `fcn-deploy doctor`, or pass --provider cpu.",
-        )
-    elsewhere = [f"{name} on {where}" for where, names in placement.items() if where != wanted for name in names]
-    if elsewhere:
-        raise ProviderError(
-            f"provider {provider} does not run {len(elsewhere)} nodes: {', '.join(elsewhere[:5])}",
-            remedy="Export with an older --opset, or pass --provider cpu.",
-        )
 
 
 def _session(model: bytes, options: OrtOptions, session: ort.SessionOptions | None = None) -> ort.InferenceSession:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from fcn_deploy.runtime import nvidia
@@ -80,3 +81,21 @@ def test_wheels_clash_when_they_share_a_folder(
     monkeypatch.setattr(nvidia, "onnxruntime_wheels", lambda: tuple(Wheel(*wheel) for wheel in wheels))
 
     assert nvidia.clashing_wheels() == clashing
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not list loaded libraries")
+def test_libraries_that_another_package_brought_into_another_folder_are_loaded(tmp_path: Path) -> None:
+    """As on hosts where PyTorch's wheels lie in one folder and ONNX Runtime's in another, earlier on the path."""
+    library = tmp_path / "nvidia" / "cu99" / "lib" / "libcurand.so.99"
+    library.parent.mkdir(parents=True)
+    shutil.copy(Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_shared.so", library)
+    (library.parent / "libcublas.so.99").write_bytes(b"no library")
+    code = "from fcn_deploy.runtime import ort; ort.preload_libraries(); print(open('/proc/self/maps').read())"
+
+    def loaded(*path: str) -> bool:
+        variables = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, *path])}
+        done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+        return str(library) in done.stdout
+
+    assert loaded(str(tmp_path))
+    assert not loaded()

@@ -8,8 +8,9 @@ import onnxruntime
 import pytest
 
 from fcn_deploy import OrtOptions, Provider, ProviderError
-from fcn_deploy.runtime import nvidia, ort
+from fcn_deploy.runtime import nvidia
 from fcn_deploy.runtime.ort import OrtRunner, provider_problem
+from fcn_deploy.runtime.placement import require_placement
 
 SHAPE = (1, 3, 96, 96)
 IMAGES = np.random.default_rng(0).normal(0, 60, (2, *SHAPE)).astype(np.float32)
@@ -66,7 +67,7 @@ def test_a_node_elsewhere_is_an_error_that_names_it() -> None:
     placement = {"CUDAExecutionProvider": ("conv1",), "CPUExecutionProvider": ("slice1", "slice2")}
 
     with pytest.raises(ProviderError) as caught:
-        ort._require_placement(Provider.CUDA, ["CUDAExecutionProvider", "CPUExecutionProvider"], placement)
+        require_placement(Provider.CUDA, ["CUDAExecutionProvider", "CPUExecutionProvider"], placement)
 
     expected = "provider cuda does not run 2 nodes: slice1 on CPUExecutionProvider, slice2 on CPUExecutionProvider"
     assert caught.value.problem == expected
