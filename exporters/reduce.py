@@ -14,6 +14,7 @@ from exporters.calibration_method import Calibration
 from exporters.eight_bit import Quantization, QuantizeOptions, quantize
 from exporters.onnx import DEFAULT_OPSET
 from exporters.optimize import Target
+from exporters.passes.pool_maximum import PoolMaximum
 from exporters.passes.static import static_shape
 from exporters.precision import LIMITS, HalfReport, in_half, observed_names
 from exporters.rescale import factors, require_fitting, rescaled
@@ -158,7 +159,10 @@ def reduced(
     scales = factors(model, observed, LIMITS[options.precision])
     require_fitting(model, observed, scales, LIMITS[options.precision])
     with on_step(f"convert to {options.precision}"):
-        converted, report = in_half(rescaled(model, scales), options.precision, observed)
+        scaled = rescaled(model, scales)
+        if options.precision is Precision.BF16 and target is not Target.TENSORRT:
+            PoolMaximum()(scaled)
+        converted, report = in_half(scaled, options.precision, observed)
     return converted, replace(report, rescaled=scales)
 
 

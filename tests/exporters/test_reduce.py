@@ -219,6 +219,25 @@ def test_every_kind_of_graph_can_be_reduced(precision: Precision, kind: Kind, tm
     assert after.dtype == before.dtype
 
 
+@pytest.mark.parametrize("target", Target)
+def test_bfloat16_pools_are_left_to_tensorrt_alone(target: Target, tmp_path: Path) -> None:
+    """No other runtime for GPUs has kernels for them."""
+    graph = KINDS[0].graph()
+    options = PrecisionOptions(Precision.BF16)
+    inputs = calibration_inputs(options, (KINDS[0].batch, 3, 64, 64))
+
+    found, _ = reduced(graph, options, inputs, target)
+
+    pools = operators(found).count("MaxPool")
+    assert pools == (operators(graph).count("MaxPool") if target is Target.TENSORRT else 0)
+    with_pools, _ = reduced(graph, options, inputs, Target.TENSORRT)
+    spec = graph.graph.inputs[0]
+    feed = inputs[0].image if spec.name == "image" else inputs[0].pixels
+    assert feed is not None
+    one, other = (run(model, tmp_path, {str(spec.name): feed})[0] for model in (found, with_pools))
+    assert np.array_equal(one, other)
+
+
 @pytest.mark.parametrize("again", REDUCED)
 @pytest.mark.parametrize("first", REDUCED)
 def test_a_reduced_graph_is_not_reduced_again(first: Precision, again: Precision, photo: Path) -> None:
