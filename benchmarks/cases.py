@@ -30,6 +30,7 @@ class Graph(StrEnum):
 
     NETWORK = "network"  # the PyTorch module itself
     PLAIN = "plain"  # as exported
+    PLAIN_HALF = "plain in half"  # as exported, its weights and maps in the bundle's half precision
     SIMPLIFIED = "simplified"
     BUNDLE = "bundle"  # with every optimisation that the bundle has
     ENGINE = "engine"  # the plan that `fcn-deploy tensorrt` built of the bundle
@@ -62,6 +63,7 @@ class Case:
             input to logits, both on the device.
         cuda_graph: captured once and replayed.
         nhwc: channels last inside ONNX Runtime.
+        session_run: input and output are arrays on the host, and ONNX Runtime moves them, as its users mostly call it.
         autotune: torch.compile tries kernels out (`max-autotune`).
     """
 
@@ -73,11 +75,12 @@ class Case:
     end_to_end: bool = False
     cuda_graph: bool = False
     nhwc: bool = False
+    session_run: bool = False
     autotune: bool = False
 
     def on(self, info: ModelInfo, engine: ModelInfo | None) -> "Case":
         """The case for one bundle and its engine: what runs them computes in their arithmetic."""
-        facts = {Graph.BUNDLE: info, Graph.ENGINE: engine}.get(self.graph)
+        facts = {Graph.BUNDLE: info, Graph.PLAIN_HALF: info, Graph.ENGINE: engine}.get(self.graph)
         own = facts is not None and self.precision is Precision.FP32
         return replace(self, precision=Precision(facts.precision)) if own and facts is not None else self
 
@@ -96,16 +99,34 @@ CASES = (
     Case("openvino-plain", Runtime.OPENVINO, Graph.PLAIN, (CPU,)),
     Case("openvino", Runtime.OPENVINO, Graph.BUNDLE, (CPU,)),
     Case("ort-plain", Runtime.ONNXRUNTIME, Graph.PLAIN, _EVERYWHERE),
+    Case("ort-plain-half", Runtime.ONNXRUNTIME, Graph.PLAIN_HALF, (CUDA,)),
+    Case("ort-plain-half-nhwc", Runtime.ONNXRUNTIME, Graph.PLAIN_HALF, (CUDA,), nhwc=True),
+    Case("ort-plain-half-graph", Runtime.ONNXRUNTIME, Graph.PLAIN_HALF, (CUDA,), cuda_graph=True),
+    Case("ort-plain-half-nhwc-graph", Runtime.ONNXRUNTIME, Graph.PLAIN_HALF, (CUDA,), nhwc=True, cuda_graph=True),
     Case("ort-simplified", Runtime.ONNXRUNTIME, Graph.SIMPLIFIED, _EVERYWHERE),
     Case("ort", Runtime.ONNXRUNTIME, Graph.BUNDLE, _EVERYWHERE),
     Case("ort-tf32", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA,), Precision.TF32),
     Case("ort-nhwc", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA,), nhwc=True),
     Case("ort-graph", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA, TENSORRT), cuda_graph=True),
+    Case("ort-nhwc-graph", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA,), nhwc=True, cuda_graph=True),
     Case("engine", Runtime.TENSORRT, Graph.ENGINE, (CUDA, TENSORRT)),
     Case("engine-graph", Runtime.TENSORRT, Graph.ENGINE, (CUDA, TENSORRT), cuda_graph=True),
+    # ONNX Runtime rounds float32 products to TF32 on GPUs unless it is told not to.
+    Case("session-run", Runtime.ONNXRUNTIME, Graph.PLAIN, (CUDA,), Precision.TF32, session_run=True),
+    Case(
+        "session-run-e2e",
+        Runtime.ONNXRUNTIME,
+        Graph.PLAIN,
+        (CUDA,),
+        Precision.TF32,
+        end_to_end=True,
+        session_run=True,
+    ),
     Case("pytorch-e2e", Runtime.PYTORCH, Graph.NETWORK, (CUDA, TENSORRT), end_to_end=True),
     Case("pytorch-fp16-e2e", Runtime.PYTORCH, Graph.NETWORK, (CUDA, TENSORRT), Precision.FP16, end_to_end=True),
     Case("ort-e2e", Runtime.ONNXRUNTIME, Graph.BUNDLE, _EVERYWHERE, end_to_end=True),
+    Case("ort-graph-e2e", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA, TENSORRT), end_to_end=True, cuda_graph=True),
+    Case("ort-nhwc-graph-e2e", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA,), end_to_end=True, nhwc=True, cuda_graph=True),
     Case("engine-e2e", Runtime.TENSORRT, Graph.ENGINE, (CUDA, TENSORRT), end_to_end=True),
 )
 
@@ -122,10 +143,14 @@ def missing_runtime(runtime: Runtime) -> str | None:
 
 def problem_with(case: Case, info: ModelInfo) -> str | None:
     """Why a case makes no sense with a bundle, or None when it does."""
-    if case.graph is not Graph.BUNDLE or case.precision is not Precision.TF32:
-        return None
-    reduced = Precision(info.precision) is not Precision.FP32
-    return f"the bundle computes in {info.precision}, of which TF32 rounds nothing" if reduced else None
+    precision = Precision(info.precision)
+    if case.graph is Graph.BUNDLE and case.precision is Precision.TF32 and precision is not Precision.FP32:
+        return f"the bundle computes in {precision}, of which TF32 rounds nothing"
+    if case.graph is Graph.PLAIN_HALF and precision not in (Precision.FP16, Precision.BF16):
+        return f"the bundle computes in {precision}, which is no half precision"
+    if case.nhwc and precision is Precision.BF16:
+        return "ONNX Runtime has no bfloat16 convolutions channels last"
+    return None
 
 
 def choose(names: Sequence[str], provider: Provider) -> tuple[Case, ...]:

@@ -20,7 +20,12 @@ from fcn_deploy.runtime.provider import Provider
 # Rows of the square factors, and bytes copied: large enough that neither launch costs nor caches count.
 _CPU_ROWS, _GPU_ROWS = 2048, 8192
 _CPU_BYTES, _GPU_BYTES = 2**28, 2**31
-_DTYPES = {Precision.FP32: torch.float32, Precision.TF32: torch.float32, Precision.FP16: torch.float16}
+_DTYPES = {
+    Precision.FP32: torch.float32,
+    Precision.TF32: torch.float32,
+    Precision.FP16: torch.float16,
+    Precision.BF16: torch.bfloat16,
+}
 
 
 def measure_ceilings(

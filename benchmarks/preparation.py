@@ -24,14 +24,20 @@ def prepare(workspace: Workspace, graphs: frozenset[Graph]) -> None:
     network = rebuild(workspace.info, workspace.checkpoint)
     for i, outputs in enumerate(run_all(EagerRunner(network, workspace.shape), workspace.inputs(), quietly)):
         np.save(workspace.folder / f"reference-{i}.npy", outputs[OUTPUT_NAME])
-    if not graphs & {Graph.PLAIN, Graph.SIMPLIFIED}:
+    if not graphs & {Graph.PLAIN, Graph.PLAIN_HALF, Graph.SIMPLIFIED}:
         return
     # Here, because bundles that are measured alone do without the exporter.
     from exporters.onnx import OnnxOptions, export_graph
+    from exporters.optimize import Target
+    from exporters.reduce import PrecisionOptions, calibration_inputs, reduced
     from exporters.simplify import simplify
 
     batch, _, height, width = workspace.shape
     model = export_graph(network, OnnxOptions(height, width, batch, workspace.opset))
     write_model(model, workspace.graph_path(Graph.PLAIN))
+    if Graph.PLAIN_HALF in graphs:
+        options = PrecisionOptions(workspace.info.precision)
+        half, _ = reduced(model, options, calibration_inputs(options, workspace.shape), Target.CUDA)
+        write_model(half, workspace.graph_path(Graph.PLAIN_HALF))
     if Graph.SIMPLIFIED in graphs:
         write_model(simplify(model)[0], workspace.graph_path(Graph.SIMPLIFIED))

@@ -49,12 +49,18 @@ def read_profile(path: Path, counted: Mapping[str, int], skip_runs: int) -> tupl
         counted: multiply-adds of the graph's nodes by name, for those that the runtime left as they were.
         skip_runs: how many runs warmed up.
     """
+    events = node_events(path)
+    nodes = [_node(name, found[skip_runs:], counted) for name, found in events.items() if found[skip_runs:]]
+    return tuple(sorted(nodes, key=lambda node: -node.time_ns))
+
+
+def node_events(path: Path) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """The events of a profile that are runs of a node, by the node's name, in order."""
     events: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for event in json.loads(path.read_text(encoding="utf-8")):
         if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX):
             events[event["name"].removesuffix(_SUFFIX)].append(event)
-    nodes = [_node(name, found[skip_runs:], counted) for name, found in events.items() if found[skip_runs:]]
-    return tuple(sorted(nodes, key=lambda node: -node.time_ns))
+    return events
 
 
 def _node(name: str, events: Sequence[Mapping[str, Any]], counted: Mapping[str, int]) -> NodeTime:

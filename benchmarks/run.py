@@ -10,7 +10,7 @@ from benchmarks.cases import choose
 from benchmarks.gpu_state import visible_gpus
 from benchmarks.options import BenchOptions, OnProgress
 from benchmarks.results import BenchReport
-from benchmarks.schedule import Schedule, network_name, own_process
+from benchmarks.schedule import Schedule, distinct, network_name, own_process
 from fcn_deploy.bundle import Bundle, check_checkpoint, open_bundle
 from fcn_deploy.errors import CheckpointError, UsageError
 from fcn_deploy.hashing import file_sha256
@@ -48,7 +48,7 @@ def bench(paths: Sequence[Path], options: BenchOptions, on_progress: OnProgress 
         try:
             run.measure_ceilings(gauge, cases)
             for bundle in chosen:
-                run.measure_bundle(bundle, cases)
+                run.measure_bundle(bundle, cases if options.rows else distinct(bundle, cases))
             # A second time, because what disturbs the first would make rows look better than the device.
             run.measure_ceilings(gauge, cases)
         except KeyboardInterrupt:
@@ -74,7 +74,7 @@ def _chosen_cores(threads: int | None) -> tuple[int, ...]:
 
 
 def _check_distinct(bundles: Sequence[Bundle]) -> None:
-    names = [f"{network_name(bundle)} {'x'.join(map(str, bundle.input_shape))}" for bundle in bundles]
+    names = [f"{network_name(bundle.info)} {'x'.join(map(str, bundle.input_shape))}" for bundle in bundles]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(

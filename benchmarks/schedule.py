@@ -25,7 +25,7 @@ from fcn_deploy.doctor import available_memory_bytes
 from fcn_deploy.errors import BundleError
 from fcn_deploy.geometry import Geometry
 from fcn_deploy.graph import layers
-from fcn_deploy.model_info import VOC_CLASSES, ModelInfo
+from fcn_deploy.model_info import VOC_CLASSES, Head, ImageInput, ModelInfo
 from fcn_deploy.onnx_file import read_model
 from fcn_deploy.runtime.provider import Provider
 
@@ -62,13 +62,11 @@ class Schedule:
         if not isinstance(answer, Failure):
             self.ceilings = answer.at_best(self.ceilings)
 
-    def measure_bundle(self, bundle: Bundle, cases: Sequence[Case]) -> None:
-        """All rows of one bundle."""
-        if not self._options.rows:
-            cases = distinct(bundle, cases)
+    def measure_bundle(self, bundle: Bundle, cases: Sequence[Case], prepared: Workspace | None = None) -> None:
+        """All rows of one bundle, in a workspace of their own unless one is prepared already."""
         with tempfile.TemporaryDirectory() as folder:
-            workspace = workspace_of(bundle, Path(folder), self._options.checkpoint)
-            problem = self._prepare(workspace, cases)
+            workspace = prepared or workspace_of(bundle, Path(folder), self._options.checkpoint)
+            problem = None if prepared else self._prepare(workspace, cases)
             self._contenders = self._enter(workspace, bundle, cases, problem)
             try:
                 for number, group in enumerate(self._groups(bundle)):
@@ -83,11 +81,8 @@ class Schedule:
     def _prepare(self, workspace: Workspace, cases: Sequence[Case]) -> str | None:
         """Make what the rows share; the reason why that failed, which is then every row's."""
         self._tell(f"export the plain graph of {workspace.info.network}, run the reference")
-        graphs = frozenset(case.graph for case in cases)
-        if graphs - {Graph.BUNDLE, Graph.ENGINE}:
-            graphs |= {Graph.PLAIN}
         with own_process(workspace.folder / "prepare.log") as process:
-            answer = process.call("prepare", workspace, graphs, self._cores)
+            answer = process.call("prepare", workspace, graphs_of(cases, workspace.info), self._cores)
         return f"its reference could not be run: {answer.message}" if isinstance(answer, Failure) else None
 
     def _enter(
@@ -97,7 +92,7 @@ class Schedule:
         engine, engine_problem = _engine(workspace)
         for case in (case.on(bundle.info, engine) for case in cases):
             job = Job(case, workspace, self._options.provider, self._cores)
-            key = RowKey(network_name(bundle), workspace.shape, case.name, str(self._options.provider))
+            key = RowKey(network_name(bundle.info), workspace.shape, case.name, str(self._options.provider))
             contender = Contender(job, key, _work(workspace, bundle, case), workspace.folder / f"{case.name}.log")
             reason = problem or missing_runtime(case.runtime) or problem_with(case, bundle.info)
             if case.graph is Graph.ENGINE:
@@ -163,6 +158,12 @@ class Schedule:
         return here + (self._bundles - 1) * per_round * (rounds + _RUNS_BEFORE)
 
 
+def graphs_of(cases: Sequence[Case], info: ModelInfo) -> frozenset[Graph]:
+    """The graphs that have to be there for what of `cases` makes sense; also the plain one, whose work is counted."""
+    graphs = frozenset(case.graph for case in cases if problem_with(case, info) is None)
+    return graphs | {Graph.PLAIN} if graphs - {Graph.BUNDLE, Graph.ENGINE} else graphs
+
+
 def distinct(bundle: Bundle, cases: Sequence[Case]) -> tuple[Case, ...]:
     """The cases without those whose graph is the bundle's own under another name."""
     same = _SAME_GRAPH.get(bundle.manifest["optimize"] if bundle.manifest else "")
@@ -179,14 +180,16 @@ def own_process(log: Path) -> Iterator[Process]:
         process.close()
 
 
-def network_name(bundle: Bundle) -> str:
-    """What tells networks apart in a report, e.g. `FCN-8s int8` or `FCN-8s caffe / 16, 3 classes`."""
-    network, precision = bundle.info.network, Precision(bundle.info.precision)
+def network_name(info: ModelInfo) -> str:
+    """What tells networks apart in a report, e.g. `FCN-8s int8`, `FCN-8s pixels to labels` or `FCN-8s caffe / 16`."""
+    network, precision = info.network, Precision(info.precision)
     caffe = " caffe" if network.geometry is Geometry.CAFFE else ""
     narrow = f" / {network.channel_divisor}" if network.channel_divisor > 1 else ""
     classes = f", {network.num_classes} classes" if network.num_classes != len(VOC_CLASSES) else ""
     reduced = "" if precision is Precision.FP32 else f" {precision}"
-    return f"FCN-{network.variant}{caffe}{narrow}{classes}{reduced}"
+    ends = info.image_input is ImageInput.UINT8, info.head is Head.LABELS
+    heads = {(True, True): " pixels to labels", (True, False): " from pixels", (False, True): " to labels"}
+    return f"FCN-{network.variant}{caffe}{narrow}{classes}{reduced}{heads.get(ends, '')}"
 
 
 def row_bytes(bundle: Bundle) -> int:

@@ -71,7 +71,8 @@ class Worker:
     def sample(self, seconds: float) -> Samples:
         """One round of samples."""
         taken = timing.sample(self._subject.bound.run, seconds)
-        if self._job.provider is Provider.CPU or self._job.case.end_to_end:
+        case = self._job.case
+        if self._job.provider is Provider.CPU or case.end_to_end or case.session_run:
             return Samples(taken)
         return Samples(taken, self._subject.phases(self._feeds(0), _PHASE_SECONDS))
 

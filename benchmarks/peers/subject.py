@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import timing
 from benchmarks.cases import Case, Precision, Runtime
 from benchmarks.peers.end_to_end import HostEndToEnd
+from benchmarks.peers.host_session import HostSession
 from benchmarks.profile import NodeTime, read_profile
 from benchmarks.workspace import Workspace
 from fcn_deploy.graph import layers
@@ -134,12 +135,14 @@ def _open_onnxruntime(case: Case, workspace: Workspace, provider: Provider, thre
     runner = OrtRunner(path, options)
     # Stays open as long as its process lives.
     runner.__enter__()
-    bound = HostEndToEnd(runner.bind(), runner.inputs[0]) if case.end_to_end else runner.bind()
+    bound: Bound = HostSession(runner) if case.session_run else runner.bind()
+    if case.end_to_end:
+        bound = HostEndToEnd(bound, runner.inputs[0])
     placement = {name: len(nodes) for name, nodes in runner.placement.items()}
     version = runner.name.split()[2]
     profiled = _profiler(path, options, workspace) if on_cpu and not case.end_to_end else None
     # Whatever else the runner's name says of how it computes: half precision is no such thing on a CPU.
-    described = ", ".join([str(options), *runner.name.split(", ")[1:]])
+    described = ", ".join([str(options), *runner.name.split(", ")[1:], *(["session.run"] if case.session_run else [])])
     return Subject(bound, version, described, not case.cuda_graph, placement, profiled)
 
 

@@ -213,6 +213,8 @@ def _session_options(options: OrtOptions) -> ort.SessionOptions:
     session = ort.SessionOptions()
     session.log_severity_level = _SILENT
     session.intra_op_num_threads = options.threads or 0
+    if not options.optimizations:
+        session.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     for key, value in options.session_config().items():
         session.add_session_config_entry(key, value)
     return session

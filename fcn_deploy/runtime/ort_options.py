@@ -40,6 +40,7 @@ class OrtOptions:
 
     Attributes:
         provider: where; the one asked for runs, or nothing does.
+        optimizations: let ONNX Runtime rewrite the graph before it runs it: fuse nodes, change their layout.
         threads: of one operator on a CPU; None leaves it to ONNX Runtime.
         cores: the cores these threads are pinned to, as the operating system numbers them from 0; empty pins nothing.
         tf32: let CUDA round float32 products to TF32. Off by default, because graph equality is the usual question.
@@ -54,6 +55,7 @@ class OrtOptions:
     """
 
     provider: Provider = Provider.CPU
+    optimizations: bool = True
     threads: int | None = None
     cores: tuple[int, ...] = ()
     tf32: bool = False

@@ -1,0 +1,187 @@
+"""The time of each node of a graph on a GPU, where a runtime's own profile shows no more than launches.
+
+Every node of the graph as ONNX Runtime runs it, after its fusions and in its layout, is run alone: once in a graph, and
+`COPIES` times. The difference over the further copies is what one takes without launching it and waiting for it; on a
+GPU both are captured CUDA graphs. Weights and inputs are noise of the node's shapes and types, and the inputs lie in
+the GPU's cache as far as they fit, as they do behind the node that makes them.
+"""
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from benchmarks import timing
+from benchmarks.profile import NodeTime, node_events
+from fcn_deploy.errors import FcnDeployError
+from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.runtime.ort_options import OrtOptions
+from fcn_deploy.runtime.provider import Provider
+
+COPIES = 9
+_WARM_UPS = 3
+# Domain of ONNX Runtime's own operators with channels last; files that it writes do not import it.
+CHANNELS_LAST = "com.ms.internal.nhwc"
+_NOISE = np.random.default_rng(0).standard_normal(2**12)
+
+
+@dataclass(frozen=True)
+class NodeTimes:
+    """The nodes of one graph.
+
+    Attributes:
+        nodes: those that could be timed, in the order they run in.
+        problems: why others could not, by name.
+    """
+
+    nodes: tuple[NodeTime, ...]
+    problems: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """Element type (of ONNX) and shape of a value, and its content where that matters."""
+
+    kind: int
+    shape: tuple[int, ...]
+    content: npt.NDArray[Any] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * int(helper.tensor_dtype_to_np_dtype(self.kind).itemsize)
+
+    def noise(self) -> npt.NDArray[Any]:
+        """The content, or small noise of that shape and type."""
+        if self.content is not None:
+            return self.content
+        dtype = helper.tensor_dtype_to_np_dtype(self.kind)
+        scaled = _NOISE * (0.1 if np.issubdtype(dtype, np.floating) else 20.0)
+        return np.resize(np.abs(scaled) if dtype.kind == "u" else scaled, self.shape).astype(dtype)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A graph as ONNX Runtime runs it, and what is known of its values by name."""
+
+    model: onnx.ModelProto
+    values: Mapping[str, _Tensor]
+
+    def named(self, names: Iterable[str]) -> list[tuple[str, _Tensor]]:
+        """These values, each once; names of inputs that are left out are empty."""
+        return [(name, self.values[name]) for name in dict.fromkeys(names) if name]
+
+
+def time_nodes(path: Path, options: OrtOptions, seconds: float) -> NodeTimes:
+    """Time every node of a model.
+
+    Args:
+        path: the model.
+        options: how it is run; on CUDA its nodes are captured in any case.
+        seconds: of samples, for each of a node's two graphs.
+
+    Raises:
+        ProviderError: the provider asked for would not run.
+        BundleError: ONNX Runtime refuses the model.
+    """
+    nodes, problems = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        graph = _as_run(path, options, Path(folder))
+        for node in graph.model.graph.node:
+            try:
+                taken = _time_of(node, graph, options, seconds, Path(folder))
+            except (FcnDeployError, RuntimeError, ValueError, TypeError) as error:
+                problems[node.name] = str(error).splitlines()[0]
+                continue
+            nodes.append(_described(node, taken, graph))
+    return NodeTimes(tuple(nodes), problems)
+
+
+def _as_run(path: Path, options: OrtOptions, folder: Path) -> _Graph:
+    plain = replace(options, cuda_graph=False)
+    with OrtRunner(path, plain, profile=folder / "profile", optimized=folder / "optimized.onnx") as runner:
+        runner.bind().run()
+        events = node_events(runner.end_profiling())
+    # Large weights stay where the model has them; of these only type and shape are wanted.
+    model = onnx.load(folder / "optimized.onnx", load_external_data=False)
+    values = {given.name: _of_type(given.type.tensor_type) for given in model.graph.input}
+    for tensor in model.graph.initializer:
+        inline = tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.data_type == onnx.TensorProto.INT64
+        content = numpy_helper.to_array(tensor) if inline else None
+        values[tensor.name] = _Tensor(tensor.data_type, tuple(tensor.dims), content)
+    for node in model.graph.node:
+        made = events[node.name][0]["args"]["output_type_shape"]
+        values |= {name: _of_event(shape) for name, shape in zip(node.output, made, strict=False) if name}
+    return _Graph(model, values)
+
+
+def _time_of(node: onnx.NodeProto, graph: _Graph, options: OrtOptions, seconds: float, folder: Path) -> float:
+    """Nanoseconds of one run of a node."""
+    captured = options.provider is Provider.CUDA
+    path, how = folder / "node.onnx", replace(options, cuda_graph=captured, optimizations=False)
+    medians = []
+    for copies in (1, COPIES):
+        onnx.save(_repeated(node, copies, graph), path)
+        with OrtRunner(path, how) as runner:
+            bound = runner.bind()
+            bound.upload({spec.name: graph.values[spec.name].noise() for spec in runner.inputs})
+            for _ in range(_WARM_UPS):
+                bound.run()
+            medians.append(float(np.median(timing.sample(bound.run, seconds))))
+    return max(0.0, (medians[1] - medians[0]) / (COPIES - 1))
+
+
+def _repeated(node: onnx.NodeProto, copies: int, graph: _Graph) -> onnx.ModelProto:
+    """A model of nothing but `copies` of a node, all of which read the same."""
+    constants = {tensor.name for tensor in graph.model.graph.initializer}
+    read, made = graph.named(node.input), graph.named(node.output)
+    inputs = [_value(name, tensor) for name, tensor in read if name not in constants]
+    outputs = [_value(f"{name}/{copy}", tensor) for copy in range(copies) for name, tensor in made]
+    weights = [numpy_helper.from_array(tensor.noise(), name) for name, tensor in read if name in constants]
+    nodes = [_copy(node, copy) for copy in range(copies)]
+    version = next(entry.version for entry in graph.model.opset_import if entry.domain == "")
+    opsets = [*graph.model.opset_import, helper.make_opsetid(CHANNELS_LAST, version)]
+    repeated = helper.make_graph(nodes, "node", inputs, outputs, weights)
+    return helper.make_model(repeated, opset_imports=opsets, ir_version=graph.model.ir_version)
+
+
+def _copy(node: onnx.NodeProto, number: int) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.name = f"{node.name}/{number}"
+    copy.output[:] = [f"{name}/{number}" if name else "" for name in node.output]
+    return copy
+
+
+def _described(node: onnx.NodeProto, taken: float, graph: _Graph) -> NodeTime:
+    moved = sum(tensor.nbytes for _, tensor in graph.named((*node.input, *node.output)))
+    return NodeTime(node.name, node.op_type, taken, _multiply_adds(node, graph.values), moved)
+
+
+def _multiply_adds(node: onnx.NodeProto, values: Mapping[str, _Tensor]) -> int:
+    """Each weight of a convolution is used once per output position, of a transposed one once per input position."""
+    if node.op_type not in ("Conv", "ConvTranspose", "FusedConv"):
+        return 0
+    shape = values[node.input[0] if node.op_type == "ConvTranspose" else node.output[0]].shape
+    positions = shape[1:-1] if node.domain == CHANNELS_LAST else shape[2:]
+    return prod(values[node.input[1]].shape) * shape[0] * prod(positions)
+
+
+def _value(name: str, tensor: _Tensor) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, tensor.kind, tensor.shape)
+
+
+def _of_type(kind: onnx.TypeProto.Tensor) -> _Tensor:
+    return _Tensor(kind.elem_type, tuple(dimension.dim_value for dimension in kind.shape.dim))
+
+
+def _of_event(shape: Mapping[str, Sequence[int]]) -> _Tensor:
+    """A value as a profile states it: its type's name in ONNX's text, and its shape."""
+    ((name, sizes),) = shape.items()
+    return _Tensor(onnx.TensorProto.DataType.Value(name.upper()), tuple(sizes))
