@@ -56,12 +56,9 @@ bench: $(READY)
 	for v in 8s 16s 32s; do $(BIN)/fcn-deploy export --variant $$v --output $(BENCH)/fcn$$v --force || exit; done
 	$(BIN)/fcn-deploy bench $(BENCH)/fcn8s $(BENCH)/fcn16s $(BENCH)/fcn32s --json $(BENCH)/latency.json --markdown $(BENCH)/latency.md --report $(BENCH)/latency.html || [ $$? -eq 6 ]
 
-# From a bare checkout: runs with whatever $(PYTHON) has. Every step may fail without keeping the next from running.
+# From a bare checkout: runs with whatever packages $(PYTHON) has.
 bench-gpu:
-	mkdir -p $(OUT)
-	-PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) -m fcn_deploy doctor
-	-PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) -m pytest -m gpu -q -o addopts=--import-mode=importlib -o filterwarnings=default tests/fcn_deploy/runtime 2>&1 | tee $(OUT)/gpu-tests.txt
-	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) -m benchmarks.gpu_matrix $(OUT) --minutes $(MINUTES)
+	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) -m benchmarks.gpu $(OUT) --minutes $(MINUTES)
 
 bench-export: $(READY)
 	$(BIN)/python -m benchmarks.export_cost

@@ -168,7 +168,7 @@ def node_rows(report: BenchReport, row: Row) -> list[tuple[str, ...]]:
         if report.ceilings is not None:
             limit = report.ceilings.limit_ns(Work(node.multiply_adds, node.moved_bytes), row.precision)
         work = f"{node.multiply_adds / 1e9:.2f} G" if node.multiply_adds else table.NOTHING
-        share = f"{limit / node.time_ns:.0%}" if limit else table.NOTHING
+        share = f"{limit / node.time_ns:.0%}" if limit and node.time_ns else table.NOTHING
         time = table.duration(node.time_ns)
         found.append((node.name, node.operator, time, f"{node.time_ns / total:.1%}", work, share))
     return found

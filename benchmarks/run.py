@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import environment
-from benchmarks.cases import choose
+from benchmarks.cases import Precision, choose
 from benchmarks.gpu_state import visible_gpus
 from benchmarks.options import BenchOptions, OnProgress
 from benchmarks.results import BenchReport
@@ -15,6 +15,7 @@ from fcn_deploy.bundle import Bundle, check_checkpoint, open_bundle
 from fcn_deploy.errors import CheckpointError, UsageError
 from fcn_deploy.hashing import file_sha256
 from fcn_deploy.runtime.ort import require_provider
+from fcn_deploy.runtime.provider import Provider
 from fcn_deploy.runtime.tensorrt_flavour import PLAN_SUFFIX
 
 
@@ -42,19 +43,26 @@ def bench(paths: Sequence[Path], options: BenchOptions, on_progress: OnProgress 
     _check_checkpoint(chosen, options.checkpoint)
     found = environment.describe(cores, options.command) | {"gpus": gpus}
     ticks = environment.cpu_times()
+    precisions = {case.precision for case in cases} | _arithmetics(chosen, options.provider)
     run = Schedule(options, cores, len(chosen), on_progress)
     interrupted = False
     with tempfile.TemporaryDirectory() as folder, own_process(Path(folder) / "ceilings.log") as gauge:
         try:
-            run.measure_ceilings(gauge, cases)
+            run.measure_ceilings(gauge, precisions)
             for bundle in chosen:
                 run.measure_bundle(bundle, cases if options.rows else distinct(bundle, cases))
             # A second time, because what disturbs the first would make rows look better than the device.
-            run.measure_ceilings(gauge, cases)
+            run.measure_ceilings(gauge, precisions)
         except KeyboardInterrupt:
             interrupted = True
     found |= {"gpus_during": run.gpus.summary(), "stolen_share": environment.stolen_share(ticks)}
     return BenchReport(found, asdict(options.protocol), run.all_rows(), run.ceilings, interrupted)
+
+
+def _arithmetics(bundles: Sequence[Bundle], provider: Provider) -> set[Precision]:
+    """What bundles compute in, where it has a ceiling: on a CPU half precision is rounded float32."""
+    halves = {Precision(bundle.info.precision) for bundle in bundles} & {Precision.FP16, Precision.BF16}
+    return halves if provider is not Provider.CPU else set()
 
 
 def _check_no_engines(paths: Sequence[Path]) -> None:

@@ -8,7 +8,7 @@ import math
 import random
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.cases import Case, Graph, Precision, missing_runtime, problem_with
@@ -53,12 +53,11 @@ class Schedule:
         """Every row so far."""
         return (*self._finished, *(contender.row() for contender in self._contenders))
 
-    def measure_ceilings(self, process: Process, cases: Sequence[Case]) -> None:
+    def measure_ceilings(self, process: Process, precisions: Iterable[Precision]) -> None:
         """What the device can do at best, over all calls; stays as it was when the measurement itself fails."""
         self._tell("measure what the device can do at best")
-        precisions = tuple(sorted({case.precision for case in cases}))
         seconds = self._options.protocol.ceiling_s
-        answer = process.call("ceilings", self._options.provider, precisions, self._cores, seconds)
+        answer = process.call("ceilings", self._options.provider, tuple(sorted(set(precisions))), self._cores, seconds)
         if not isinstance(answer, Failure):
             self.ceilings = answer.at_best(self.ceilings)
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from benchmarks import timing
 from benchmarks.cases import Graph, Precision
@@ -21,7 +21,11 @@ from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.model_info import INPUT_NAME, LABELS_NAME, OUTPUT_NAME, PIXELS_NAME, ImageInput
 from fcn_deploy.parity.compare import LabelComparison, compare_labels, compare_logits
 from fcn_deploy.runtime.base import Arrays
+from fcn_deploy.runtime.ort_options import OrtOptions
 from fcn_deploy.runtime.provider import Provider
+
+if TYPE_CHECKING:
+    from benchmarks.node_times import NodeTimes
 
 PROFILED_RUNS = 2
 _PHASE_SECONDS = 0.02
@@ -104,6 +108,12 @@ class Worker:
 
         _stay_on(cores)
         return measure_ceilings(provider, precisions, len(cores) or None, seconds)
+
+    def node_times(self, path: Path, options: OrtOptions, seconds: float) -> "NodeTimes":
+        """Times of a model's nodes, each run alone."""
+        from benchmarks.node_times import time_nodes
+
+        return time_nodes(path, options, seconds)
 
     def _feeds(self, index: int) -> Arrays:
         given = self._job.workspace.inputs()[index]

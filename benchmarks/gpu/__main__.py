@@ -1,0 +1,103 @@
+"""Run as `python -m benchmarks.gpu OUT [--minutes M]`, also from a bare checkout: see `make bench-gpu`.
+
+Writes `doctor.txt`, `gpu-tests.txt`, `latency.json`, `latency.md`, `latency.html` and `figures.md` into OUT.
+"""
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.gpu import figures
+from benchmarks.gpu.matrix import Matrix, MatrixOptions
+from benchmarks.gpu.plan import PLAN
+from benchmarks.options import BenchOptions
+from benchmarks.report import write_markdown, write_page
+from benchmarks.results import BenchReport, Status, write_report
+from benchmarks.timing import Protocol
+from fcn_deploy.errors import FcnDeployError, MeasurementError, ParityError
+from fcn_deploy.runtime.provider import Provider
+from fcn_deploy.staging import staged_file
+from fcn_deploy.steps import Advance
+
+_MINUTES = 8.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, measure, print the figures; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    command = ("python", "-m", "benchmarks.gpu", *arguments)
+    try:
+        protocol = Protocol(given.duration, warmup_s=min(0.3, given.duration))
+        options = MatrixOptions(
+            given.output,
+            BenchOptions(given.provider, protocol=protocol, command=command),
+            PLAN[: given.bundles],
+            given.minutes * 60,
+            given.size,
+            given.channel_divisor,
+            checks=not given.no_checks,
+        )
+        matrix = Matrix(options, _say_step)
+        given.output.mkdir(parents=True, exist_ok=True)
+        matrix.measure(write)
+        if matrix.report.rows:
+            write_page([matrix.report], given.output / "latency.html")
+    except FcnDeployError as error:
+        _say(f"error: {error}")
+        return error.exit_code
+    sys.stdout.write(figures.markdown(matrix.report) + "\n")
+    return exit_code(matrix.report)
+
+
+def write(matrix: Matrix) -> None:
+    """Everything that was measured so far but the page, which takes seconds; each file in one move."""
+    output, report = matrix.options.output, matrix.report
+    if not report.rows:
+        return
+    write_report(report, output / "latency.json")
+    write_markdown([report], output / "latency.md")
+    with staged_file(output / "figures.md") as staging:
+        staging.write_text(figures.markdown(report), encoding="utf-8")
+
+
+def exit_code(report: BenchReport) -> int:
+    """0 when every row was measured or could not run here, 5 when one computes something else, 6 when one failed."""
+    statuses = {row.status for row in report.rows}
+    if Status.WRONG in statuses:
+        return ParityError.exit_code
+    failed = statuses & {Status.FAILED, Status.OUT_OF_MEMORY, Status.PENDING} or Status.MEASURED not in statuses
+    return MeasurementError.exit_code if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("output", type=Path, help="folder for what is written")
+    parser.add_argument("--minutes", type=float, default=_MINUTES, help="no bundle is begun that would end later")
+    parser.add_argument("--duration", type=float, default=1.0, help="seconds of samples per row")
+    parser.add_argument("--provider", type=Provider, choices=list(Provider), default=Provider.CUDA)
+    parser.add_argument("--bundles", type=int, default=len(PLAN), help="only so many of the plan's bundles")
+    parser.add_argument("--size", type=int, default=500, help="height and width of the input")
+    parser.add_argument("--channel-divisor", type=int, default=1, help="more than 1 for a quick stand-in")
+    parser.add_argument("--no-checks", action="store_true", help="neither doctor nor the tests marked `gpu`")
+    return parser
+
+
+@contextlib.contextmanager
+def _say_step(step: str, _parts: int = 1, /) -> Iterator[Advance]:
+    begun = time.monotonic()
+    try:
+        yield lambda: None
+    finally:
+        _say(f"{time.monotonic() - begun:6.1f} s  {step}")
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,139 @@
+"""What the rows measured on a GPU say: the figures to reach, errors by arithmetic, and where the time goes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.comparison import Ratio
+from benchmarks.gpu.plan import END_TO_END, PAIRS
+from benchmarks.report import node_rows
+from benchmarks.results import BenchReport, Row
+from benchmarks.table import NOTHING, duration
+from fcn_deploy.parity.tolerance import TIERS
+
+_TO_LABELS = "pixels to labels"
+_LARGE_BATCH = 16
+_NODE_COLUMNS = ("node", "operator", "time", "of the run", "multiply-adds", "of limit")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure, and what it is to reach.
+
+    Attributes:
+        name: what is compared.
+        least: the value to reach.
+        rows: the rows it comes from; empty where they were not measured.
+        found: the value with its 95 % interval, or None.
+    """
+
+    name: str
+    least: float
+    rows: tuple[str, ...] = ()
+    found: Ratio | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether it is reached; None where it was not measured."""
+        return None if self.found is None else self.found.value >= self.least
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Name, bound, value, rows and verdict as texts."""
+        found = self.found
+        value = NOTHING if found is None else f"{found.value:.2f} ({found.low:.2f} .. {found.high:.2f})"
+        verdict = {None: "not measured", True: "met", False: "missed"}[self.met]
+        return self.name, f"{self.least:g}", value, " / ".join(self.rows) or NOTHING, verdict
+
+
+def figures(report: BenchReport) -> tuple[Figure, ...]:
+    """The figures of FCN-8s, batch 1, medians of one run; times as fast, but for the last, a share of the ceiling."""
+    compute, labels = _measured(report, 1, to_labels=False), _measured(report, 1, to_labels=True)
+    ours, plain = _fastest_pair(compute)
+    return (
+        _times("end to end, against session.run of the plain fp32 graph", 8, labels, "session-run", *END_TO_END),
+        _times("end to end, against PyTorch eager fp16 channels last", 3, labels, "pytorch-fp16-e2e", *END_TO_END),
+        _times("compute in fp16, against the plain graph with the same options", 1.3, compute, plain, ours),
+        _times("compute in fp16, against torch.compile max-autotune", 1, compute, "compile-fp16", ours),
+        _share_of_ceiling(report),
+    )
+
+
+def markdown(report: BenchReport) -> str:
+    """Figures, tiers, nodes and what was not measured as Markdown."""
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (
+        ("Figures", ("figure", "at least", "found", "rows", ""), [figure.cells for figure in figures(report)]),
+        ("Errors by arithmetic", ("tier", "rows", "largest error / range", "bound", "flips"), _tiers(report)),
+        *(
+            (f"Nodes of {row.key.network}, {row.key.case}: {_sum_of_nodes(row)}", _NODE_COLUMNS, node_rows(report, row))
+            for row in _measured(report, 1, to_labels=False).values()
+            if row.nodes and row.key.case in [ours for _, ours in PAIRS]
+        ),
+        ("Not measured", ("what", "why"), list(report.environment.get("not_measured", {}).items())),
+    )
+    lines = [f"# {report.machine}", ""]
+    for title, columns, body in filter(lambda table: table[-1], tables):
+        lines += [f"## {title}", "", *_table(columns, body), ""]
+    return "\n".join(lines)
+
+
+def fastest(rows: Mapping[str, Row], names: Sequence[str]) -> Row | None:
+    """The row of the lowest median among those of these names that were measured."""
+    found = [(row.measurement.median_ns, row) for name, row in rows.items() if name in names and row.measurement]
+    return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _measured(report: BenchReport, batch: int, *, to_labels: bool) -> dict[str, Row]:
+    """The rows of FCN-8s in fp16 by the name of their case."""
+    return {
+        row.key.case: row
+        for row in report.rows
+        if row.measurement is not None
+        and row.batch == batch
+        and row.key.network.startswith("FCN-8s")
+        and " fp16" in row.key.network
+        and row.key.network.endswith(_TO_LABELS) is to_labels
+    }
+
+
+def _fastest_pair(rows: Mapping[str, Row]) -> tuple[str, str]:
+    """Our fastest row, and the plain graph's with the same options."""
+    ours = fastest(rows, [ours for _, ours in PAIRS])
+    return next(((o, p) for p, o in PAIRS if ours is not None and o == ours.key.case), (PAIRS[-1][1], PAIRS[-1][0]))
+
+
+def _times(name: str, least: float, rows: Mapping[str, Row], peer: str, *ours: str) -> Figure:
+    subject = fastest(rows, ours)
+    if subject is None or peer not in rows:
+        return Figure(name, least)
+    return Figure(name, least, (peer, subject.key.case), Ratio.of_rows(rows[peer], subject))
+
+
+def _share_of_ceiling(report: BenchReport) -> Figure:
+    name = f"batch {_LARGE_BATCH} in fp16, share of the measured matrix ceiling"
+    row = fastest(_measured(report, _LARGE_BATCH, to_labels=False), [ours for _, ours in PAIRS])
+    share = report.limit_share(row) if row is not None else None
+    if row is None or row.measurement is None or share is None:
+        return Figure(name, 0.45)
+    low, high = row.measurement.interval_ns
+    median = row.measurement.median_ns
+    return Figure(name, 0.45, (row.key.case,), Ratio(share, share * median / high, share * median / low))
+
+
+def _tiers(report: BenchReport) -> list[tuple[str, ...]]:
+    lines: list[tuple[str, ...]] = []
+    for tier in TIERS.values():
+        rows = [row for row in report.rows if row.precision == tier.name and row.parity]
+        errors = [row.worst_error for row in rows if row.worst_error is not None]
+        worst = f"{max(errors):.1e}" if errors else NOTHING
+        bound = f"{tier.max_error:g}" if tier.max_error is not None else NOTHING
+        lines += [(tier.name, str(len(rows)), worst, bound, str(sum(row.flips for row in rows)))] if rows else []
+    return lines
+
+
+def _sum_of_nodes(row: Row) -> str:
+    total = duration(sum(node.time_ns for node in row.nodes))
+    return f"{total} in all" + (f", {duration(row.measurement.median_ns)} measured" if row.measurement else "")
+
+
+def _table(columns: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *body)]

@@ -1,0 +1,191 @@
+"""The rows of a plan on one GPU, bundle by bundle, in whatever time there is.
+
+What was measured is written after every bundle, so that a run that is cut short keeps what it had. While the first rows
+run, later bundles are still being exported, on other cores; rows that work on the host wait until that is over.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from benchmarks import environment
+from benchmarks.cases import Precision
+from benchmarks.gpu.bundles import BundleMaker, Exports
+from benchmarks.gpu.checks import doctor, run_gpu_tests
+from benchmarks.gpu.plan import PLAN, Entry
+from benchmarks.gpu_state import visible_gpus
+from benchmarks.messages import Failure
+from benchmarks.options import BenchOptions
+from benchmarks.processes import Process
+from benchmarks.profile import NodeTime
+from benchmarks.results import BenchReport, Row, RowKey
+from benchmarks.schedule import Schedule, network_name, own_process
+from benchmarks.workspace import Workspace
+from fcn_deploy.bundle import open_bundle
+from fcn_deploy.errors import FcnDeployError
+from fcn_deploy.runtime.ort import require_provider
+from fcn_deploy.runtime.ort_options import OrtOptions
+from fcn_deploy.runtime.provider import Provider
+from fcn_deploy.steps import OnStep, quietly
+
+# Cores for the rows where there are enough for both; the others export.
+_ROW_CORES = 6
+# The tests for GPUs are not to take more than this share of the time.
+_TESTS_SHARE = 0.4
+# Kept for the times of nodes, each of which is sampled twice for so long.
+_NODES_S, _NODE_SAMPLES_S = 45.0, 0.02
+
+
+@dataclass(frozen=True)
+class MatrixOptions:
+    """What is measured, and how long it may take.
+
+    Attributes:
+        output: folder of what is written.
+        bench: how rows are measured.
+        plan: bundles and rows, the most important first; the nodes of the first one's last row are timed one by one.
+        seconds: after which no further bundle is begun.
+        size: height and width of the input in pixels.
+        channel_divisor: more than 1 for a quick stand-in.
+        checks: first write what `fcn-deploy doctor` finds and what the tests for GPUs give.
+    """
+
+    output: Path
+    bench: BenchOptions
+    plan: Sequence[Entry] = PLAN
+    seconds: float = 480.0
+    size: int = 500
+    channel_divisor: int = 1
+    checks: bool = True
+
+
+@dataclass
+class Matrix:
+    """A run of a plan, and what is known so far.
+
+    Attributes:
+        options: what was asked for.
+        on_step: told what is being done.
+        problems: why bundles, or nodes, were not measured, by name.
+    """
+
+    options: MatrixOptions
+    on_step: OnStep = quietly
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        provider, cores = self.options.bench.provider, environment.available_cores()
+        require_provider(provider)
+        self._begun = time.monotonic()
+        self._apart = provider is not Provider.CPU and len(cores) > _ROW_CORES
+        self._row_cores, self._other_cores = (cores[:_ROW_CORES], cores[_ROW_CORES:]) if self._apart else (cores, cores)
+        self._environment = environment.describe(self._row_cores, self.options.bench.command) | {"gpus": visible_gpus()}
+        self._ticks = environment.cpu_times()
+        self._plan = [entry for entry in self.options.plan if entry.cases(provider)]
+        self._run = Schedule(self.options.bench, self._row_cores, len(self._plan), lambda _: None)
+        self._nodes: tuple[NodeTime, ...] = ()
+        self._profiled: RowKey | None = None
+        self._longest_row_s = 0.0
+        self._interrupted = False
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left."""
+        return self._begun + self.options.seconds - time.monotonic()
+
+    @property
+    def report(self) -> BenchReport:
+        """What was measured so far."""
+        found = {
+            "gpus_during": self._run.gpus.summary(),
+            "stolen_share": environment.stolen_share(self._ticks),
+            "not_measured": self.problems,
+        }
+        rows = tuple(self._with_nodes(row) for row in self._run.all_rows())
+        protocol = asdict(self.options.bench.protocol)
+        return BenchReport(self._environment | found, protocol, rows, self._run.ceilings, self._interrupted)
+
+    def measure(self, on_bundle: "Callable[[Matrix], None]") -> None:
+        """Check, measure, time nodes; `on_bundle` is called after every bundle. An interruption ends the run."""
+        options = self.options
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            exports = Exports(folder, options.bench.provider, options.size, options.channel_divisor)
+            maker = stack.enter_context(BundleMaker(self._plan, exports, self._other_cores))
+            gauge = stack.enter_context(own_process(folder / "ceilings.log"))
+            precisions = {case.precision for entry in self._plan for case in entry.cases(options.bench.provider)}
+            if options.bench.provider is not Provider.CPU:
+                precisions |= {Precision(entry.precision) for entry in self._plan}
+            try:
+                self._check()
+                with self.on_step("measure what the device can do at best"):
+                    self._run.measure_ceilings(gauge, precisions)
+                self._measure_all(maker, on_bundle)
+                self._time_nodes(maker, gauge)
+                self._run.measure_ceilings(gauge, precisions)
+            except KeyboardInterrupt:
+                self._interrupted = True
+            on_bundle(self)
+
+    def _check(self) -> None:
+        if self.options.checks:
+            with self.on_step("doctor, tests for GPUs; meanwhile the first exports"):
+                doctor(self.options.output)
+                run_gpu_tests(self.options.output, self.left_s * _TESTS_SHARE)
+
+    def _measure_all(self, maker: BundleMaker, on_bundle: "Callable[[Matrix], None]") -> None:
+        pending = list(self._plan)
+        while pending and self.left_s > _NODES_S:
+            # Asked for once: the last may be finished between two looks, and the most important come first.
+            made = [entry for entry in pending if maker.futures[entry].done()]
+            quiet = len(made) == len(pending)
+            entry = next((entry for entry in made if quiet or (self._apart and not entry.labels)), None)
+            if entry is None:
+                wait([maker.futures[e] for e in pending], min(self.left_s, 1.0), FIRST_COMPLETED)
+                continue
+            pending.remove(entry)
+            self._measure(entry, maker.outcome(entry))
+            on_bundle(self)
+        self.problems |= {str(entry): "there was no time for it" for entry in pending}
+
+    def _measure(self, entry: Entry, made: Workspace | str | None) -> None:
+        cases = entry.cases(self.options.bench.provider)
+        if not isinstance(made, Workspace):
+            self.problems[str(entry)] = f"it could not be made: {made}"
+            return
+        if self.left_s - _NODES_S < self._longest_row_s * len(cases):
+            self.problems[str(entry)] = "there was no time for it"
+            return
+        begun = time.monotonic()
+        with self.on_step(f"{entry}: {len(cases)} rows, {self.left_s:.0f} s left"):
+            try:
+                self._run.measure_bundle(open_bundle(made.model_path.parent), cases, made)
+            except FcnDeployError as error:
+                self.problems[str(entry)] = error.problem
+        self._longest_row_s = max(self._longest_row_s, (time.monotonic() - begun) / len(cases))
+        if entry is not self._plan[0]:
+            shutil.rmtree(made.folder)
+
+    def _time_nodes(self, maker: BundleMaker, process: Process) -> None:
+        """The nodes of the first bundle's last row."""
+        entry, provider = self._plan[0], self.options.bench.provider
+        made, case = maker.outcome(entry), entry.cases(provider)[-1]
+        if not isinstance(made, Workspace) or self.left_s < 0:
+            return
+        with self.on_step(f"times of the nodes of {entry}, {case.name}"):
+            options = OrtOptions(provider, nhwc=case.nhwc)
+            answer = process.call("node_times", made.model_path, options, _NODE_SAMPLES_S)
+        if isinstance(answer, Failure):
+            self.problems["times of nodes"] = answer.message
+        else:
+            self.problems |= {f"node {name}": problem for name, problem in answer.problems.items()}
+            self._profiled = RowKey(network_name(made.info), made.shape, case.name, str(provider))
+            self._nodes = answer.nodes
+
+    def _with_nodes(self, row: Row) -> Row:
+        return replace(row, nodes=self._nodes) if row.key == self._profiled else row

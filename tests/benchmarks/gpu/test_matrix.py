@@ -1,0 +1,113 @@
+"""The whole way on a CPU, with narrow networks: exported beside each other, measured one after the other."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu.__main__ import exit_code, main, write
+from benchmarks.gpu.matrix import Matrix, MatrixOptions
+from benchmarks.gpu.plan import Entry
+from benchmarks.options import BenchOptions
+from benchmarks.results import Status, read_report
+from benchmarks.timing import Protocol
+from fcn_deploy import Precision, Provider, Variant
+from fcn_deploy.runtime.ort import provider_problem
+from tests.benchmarks.reports import report, row
+
+FP32, FP16 = Precision.FP32, Precision.FP16
+QUICK = Protocol(duration_s=0.02, warmup_s=0.0, rounds=2, ceiling_s=0.05)
+PLAN = (
+    Entry(Variant.FCN8S, FP16, ("ort-plain-half", "ort")),
+    Entry(Variant.FCN8S, FP32, ("ort",), batch=0),
+    Entry(Variant.FCN32S, FP32, ("ort-plain", "ort"), batch=2),
+    Entry(Variant.FCN16S, FP32, ("ort-e2e",), labels=True),
+    Entry(Variant.FCN16S, FP32, ("ort-nhwc",)),
+)
+
+
+def options(output: Path, seconds: float = 600) -> MatrixOptions:
+    return MatrixOptions(output, BenchOptions(Provider.CPU, protocol=QUICK), PLAN, seconds, 96, 16, checks=False)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
+    matrix = Matrix(options(tmp_path_factory.mktemp("matrix")))
+    matrix.measure(write)
+    return matrix
+
+
+def test_every_bundle_is_measured_in_order_and_one_that_fails_leaves_the_others(measured: Matrix) -> None:
+    rows = measured.report.rows
+
+    assert [(row.key.network, row.batch, row.key.case) for row in rows] == [
+        ("FCN-8s / 16 fp16", 1, "ort"),
+        ("FCN-32s / 16", 2, "ort-plain"),
+        ("FCN-32s / 16", 2, "ort"),
+        ("FCN-16s / 16 pixels to labels", 1, "ort-e2e"),
+    ]
+    assert all(row.measurement is not None and row.parity for row in rows)
+    assert measured.problems.keys() == {"FCN-8s fp32, batch 0"}
+    assert "batch 0 is below 1" in measured.problems["FCN-8s fp32, batch 0"]
+
+
+def test_what_was_measured_is_on_disk(measured: Matrix) -> None:
+    output = measured.options.output
+
+    written = read_report(output / "latency.json")
+
+    assert written.rows == measured.report.rows
+    assert written.environment["not_measured"] == measured.problems
+    assert {path.name for path in output.iterdir()} == {"latency.json", "latency.md", "figures.md"}
+    assert "batch 0 is below 1" in (output / "figures.md").read_text()
+
+
+def test_the_nodes_of_the_first_bundles_last_row_are_timed(measured: Matrix) -> None:
+    first = measured.report.rows[0]
+
+    assert first.key.case == "ort"
+    assert "Nodes of FCN-8s / 16 fp16, ort: " in (measured.options.output / "figures.md").read_text()
+    assert {"Conv", "ConvTranspose"} & {node.operator for node in first.nodes}
+
+
+def test_a_bundle_for_which_there_is_no_time_is_named(tmp_path: Path) -> None:
+    matrix = Matrix(options(tmp_path, seconds=0))
+
+    matrix.measure(write)
+
+    assert matrix.report.rows == ()
+    assert set(matrix.problems.values()) == {"there was no time for it"}
+    assert len(matrix.problems) == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_keeps_what_was_measured(tmp_path: Path) -> None:
+    matrix, calls = Matrix(replace(options(tmp_path), plan=PLAN[-2:])), []
+
+    def interrupt(running: Matrix) -> None:
+        calls.append(len(running.report.rows))
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    matrix.measure(interrupt)
+
+    assert calls == [1, 1]
+    assert matrix.report.interrupted
+    assert matrix.report.rows[0].measurement is not None
+
+
+@pytest.mark.parametrize(("statuses", "code"), [
+    (("measured", "skipped"), 0), (("measured", "wrong", "failed"), 5), (("measured", "failed"), 6),
+    (("measured", "out of memory"), 6), (("skipped",), 6), ((), 6),
+])  # fmt: skip
+def test_the_exit_code_says_what_went_wrong(statuses: tuple[str, ...], code: int) -> None:
+    rows = (replace(row("ort", 1.0), status=Status(status)) for status in statuses)
+
+    assert exit_code(report(*rows)) == code
+
+
+@pytest.mark.skipif(provider_problem(Provider.CUDA) is None, reason="CUDA works here")
+def test_without_a_gpu_it_says_what_to_install(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "out")]) == 4
+    assert "provider cuda" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
