@@ -11,7 +11,7 @@ from benchmarks.profile import NodeTime
 from benchmarks.results import Row, RowKey, Status
 from benchmarks.roofline import Work
 from benchmarks.timing import Measurement
-from fcn_deploy.errors import FcnDeployError
+from fcn_deploy.errors import FcnDeployError, ParityError
 from fcn_deploy.parity.compare import LabelComparison
 from fcn_deploy.parity.report import ParityReport
 
@@ -135,6 +135,9 @@ class Contender:
             return None
         try:
             answer = self._process.receive() if method is None else self._process.call(method, *arguments)
+        except ParityError as error:
+            self._end(Status.WRONG, error.problem)
+            return None
         except FcnDeployError as error:
             answer = Failure(False, error.problem)
         if isinstance(answer, Failure):

@@ -87,7 +87,7 @@ def roofline(report: BenchReport, rows: Sequence[Row]) -> str:
         profiled = [row for row in measured if row.nodes]
         subject = profiled[-1] if profiled else None
         if subject is not None:
-            nodes = [node for node in subject.nodes if node.multiply_adds]
+            nodes = [node for node in subject.nodes if node.multiply_adds and node.time_ns]
             axes.plot(
                 [node.multiply_adds / node.moved_bytes for node in nodes],
                 [node.multiply_adds / node.time_ns * 1e9 for node in nodes],

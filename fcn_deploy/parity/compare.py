@@ -166,10 +166,12 @@ def compare_labels(input_name: str, reference: Array, labels: Array) -> LabelCom
     """Compare an N x H x W map of labels with the N x K x H x W float logits that it should be the largest of.
 
     Raises:
-        ParityError: the shapes do not fit.
+        ParityError: the shapes do not fit, or a label is no class of the reference.
     """
     if labels.shape != (reference.shape[0], *reference.shape[2:]):
         raise _mismatch("shape of the labels", f"logits {reference.shape}", str(labels.shape))
+    if labels.max(initial=0) >= reference.shape[1]:
+        raise _mismatch("largest label", f"at most {reference.shape[1] - 1}", str(labels.max()))
     with np.errstate(invalid="ignore", over="ignore"):
         return LabelComparison(input_name=input_name, **_label_figures(reference.astype(np.float64), labels))
 

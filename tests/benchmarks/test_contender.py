@@ -13,7 +13,17 @@ from benchmarks.results import RowKey, Status
 from benchmarks.roofline import Work
 from benchmarks.schedule import Schedule
 from benchmarks.workspace import Workspace
-from fcn_deploy import BenchOptions, BundleError, ModelInfo, NetworkSpec, Protocol, Provenance, Provider, Variant
+from fcn_deploy import (
+    BenchOptions,
+    BundleError,
+    ModelInfo,
+    NetworkSpec,
+    ParityError,
+    Protocol,
+    Provenance,
+    Provider,
+    Variant,
+)
 from fcn_deploy.parity.compare import LabelComparison
 
 SECOND = 1_000_000_000
@@ -100,6 +110,15 @@ def test_flips_of_sure_pixels_are_wrong_and_get_no_latency(row: Contender) -> No
     assert row.row().status is Status.WRONG
     assert "photo: clear flips 5 is not at most 0" in row.row().problem
     assert row.row().measurement is None
+
+
+def test_outputs_that_cannot_even_be_compared_are_wrong_too(row: Contender) -> None:
+    Scripted.answers["first"] = ParityError("largest label: 248, not at most 20", remedy="")
+
+    row.first_run()
+
+    assert (row.row().status, row.row().problem) == (Status.WRONG, "largest label: 248, not at most 20")
+    assert not row.running
 
 
 def test_running_out_of_memory_in_a_turn_ends_the_row(row: Contender) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcn_deploy import ParityError
-from fcn_deploy.parity.compare import compare_logits, compare_outputs
+from fcn_deploy.parity.compare import compare_labels, compare_logits, compare_outputs
 
 RNG = np.random.default_rng(0)
 
@@ -95,6 +95,19 @@ def test_names_then_shapes_then_types(
 ) -> None:
     with pytest.raises(ParityError, match=message):
         compare_outputs("x", reference, candidate)
+
+
+def test_a_label_that_is_no_class_is_named() -> None:
+    """As of a runtime that leaves its output unwritten."""
+    labels = np.zeros((1, 3, 3), np.uint8)
+    labels[0, 1, 2] = 248
+
+    with pytest.raises(ParityError) as caught:
+        compare_labels("x", logits(1, 21, 3, 3), labels)
+
+    assert "largest label" in caught.value.problem
+    assert "248" in caught.value.problem
+    assert "at most 20" in caught.value.problem
 
 
 def test_every_figure_reaches_the_dictionary() -> None:

@@ -121,10 +121,17 @@ def test_cuda_agrees_with_the_cpu_however_it_is_set(shared_bundle: Path, options
 @gpu
 @needs_cuda
 def test_a_benchmark_on_cuda_measures_every_row(shared_bundle: Path) -> None:
+    """All but torch.compile's, which take minutes to compile, and those of TensorRT, which need an engine."""
     import fcn_deploy as fd
+    from benchmarks.cases import CASES, Runtime
 
+    rows = [case for case in CASES if case.runtime in (Runtime.PYTORCH, Runtime.ONNXRUNTIME)]
+    names = tuple(case.name for case in rows if Provider.CUDA in case.providers)
     quick = fd.Protocol(duration_s=0.05, warmup_s=0.01, rounds=3, ceiling_s=0.1)
-    report = fd.bench([shared_bundle], fd.BenchOptions(Provider.CUDA, protocol=quick))
+    report = fd.bench([shared_bundle], fd.BenchOptions(Provider.CUDA, names, protocol=quick))
 
-    assert {row.key.case: row.problem for row in report.rows if row.measurement is None} == {}
-    assert all({"upload", "download"} <= row.measurement.phases_ns.keys() for row in report.rows if row.measurement)
+    missing = {row.key.case: row.problem for row in report.rows if row.measurement is None}
+    assert set(missing.values()) <= {"the bundle computes in fp32, which is no half precision"}
+    on_device = [row for row in report.rows if row.measurement and not row.end_to_end and row.key.case != "session-run"]
+    assert len(on_device) > 8
+    assert all({"upload", "download"} <= row.measurement.phases_ns.keys() for row in on_device if row.measurement)
