@@ -16,7 +16,7 @@ from exporters.onnx import export_graph
 from exporters.optimize import Optimize
 from exporters.proof import Reference, check_graph, compared_inputs, require_parity, run_reference, write_photos
 from exporters.reduce import Reduction, calibration_inputs, reduced
-from exporters.rewrite import Rewriting, rewrite
+from exporters.rewrite import Rewriting, exact_passes, rewrite
 from exporters.simplify import Simplification, simplify
 from exporters.target import target_of_this_machine
 from fcn_deploy.bundle import MANIFEST_FILE, MODEL_FILE, PHOTOS_FOLDER, write_manifest
@@ -158,7 +158,8 @@ def _optimized(
         graph, simplification = simplify(graph)
     if options.optimize is Optimize.SIMPLIFY:
         return graph, simplification, None
-    graph, rewriting = rewrite(graph, options.target or target_of_this_machine(), on_step=on_step)
+    target = options.target or target_of_this_machine()
+    graph, rewriting = rewrite(graph, target, exact_passes(target, options.precision.precision), on_step)
     return graph, simplification, rewriting
 
 

@@ -159,10 +159,9 @@ def reduced(
     scales = factors(model, observed, LIMITS[options.precision])
     require_fitting(model, observed, scales, LIMITS[options.precision])
     with on_step(f"convert to {options.precision}"):
-        scaled = rescaled(model, scales)
+        converted, report = in_half(rescaled(model, scales), options.precision, observed)
         if options.precision is Precision.BF16 and target is not Target.TENSORRT:
-            PoolMaximum()(scaled)
-        converted, report = in_half(scaled, options.precision, observed)
+            PoolMaximum()(converted)
     return converted, replace(report, rescaled=scales)
 
 

@@ -11,12 +11,14 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 from exporters.equivalence import SAME_GRAPH_ERROR, Difference, compare_graphs
 from exporters.optimize import Target
 from exporters.passes.base import Rewrite, RewriteResult, Site
-from exporters.passes.cost import MACHINES
+from exporters.passes.cost import machine_of
 from exporters.passes.fold_crop import FoldCrop
 from exporters.passes.live_window import LiveWindow
+from exporters.passes.relu_after_pool import ReluAfterPool
 from exporters.passes.upsample import Upsample
 from fcn_deploy.errors import BundleError, ParityError
 from fcn_deploy.graph import layers, typed_skeleton
+from fcn_deploy.model_info import Precision
 from fcn_deploy.steps import OnStep, quietly
 
 
@@ -82,10 +84,18 @@ class Rewriting:
         return asdict(self) | {"target": str(self.target)}
 
 
-def exact_passes(target: Target) -> tuple[Rewrite, ...]:
-    """The rewrites that compute the same, in the order in which they help one another."""
-    machine = MACHINES[target]
-    return LiveWindow(machine), FoldCrop(machine), Upsample(machine)
+def exact_passes(target: Target, precision: Precision = Precision.FP32) -> tuple[Rewrite, ...]:
+    """The rewrites that compute the same, in the order in which they help one another.
+
+    Args:
+        target: what the graph is to run on.
+        precision: what it is to compute in afterwards; the rewrites themselves are of the float32 graph.
+    """
+    machine = machine_of(target, precision)
+    passes = LiveWindow(machine), FoldCrop(machine), Upsample(machine)
+    # 8-bit layers end in a ReLU right behind their convolution.
+    moves_relus = not machine.fuses_relus and precision is not Precision.INT8
+    return (*passes, ReluAfterPool()) if moves_relus else passes
 
 
 def rewrite(

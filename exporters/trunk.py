@@ -52,9 +52,8 @@ def prologue_nodes(model: ir.Model) -> set[ir.Node]:
 
 
 def is_activated(node: ir.Node) -> bool:
-    """Whether one Relu is all that reads a node's output."""
-    uses = [use.node.op_type for use in node.outputs[0].uses()]
-    return uses == ["Relu"] and not node.outputs[0].is_graph_output()
+    """Whether one Relu is all that reads a node's output, perhaps behind a pool that nothing else reads."""
+    return _relu_behind(node) is not None
 
 
 def trunk_convolutions(model: ir.Model) -> Iterator[ir.Node]:
@@ -64,7 +63,19 @@ def trunk_convolutions(model: ir.Model) -> Iterator[ir.Node]:
 
 def activation_of(convolution: ir.Node) -> ir.Value:
     """What the Relu behind a trunk convolution gives."""
-    return next(iter(convolution.outputs[0].uses())).node.outputs[0]
+    relu = _relu_behind(convolution)
+    if relu is None:
+        raise ValueError(f"no Relu follows {convolution.name} alone")
+    return relu.outputs[0]
+
+
+def _relu_behind(node: ir.Node) -> ir.Node | None:
+    readers = [use.node for use in node.outputs[0].uses()]
+    if len(readers) != 1 or node.outputs[0].is_graph_output():
+        return None
+    if readers[0].op_type == "MaxPool":
+        return _relu_behind(readers[0])
+    return readers[0] if readers[0].op_type == "Relu" else None
 
 
 def source_of(value: ir.Value | None) -> ir.Value:

@@ -14,16 +14,14 @@ import onnx_ir as ir
 
 from exporters.onnx import OnnxOptions, export_graph
 from exporters.optimize import Target
-from exporters.passes.cost import MACHINES, Machine
-from exporters.rewrite import rewrite
+from exporters.passes.cost import Machine, machine_of
+from exporters.rewrite import exact_passes, rewrite
 from exporters.simplify import simplify
 from fcn_deploy.geometry import Variant
 from fcn_deploy.graph import Layer, layers
 from fcn_deploy.model_info import NetworkSpec, Precision
 from fcn_deploy.models.init import random_network
 
-# The CUDA row is of float32 without tensor cores; TensorRT's is of float16 with them, of the same GPU.
-_MACHINES = {Precision.FP32: MACHINES[Target.CUDA], Precision.FP16: MACHINES[Target.TENSORRT]}
 _GRAPH_BYTES = 4
 _PARTS = {"Relu": "ReLUs", "MaxPool": "pools", "Concat": "constants put around windows", "Expand": None}
 _COLUMNS = ("part", "plain: nodes", "G multiply-adds", "MB", "µs", "ours: nodes", "G multiply-adds", "MB", "µs")
@@ -89,9 +87,9 @@ def part_of(layer: Layer) -> str | None:
 
 def table(precision: Precision) -> list[str]:
     """The plain graph and ours, part by part, as lines of Markdown."""
-    machine = _MACHINES[precision]
+    machine = machine_of(Target.CUDA, precision)
     plain = export_graph(random_network(NetworkSpec(Variant.FCN8S), 0), OnnxOptions())
-    ours, _ = rewrite(simplify(plain)[0], Target.CUDA)
+    ours, _ = rewrite(simplify(plain)[0], Target.CUDA, exact_passes(Target.CUDA, precision))
     one, other = parts(plain, machine), parts(ours, machine)
     nothing = Part(0, 0, 0.0, 0.0)
     names = [name for name in other if name != "all"] + ["all"]
@@ -102,7 +100,7 @@ def table(precision: Precision) -> list[str]:
 def main(arguments: Sequence[str]) -> None:
     """Print the table."""
     precision = Precision(arguments[0]) if arguments else Precision.FP16
-    sys.stdout.write(f"{_MACHINES[precision].source}\n\n" + "\n".join(table(precision)) + "\n")
+    sys.stdout.write(f"{machine_of(Target.CUDA, precision).source}\n\n" + "\n".join(table(precision)) + "\n")
 
 
 if __name__ == "__main__":

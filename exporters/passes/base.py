@@ -49,9 +49,9 @@ class Rewrite(ir.passes.InPlacePass):
         """Rewrite `model` in place wherever the pattern is found and the check passes."""
         sites = []
         for found in self.find(model):
-            refusal = self.check(found)
+            name, refusal = self.node_name(found), self.check(found)
             done = self.rewrite(model, found) if refusal is None else None
-            sites.append(Site(self.node_name(found), refusal is None, str(done if refusal is None else refusal)))
+            sites.append(Site(name, refusal is None, str(done if refusal is None else refusal)))
         return RewriteResult(model, any(site.applied for site in sites), tuple(sites))
 
     @abstractmethod

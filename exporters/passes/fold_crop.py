@@ -15,6 +15,7 @@ from exporters.passes.base import Rewrite
 from exporters.passes.cost import Machine
 from exporters.passes.edit import cut, take_over, window_shape
 from exporters.passes.static import Window, slice_window, static_shape
+from fcn_deploy.model_info import WINDOW_KEY
 from fcn_deploy.regions import Span
 
 Pads = tuple[int, int, int, int]  # top, left, bottom, right
@@ -70,6 +71,7 @@ class FoldCrop(Rewrite):
         if maker.op_type == "Conv":
             maker.replace_input_with(0, cut(model, source, found.kept, f"{maker.name}/crop"))
             maker.outputs[0].shape = ir.Shape(window_shape(maker.outputs[0], found.kept))
+            _move_window(maker, found.kept)
             self._end(model, found, maker.outputs[0])
             return f"in front of {maker.name}"
         cells, pads = self._plan(found)
@@ -129,6 +131,12 @@ class FoldCrop(Rewrite):
             made = cut(model, made, left, str(found.node.name))
         take_over(found.node.outputs[0], made)
         model.graph.remove(found.node, safe=True)
+
+
+def _move_window(node: ir.Node, kept: Window) -> None:
+    """Record that a node computes no more than `kept` of the window that it computed."""
+    begins = (int(first) for first in node.metadata_props.get(WINDOW_KEY, "0 0").split())
+    node.metadata_props[WINDOW_KEY] = " ".join(str(b + span.first) for b, span in zip(begins, kept, strict=True))
 
 
 def is_pointwise(node: ir.Node) -> bool:

@@ -26,7 +26,7 @@ from fcn_deploy.steps import OnStep, quietly
 
 Array = npt.NDArray[Any]
 
-# Layers whose maps are compared: what is learned ends in these.
+# Layers whose maps are compared: what is learned ends in these, or in a pool that its ReLU was moved behind.
 _COMPARED = ("relu", "score", "fuse")
 _ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 
@@ -145,7 +145,8 @@ def compare_layers(
 def _cuts(model: ir.Model) -> Iterator[tuple[str, tuple[ir.Node, ir.Value]]]:
     """Layers by name, each with its node and the value to give out: behind the rounding that runtimes fuse with it."""
     for node in model.graph:
-        if str(node.name).startswith(_COMPARED) and "/" not in str(node.name):
+        learned = str(node.name).startswith(_COMPARED) or node.op_type == "Relu"
+        if learned and "/" not in str(node.name):
             end = node.outputs[0]
             while (reader := _only_reader(end)) is not None and reader.op_type in (
                 "QuantizeLinear",

@@ -11,7 +11,8 @@ import fcn_deploy as fd
 from exporters.onnx import OnnxOptions, export_graph
 from exporters.optimize import Target
 from exporters.passes.base import Rewrite
-from exporters.rewrite import PassReport, rewrite
+from exporters.passes.cost import machine_of
+from exporters.rewrite import PassReport, exact_passes, rewrite
 from exporters.simplify import simplify
 from fcn_deploy.graph import typed_skeleton
 from fcn_deploy.models.init import random_network
@@ -32,7 +33,8 @@ def test_all_rewrites_for_every_target(graph: ir.Model, tmp_path: Path, target: 
 
     assert operators(graph) == before
     assert report.target is target
-    assert [one.name for one in report.passes] == ["live-window", "fold-crop", "upsample"]
+    relus = ["relu-after-pool"] if target is Target.CUDA else []
+    assert [one.name for one in report.passes] == ["live-window", "fold-crop", "upsample", *relus]
     assert all(one.undone is None and one.difference <= 1e-6 for one in report.passes)
     assert report.passes[0].applied == (report.after.multiply_adds < report.before.multiply_adds)
     if report.passes[0].applied:
@@ -41,6 +43,26 @@ def test_all_rewrites_for_every_target(graph: ir.Model, tmp_path: Path, target: 
     image = {"image": np.random.default_rng(0).normal(0, 60, (1, 3, 64, 64)).astype(np.float32)}
     assert worst(run(graph, tmp_path, image), run(fast, tmp_path, image)) <= 1e-6
     onnx.checker.check_model(typed_skeleton(fast), full_check=True)
+
+
+@pytest.mark.parametrize(("precision", "moved"), [
+    (fd.Precision.FP32, True), (fd.Precision.FP16, True), (fd.Precision.BF16, True), (fd.Precision.INT8, False),
+])  # fmt: skip
+def test_relus_go_behind_pools_where_they_take_a_pass_of_their_own(precision: fd.Precision, moved: bool) -> None:
+    names = {target: [one.name for one in exact_passes(target, precision)] for target in Target}
+
+    assert ("relu-after-pool" in names[Target.CUDA]) is moved
+    assert "relu-after-pool" not in names[Target.CPU] + names[Target.TENSORRT]
+
+
+def test_copies_weigh_more_where_tensor_cores_compute() -> None:
+    """Twice as many elements a second, but 15 times as many multiply-adds."""
+    single, half = (machine_of(Target.CUDA, p) for p in (fd.Precision.FP32, fd.Precision.FP16))
+
+    assert half.multiply_adds_per_s / single.multiply_adds_per_s == pytest.approx(990 / 67, rel=0.01)
+    assert single.copy_seconds(1e9) == 2 * half.copy_seconds(1e9)
+    assert machine_of(Target.CUDA, fd.Precision.BF16) == half
+    assert machine_of(Target.CPU, fd.Precision.FP16) == machine_of(Target.CPU, fd.Precision.FP32)
 
 
 def test_a_second_application_changes_nothing(graph: ir.Model) -> None:

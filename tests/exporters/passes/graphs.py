@@ -15,8 +15,8 @@ from fcn_deploy.onnx_file import write_model
 from fcn_deploy.runtime.ort import OrtRunner
 
 # Computing costs something, further nodes nothing: every widening pays. And the other way round.
-THRIFTY = Machine(1.0, float("inf"), 4, 0.0, 1, 1, True, "made up")
-LAZY = Machine(float("inf"), float("inf"), 4, 1.0, 1, 1, True, "made up")
+THRIFTY = Machine(1.0, float("inf"), 4, 0.0, 1, 1, True, True, "made up")
+LAZY = Machine(float("inf"), float("inf"), 4, 1.0, 1, 1, True, True, "made up")
 BLOCKS = (2, 2, 3, 3, 3)
 
 

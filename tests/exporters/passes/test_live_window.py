@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from exporters.onnx import OnnxOptions, export_graph
 from exporters.optimize import Target
 from exporters.passes.base import RewriteResult
-from exporters.passes.cost import MACHINES, Machine
+from exporters.passes.cost import MACHINES, Machine, machine_of
 from exporters.passes.live_window import LiveWindow
-from exporters.passes.trace import trace
+from exporters.passes.trace import Trace, trace
 from exporters.passes.window_plan import cheapest_plan, plan_windows
 from exporters.simplify import simplify
-from fcn_deploy import Geometry, NetworkSpec, Variant
+from fcn_deploy import Geometry, NetworkSpec, Precision, Variant
 from fcn_deploy.geometry import axis_fits
 from fcn_deploy.graph import typed_skeleton
 from fcn_deploy.models.init import random_network
@@ -148,8 +148,8 @@ def test_exact_in_exact_arithmetic(variant: Variant, geometry: Geometry) -> None
     assert worst(run_exactly(plain, image(plain)), run_exactly(fast, image(plain))) <= 1e-12
 
 
-def test_the_full_size_takes_at_most_123_billion_multiply_adds() -> None:
-    """Counted on a narrow copy: windows do not depend on widths, but their cost does, so the plan is the wide one's."""
+def full_size() -> Trace:
+    """FCN-8s' on a narrow copy that says it were wide: windows do not depend on widths, but what they cost does."""
     plain = network_graph(Variant.FCN8S, Geometry.FLOOR, 500, 500)
     widths = {"1": 64, "2": 128, "3": 256, "4": 512, "5": 512}
     for node in plain.graph:
@@ -160,7 +160,11 @@ def test_the_full_size_takes_at_most_123_billion_multiply_adds() -> None:
             made.shape = ir.Shape((1, widths[block], *made.shape.numpy()[2:]))
             if weight is not None and node.inputs[0] is not None and node.inputs[0].shape is not None:
                 weight.shape = ir.Shape((widths[block], node.inputs[0].shape.numpy()[1], 3, 3))
-    found = trace(plain)
+    return trace(plain)
+
+
+def test_the_full_size_takes_at_most_123_billion_multiply_adds() -> None:
+    found = full_size()
 
     plan = cheapest_plan(found, MACHINES[Target.CPU])
 
@@ -174,6 +178,18 @@ def test_the_full_size_takes_at_most_123_billion_multiply_adds() -> None:
             total += int(np.prod(weight.shape.numpy())) * height.size * width.size
     # fc6, fc7 and the scores, which no window changes: 4096 x (512 x 49 + 4096) x 15 x 15 and less than a billion more.
     assert total + 4096 * (512 * 49 + 4096) * 225 + 0.6e9 <= 123e9
+
+
+def test_half_precision_on_a_gpu_widens_less() -> None:
+    """Where products are fast, constants around a window are rather computed than copied; see docs/performance.md."""
+    found = full_size()
+    single, half = (machine_of(Target.CUDA, precision) for precision in (Precision.FP32, Precision.FP16))
+
+    plans = [cheapest_plan(found, machine) for machine in (single, half)]
+
+    assert [plan.widened for plan in plans] == [8, 3]
+    assert plans[1].seconds(half) < plans[0].seconds(half)
+    assert plans[0].seconds(single) < plans[1].seconds(single)
 
 
 def test_weights_stay_as_they_are_and_every_convolution_before_its_relu() -> None:

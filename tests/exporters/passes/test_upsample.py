@@ -15,7 +15,7 @@ from exporters.passes.upsample import Upsample, convolution_weight, is_diagonal
 from tests.exporters.passes.graphs import LAZY, THRIFTY, as_double, operators, parsed, run, run_exactly, weights, worst
 
 # Here a transposed convolution is what costs.
-SCATTERS_SLOWLY = Machine(1e30, 1.0, 4, 0.0, 1, 100, False, "made up")
+SCATTERS_SLOWLY = Machine(1e30, 1.0, 4, 0.0, 1, 100, False, True, "made up")
 IN, OUT = "float[2,3,5,4] x", "float[2,3,H,W] y"
 X = {"x": np.random.default_rng(3).normal(0, 1, (2, 3, 5, 4)).astype(np.float32)}
 

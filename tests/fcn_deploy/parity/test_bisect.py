@@ -1,5 +1,6 @@
 """The first wrong layer of artifacts that were damaged at a known place."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from fcn_deploy.parity.bisect import LayerComparison, LayerReport, compare_layer
 from fcn_deploy.parity.inputs import photo_input
 from fcn_deploy.parity.tolerance import TIERS
 from tests import reference
+from tests.conftest import narrow_options
 
 GIVEN = photo_input(SAMPLE_PHOTO, (1, 3, 96, 96))
 NETWORK = random_network(fd.NetworkSpec(fd.Variant.FCN8S, channel_divisor=16), 0)
@@ -41,6 +43,21 @@ def test_every_layer_of_a_sound_artifact_keeps_the_bound_windows_and_all(shared_
     assert report.first_wrong is None
     assert all(layer.snr_db > 100 for layer in report.layers)
     assert "no layer is beyond 1e-05" in report.verdict
+
+
+@pytest.mark.parametrize("target", [fd.Target.CUDA, fd.Target.TENSORRT])
+def test_layers_that_rewrites_for_gpus_moved_are_found_where_they_are(target: fd.Target, tmp_path: Path) -> None:
+    """A crop in front of a score moves its window; a ReLU behind a pool takes the pool's name."""
+    options = replace(narrow_options(tmp_path / "bundle"), target=target, verify=False)
+
+    report = compare_layers(fd.export(options).path / "model.onnx", NETWORK, GIVEN, BOUND)
+
+    assert report.first_wrong is None
+    names = {layer.name for layer in report.layers}
+    last = {f"relu{b}_{n}" for b, n in enumerate((2, 2, 3, 3, 3), start=1)}
+    assert names & last == (set() if target is fd.Target.CUDA else last)
+    assert names >= ({f"pool{b}" for b in range(1, 6)} if target is fd.Target.CUDA else set())
+    assert {"relu1_1", "relu7", "score_pool4", "score_pool3", "score"} <= names
 
 
 @pytest.mark.parametrize(("layer", "found"), [
