@@ -1,5 +1,7 @@
 """Puts the tables of committed results into README.md, so that no figure there is typed by hand.
 
+Results of GPUs are found by themselves: the newest are shown, or that there are none yet.
+
 Run as `python -m benchmarks.readme`; a test compares what stands in README.md with the results.
 """
 
@@ -8,16 +10,24 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.cases import Graph
 from benchmarks.comparison import Ratio
+from benchmarks.gpu import figures
 from benchmarks.report import markdown_table
 from benchmarks.results import BenchReport, Row, read_report
-from benchmarks.table import NOTHING, groups
+from benchmarks.table import NOTHING, duration, groups
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 README = ROOT / "README.md"
 _BEGIN = "<!-- {kind} of {name}: made by `python -m benchmarks.readme` -->"
 _END = "<!-- end -->"
+_GPU = "gpu"
+_NO_GPU = (
+    "No results of a GPU are committed yet: `make bench-gpu` makes them, `python -m benchmarks.readme` shows them."
+)
+_GPU_COLUMNS = ("network", "our graph", "plain graph, ONNX Runtime", "session.run", "PyTorch eager", "torch.compile")
+_GPU_PEERS = ("ort-plain", "session-run", "pytorch", "compile")
 # (the row with the rewritten graph, the same runtime's row without, how the column is called)
 _PAIRS = (
     ("ort", "ort-simplified", "ONNX Runtime, against the simplified graph"),
@@ -32,15 +42,49 @@ def with_tables(text: str) -> str:
     Raises:
         InputFileError: results that are named do not exist.
     """
-    kinds = "|".join(_TABLES)
+    kinds = "|".join([*_TABLES, _GPU])
     marked = re.escape(_BEGIN).replace(r"\{kind\}", f"({kinds})").replace(r"\{name\}", "([^:]+)")
     return re.sub(f"{marked}.*?{re.escape(_END)}", lambda found: block(found[1], found[2]), text, flags=re.DOTALL)
 
 
 def block(kind: str, name: str) -> str:
     """A table of the results called `name`, between its marks."""
-    report = read_report(RESULTS / name / "latency.json")
-    return "\n".join([_BEGIN.format(kind=kind, name=name), "", *_TABLES[kind](report), "", _END])
+    lines = gpu_lines() if kind == _GPU else _TABLES[kind](read_report(RESULTS / name / "latency.json"))
+    return "\n".join([_BEGIN.format(kind=kind, name=name), "", *lines, "", _END])
+
+
+def gpu_lines() -> list[str]:
+    """Figures and latencies of the newest results of a GPU; without any, what would make them."""
+    found = [(path.parent.name, read_report(path)) for path in sorted(RESULTS.glob("*/latency.json"))]
+    on_gpu = [(name, report) for name, report in found if any(row.key.provider == "cuda" for row in report.rows)]
+    if not on_gpu:
+        return [_NO_GPU]
+    name, report = max(on_gpu, key=lambda pair: str(pair[1].environment["date"]))
+    e = report.environment
+    packages = ", ".join(f"{package} {version}" for package, version in e["versions"].items())
+    folder = f"[benchmarks/results/{name}](benchmarks/results/{name}/figures.md)"
+    lines = [f"{report.machine}, {folder}: `{' '.join(e['command'])}`; {packages}.", ""]
+    return [*lines, *figures.figure_table(report), "", *_fastest_rows(report)]
+
+
+def _fastest_rows(report: BenchReport) -> list[str]:
+    """The fastest row with our graph of each network and batch, beside the fastest of each kind of peer.
+
+    Where rows go from pixels to labels on the host, only these are compared.
+    """
+    lines = [f"| {' | '.join(_GPU_COLUMNS)} |", "|" + "---|" * len(_GPU_COLUMNS)]
+    for title, rows in groups(report):
+        compared = [row for row in rows if row.end_to_end] or rows
+        kinds = [[row for row in compared if row.key.case.startswith(starts)] for starts in _GPU_PEERS]
+        ours = [row for row in compared if row.graph == Graph.BUNDLE]
+        cells = [_fastest(found) for found in (ours, *kinds)]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines
+
+
+def _fastest(rows: Sequence[Row]) -> str:
+    found = [(row.measurement.median_ns, row.key.case) for row in rows if row.measurement is not None]
+    return f"{duration(min(found)[0])} ({min(found)[1]})" if found else NOTHING
 
 
 def _latency(report: BenchReport) -> list[str]:

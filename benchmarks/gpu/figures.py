@@ -12,6 +12,7 @@ from fcn_deploy.parity.tolerance import TIERS
 
 _TO_LABELS = "pixels to labels"
 _LARGE_BATCH = 16
+_COLUMNS = ("figure", "at least", "found", "rows", "")
 _NODE_COLUMNS = ("node", "operator", "time", "of the run", "multiply-adds", "of limit")
 
 
@@ -58,10 +59,15 @@ def figures(report: BenchReport) -> tuple[Figure, ...]:
     )
 
 
+def figure_table(report: BenchReport) -> list[str]:
+    """The figures as lines of Markdown."""
+    return _table(_COLUMNS, [figure.cells for figure in figures(report)])
+
+
 def markdown(report: BenchReport) -> str:
     """Figures, tiers, nodes and what was not measured as Markdown."""
     tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (
-        ("Figures", ("figure", "at least", "found", "rows", ""), [figure.cells for figure in figures(report)]),
+        ("Figures", _COLUMNS, [figure.cells for figure in figures(report)]),
         ("Errors by arithmetic", ("tier", "rows", "largest error / range", "bound", "flips"), _tiers(report)),
         *(
             (f"Nodes of {row.key.network}, {row.key.case}: {_sum_of_nodes(row)}", _NODE_COLUMNS, node_rows(report, row))

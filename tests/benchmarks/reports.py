@@ -32,6 +32,13 @@ def row(case: str, *milliseconds: float, batch: int = 1, provider: str = "cpu") 
     )
 
 
+def half(case: str, *milliseconds: float, batch: int = 1, to_labels: bool = False) -> Row:
+    """A row of FCN-8s in fp16 on a GPU."""
+    made = row(case, *milliseconds, batch=batch, provider="cuda")
+    network = "FCN-8s fp16 pixels to labels" if to_labels else "FCN-8s fp16"
+    return replace(made, key=replace(made.key, network=network), precision="fp16")
+
+
 def report(*rows: Row, **changes: object) -> BenchReport:
     ceilings = Ceilings(2e10, {"fp32": 9e10})
     made = BenchReport(ENVIRONMENT, PROTOCOL, rows, ceilings)

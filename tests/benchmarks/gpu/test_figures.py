@@ -4,16 +4,8 @@ import pytest
 
 from benchmarks.gpu.figures import figures, markdown
 from benchmarks.profile import NodeTime
-from benchmarks.results import Row
 from benchmarks.roofline import Ceilings, Work
-from tests.benchmarks.reports import report, row
-
-
-def half(case: str, *milliseconds: float, batch: int = 1, to_labels: bool = False) -> Row:
-    made = row(case, *milliseconds, batch=batch, provider="cuda")
-    network = "FCN-8s fp16 pixels to labels" if to_labels else "FCN-8s fp16"
-    return replace(made, key=replace(made.key, network=network), precision="fp16")
-
+from tests.benchmarks.reports import half, report
 
 ROWS = (
     half("compile-fp16", 1.5, 1.5, 1.5),
