@@ -21,10 +21,10 @@ _KEPT_NODES = 12
 class Contender:
     """A row that takes its turns. Whatever goes wrong in its process ends this row and no other."""
 
-    def __init__(self, job: Job, key: RowKey, work: Work, log: Path) -> None:
+    def __init__(self, job: Job, key: RowKey, work: Work, log: Path, answer_s: float | None = None) -> None:
         self.case: Case = job.case
         self.key = key
-        self._job, self._work, self._log = job, work, log
+        self._job, self._work, self._log, self._answer_s = job, work, log, answer_s
         self._process: Process | None = None
         self._status, self._problem = Status.PENDING, ""
         self._opened: Opened | None = None
@@ -58,7 +58,8 @@ class Contender:
         """Start its process and let it load the model, without waiting; it takes turns with the rows of `group`."""
         self._group = group
         # A cache of its own, empty: the first run is to show what compiling costs.
-        self._process = Process(self._log, {"TORCHINDUCTOR_CACHE_DIR": str(self._log.with_suffix(".inductor"))})
+        cache = {"TORCHINDUCTOR_CACHE_DIR": str(self._log.with_suffix(".inductor"))}
+        self._process = Process(self._log, cache, self._answer_s)
         self._process.send("open", self._job)
 
     def finish_loading(self) -> None:

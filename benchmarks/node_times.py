@@ -7,6 +7,7 @@ the GPU's cache as far as they fit, as they do behind the node that makes them.
 """
 
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -20,7 +21,6 @@ from onnx import helper, numpy_helper
 
 from benchmarks import timing
 from benchmarks.profile import NodeTime, node_events
-from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.runtime.ort import OrtRunner
 from fcn_deploy.runtime.ort_options import OrtOptions
 from fcn_deploy.runtime.provider import Provider
@@ -63,7 +63,7 @@ class _Tensor:
             return self.content
         dtype = helper.tensor_dtype_to_np_dtype(self.kind)
         scaled = _NOISE * (0.1 if np.issubdtype(dtype, np.floating) else 20.0)
-        return np.resize(np.abs(scaled) if dtype.kind == "u" else scaled, self.shape).astype(dtype)
+        return np.resize((np.abs(scaled) if dtype.kind == "u" else scaled).astype(dtype), self.shape)
 
 
 @dataclass(frozen=True)
@@ -78,28 +78,30 @@ class _Graph:
         return [(name, self.values[name]) for name in dict.fromkeys(names) if name]
 
 
-def time_nodes(path: Path, options: OrtOptions, seconds: float) -> NodeTimes:
+def time_nodes(path: Path, options: OrtOptions, seconds: float, limit_s: float = float("inf")) -> NodeTimes:
     """Time every node of a model.
 
     Args:
         path: the model.
         options: how it is run; on CUDA its nodes are captured in any case.
         seconds: of samples, for each of a node's two graphs.
+        limit_s: after which no further node is begun.
 
     Raises:
         ProviderError: the provider asked for would not run.
         BundleError: ONNX Runtime refuses the model.
     """
-    nodes, problems = [], {}
+    nodes, problems, end = [], {}, time.monotonic() + limit_s
     with tempfile.TemporaryDirectory() as folder:
         graph = _as_run(path, options, Path(folder))
         for node in graph.model.graph.node:
-            try:
-                taken = _time_of(node, graph, options, seconds, Path(folder))
-            except (FcnDeployError, RuntimeError, ValueError, TypeError) as error:
-                problems[node.name] = str(error).splitlines()[0]
+            if time.monotonic() > end:
+                problems[node.name] = "there was no time for it"
                 continue
-            nodes.append(_described(node, taken, graph))
+            try:
+                nodes.append(_timed(node, graph, options, seconds, Path(folder)))
+            except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
+                problems[node.name] = (str(error).splitlines() or [type(error).__name__])[0]
     return NodeTimes(tuple(nodes), problems)
 
 
@@ -116,25 +118,31 @@ def _as_run(path: Path, options: OrtOptions, folder: Path) -> _Graph:
         content = numpy_helper.to_array(tensor) if inline else None
         values[tensor.name] = _Tensor(tensor.data_type, tuple(tensor.dims), content)
     for node in model.graph.node:
-        made = events[node.name][0]["args"]["output_type_shape"]
-        values |= {name: _of_event(shape) for name, shape in zip(node.output, made, strict=False) if name}
+        for event in events.get(node.name, ())[:1]:
+            made = zip(node.output, event["args"]["output_type_shape"], strict=False)
+            values |= {name: _of_event(shape) for name, shape in made if name}
     return _Graph(model, values)
 
 
-def _time_of(node: onnx.NodeProto, graph: _Graph, options: OrtOptions, seconds: float, folder: Path) -> float:
-    """Nanoseconds of one run of a node."""
-    captured = options.provider is Provider.CUDA
-    path, how = folder / "node.onnx", replace(options, cuda_graph=captured, optimizations=False)
+def _timed(node: onnx.NodeProto, graph: _Graph, options: OrtOptions, seconds: float, folder: Path) -> NodeTime:
+    how = replace(options, cuda_graph=options.provider is Provider.CUDA, optimizations=False)
     medians = []
     for copies in (1, COPIES):
+        path = folder / f"node-{copies}.onnx"
         onnx.save(_repeated(node, copies, graph), path)
-        with OrtRunner(path, how) as runner:
-            bound = runner.bind()
-            bound.upload({spec.name: graph.values[spec.name].noise() for spec in runner.inputs})
-            for _ in range(_WARM_UPS):
-                bound.run()
-            medians.append(float(np.median(timing.sample(bound.run, seconds))))
-    return max(0.0, (medians[1] - medians[0]) / (COPIES - 1))
+        medians.append(_median_ns(path, graph, how, seconds))
+    taken = max(0.0, (medians[1] - medians[0]) / (COPIES - 1))
+    moved = sum(tensor.nbytes for _, tensor in graph.named((*node.input, *node.output)))
+    return NodeTime(node.name, node.op_type, taken, _multiply_adds(node, graph.values), moved)
+
+
+def _median_ns(path: Path, graph: _Graph, options: OrtOptions, seconds: float) -> float:
+    with OrtRunner(path, options) as runner:
+        bound = runner.bind()
+        bound.upload({spec.name: graph.values[spec.name].noise() for spec in runner.inputs})
+        for _ in range(_WARM_UPS):
+            bound.run()
+        return float(np.median(timing.sample(bound.run, seconds)))
 
 
 def _repeated(node: onnx.NodeProto, copies: int, graph: _Graph) -> onnx.ModelProto:
@@ -157,11 +165,6 @@ def _copy(node: onnx.NodeProto, number: int) -> onnx.NodeProto:
     copy.name = f"{node.name}/{number}"
     copy.output[:] = [f"{name}/{number}" if name else "" for name in node.output]
     return copy
-
-
-def _described(node: onnx.NodeProto, taken: float, graph: _Graph) -> NodeTime:
-    moved = sum(tensor.nbytes for _, tensor in graph.named((*node.input, *node.output)))
-    return NodeTime(node.name, node.op_type, taken, _multiply_adds(node, graph.values), moved)
 
 
 def _multiply_adds(node: onnx.NodeProto, values: Mapping[str, _Tensor]) -> int:

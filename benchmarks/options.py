@@ -21,6 +21,7 @@ class BenchOptions:
         threads: cores that every row may use, and no more; None is all there are.
         checkpoint: what the bundles were exported from, if from one.
         command: what was typed, for the record.
+        answer_s: seconds after which a row that does not answer is given up; None waits for ever.
     """
 
     provider: Provider = Provider.CPU
@@ -30,6 +31,7 @@ class BenchOptions:
     threads: int | None = None
     checkpoint: Path | None = None
     command: tuple[str, ...] = ()
+    answer_s: float | None = None
 
 
 @dataclass(frozen=True)

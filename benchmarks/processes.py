@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -25,10 +26,11 @@ class Process:
     Args:
         log: file for what it prints.
         variables: environment variables besides this process's own.
+        limit_s: seconds after which it is ended when it has not answered; None waits for ever.
     """
 
-    def __init__(self, log: Path, variables: Mapping[str, str] | None = None) -> None:
-        self._log = log
+    def __init__(self, log: Path, variables: Mapping[str, str] | None = None, limit_s: float | None = None) -> None:
+        self._log, self._limit_s = log, limit_s
         # The same packages as here, and none that lie about in the working directory (-P).
         packages = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         environment = HUGE_PAGES | os.environ | packages | dict(variables or {})
@@ -72,8 +74,12 @@ class Process:
         Raises:
             FcnDeployError: the worker raised it.
         """
+        answers = self._process.stdout
+        if answers is None or not select.select([answers], [], [], self._limit_s)[0]:
+            self.close()
+            return Failure(False, f"its process gave no answer within {self._limit_s:g} s")
         try:
-            answer = pickle.load(self._process.stdout)  # type: ignore[arg-type] # noqa: S301 - our own process
+            answer = pickle.load(answers)  # noqa: S301 - our own process
         except (EOFError, pickle.UnpicklingError):
             return self._death()
         if isinstance(answer, FcnDeployError):

@@ -92,7 +92,8 @@ class Schedule:
         for case in (case.on(bundle.info, engine) for case in cases):
             job = Job(case, workspace, self._options.provider, self._cores)
             key = RowKey(network_name(bundle.info), workspace.shape, case.name, str(self._options.provider))
-            contender = Contender(job, key, _work(workspace, bundle, case), workspace.folder / f"{case.name}.log")
+            log, work = workspace.folder / f"{case.name}.log", _work(workspace, bundle, case)
+            contender = Contender(job, key, work, log, self._options.answer_s)
             reason = problem or missing_runtime(case.runtime) or problem_with(case, bundle.info)
             if case.graph is Graph.ENGINE:
                 reason = reason or engine_problem
@@ -170,9 +171,9 @@ def distinct(bundle: Bundle, cases: Sequence[Case]) -> tuple[Case, ...]:
 
 
 @contextlib.contextmanager
-def own_process(log: Path) -> Iterator[Process]:
-    """A worker process for as long as the block lasts."""
-    process = Process(log)
+def own_process(log: Path, limit_s: float | None = None) -> Iterator[Process]:
+    """A worker process for as long as the block lasts; see `Process` for the limit."""
+    process = Process(log, limit_s=limit_s)
     try:
         yield process
     finally:

@@ -25,6 +25,8 @@ from fcn_deploy.runtime.ort_options import OrtOptions
 from fcn_deploy.runtime.provider import Provider
 
 if TYPE_CHECKING:
+    from benchmarks.gpu.bundles import Exports
+    from benchmarks.gpu.plan import Entry
     from benchmarks.node_times import NodeTimes
 
 PROFILED_RUNS = 2
@@ -109,11 +111,21 @@ class Worker:
         _stay_on(cores)
         return measure_ceilings(provider, precisions, len(cores) or None, seconds)
 
-    def node_times(self, path: Path, options: OrtOptions, seconds: float) -> "NodeTimes":
+    def node_times(self, path: Path, options: OrtOptions, seconds: float, limit_s: float) -> "NodeTimes":
         """Times of a model's nodes, each run alone."""
         from benchmarks.node_times import time_nodes
 
-        return time_nodes(path, options, seconds)
+        return time_nodes(path, options, seconds, limit_s)
+
+    def make_bundle(self, entry: "Entry", exports: "Exports", cores: tuple[int, ...]) -> Workspace:
+        """Export a bundle, and make what its rows share."""
+        import torch
+
+        from benchmarks.gpu.bundles import make
+
+        _stay_on(cores)
+        torch.set_num_threads(len(cores))
+        return make(entry, exports)
 
     def _feeds(self, index: int) -> Arrays:
         given = self._job.workspace.inputs()[index]

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.gpu import figures
+from benchmarks.gpu.checks import doctor
 from benchmarks.gpu.matrix import Matrix, MatrixOptions
 from benchmarks.gpu.plan import PLAN
 from benchmarks.options import BenchOptions
@@ -23,6 +24,8 @@ from fcn_deploy.staging import staged_file
 from fcn_deploy.steps import Advance
 
 _MINUTES = 8.0
+# A row that has not answered for so long hangs: torch.compile's first run takes a minute or two.
+_ANSWER_S = 180.0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,18 +36,23 @@ def main(arguments: Sequence[str]) -> int:
         protocol = Protocol(given.duration, warmup_s=min(0.3, given.duration))
         options = MatrixOptions(
             given.output,
-            BenchOptions(given.provider, protocol=protocol, command=command),
+            BenchOptions(given.provider, protocol=protocol, command=command, answer_s=_ANSWER_S),
             PLAN[: given.bundles],
             given.minutes * 60,
             given.size,
             given.channel_divisor,
             checks=not given.no_checks,
         )
-        matrix = Matrix(options, _say_step)
         given.output.mkdir(parents=True, exist_ok=True)
-        matrix.measure(write)
-        if matrix.report.rows:
-            write_page([matrix.report], given.output / "latency.html")
+        if options.checks:
+            with _say_step("doctor"):
+                doctor(given.output)
+        matrix = Matrix(options, _say_step)
+        try:
+            matrix.measure(write)
+        finally:
+            if matrix.report.rows:
+                write_page([matrix.report], given.output / "latency.html")
     except FcnDeployError as error:
         _say(f"error: {error}")
         return error.exit_code

@@ -1,16 +1,19 @@
 """Exports the bundles of a plan and makes what their rows share, in processes beside each other."""
 
-import multiprocessing
+import contextlib
 import os
-import sys
-from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.queues import Queue
 from pathlib import Path
+from queue import SimpleQueue
+from typing import cast
 
 from benchmarks.gpu.plan import Entry
+from benchmarks.messages import Failure
 from benchmarks.preparation import prepare
+from benchmarks.processes import Process
 from benchmarks.schedule import graphs_of
 from benchmarks.workspace import Workspace, workspace_of
 from exporters.export_options import ExportOptions
@@ -19,10 +22,14 @@ from exporters.optimize import Target
 from exporters.pipeline import export
 from exporters.reduce import PrecisionOptions, default_opset
 from fcn_deploy.bundle import open_bundle
+from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.model_info import Head, ImageInput
 from fcn_deploy.runtime.provider import Provider
 
 CORES_PER_PROCESS = 4
+# So many of the plan's bundles are made before any other.
+_MADE_FIRST = 3
+_LARGE_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -70,16 +77,11 @@ def make(entry: Entry, exports: Exports) -> Workspace:
     return workspace
 
 
-def _make_or_tell(entry: Entry, exports: Exports) -> Workspace | str:
-    """The workspace, or why there is none: errors of this package need not survive the way between processes."""
-    try:
-        return make(entry, exports)
-    except Exception as error:  # whatever goes wrong with one bundle leaves the others
-        return f"{type(error).__name__}: {error}"
-
-
 class BundleMaker:
-    """Makes all bundles of a plan, those of large batches first because they take longest; a context manager.
+    """Makes all bundles of a plan, each in a process of its own share of the cores; a context manager.
+
+    The first ones and those of large batches, which take longest, are begun first. A process that dies ends its bundle
+    and no other.
 
     Args:
         plan: the bundles.
@@ -88,39 +90,58 @@ class BundleMaker:
     """
 
     def __init__(self, plan: Sequence[Entry], exports: Exports, cores: Sequence[int]) -> None:
-        spawn = multiprocessing.get_context("spawn")
+        self._exports = exports
+        self._shares: SimpleQueue[tuple[int, ...]] = SimpleQueue()
+        self._processes: dict[tuple[int, ...], Process] = {}
+        self._closed = False
         shares = [tuple(cores[i : i + CORES_PER_PROCESS]) for i in range(0, len(cores), CORES_PER_PROCESS)]
-        given: Queue[tuple[int, ...]] = spawn.Queue()
         for share in shares:
-            given.put(share)
-        self._pool = ProcessPoolExecutor(len(shares), spawn, _stay_on, (given,))
-        first = sorted(plan, key=lambda entry: entry.batch <= CORES_PER_PROCESS)
+            self._shares.put(share)
+        self._threads = ThreadPoolExecutor(len(shares))
+        first = sorted(plan, key=lambda entry: (plan.index(entry) >= _MADE_FIRST, entry.batch < _LARGE_BATCH))
         self.futures: dict[Entry, Future[Workspace | str]] = {
-            entry: self._pool.submit(_make_or_tell, entry, exports) for entry in first
+            entry: self._threads.submit(self._made, entry) for entry in first
         }
 
     def __enter__(self) -> "BundleMaker":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.kill()
+        self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in list(self._processes.values()):
+            process.close()
+        self._threads.shutdown()
 
-    def outcome(self, entry: Entry) -> Workspace | str | None:
-        """The workspace of a bundle, or why there is none; None while it is being made."""
-        future = self.futures[entry]
-        if not future.done():
-            return None
-        error = future.exception()
-        return future.result() if error is None else f"its process ended: {error}"
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is being made for as long as the block lasts."""
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
 
+    def _signal(self, number: signal.Signals) -> None:
+        for process in list(self._processes.values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
 
-def _stay_on(given: "Queue[tuple[int, ...]]") -> None:
-    """Bind this process to the next share of the cores."""
-    import torch
-
-    share = given.get()
-    if sys.platform == "linux":
-        os.sched_setaffinity(0, share)
-    torch.set_num_threads(len(share))
+    def _made(self, entry: Entry) -> Workspace | str:
+        """The workspace of a bundle, or why there is none."""
+        share = self._shares.get()
+        try:
+            if self._closed:
+                return "the run is over"
+            process = self._processes.get(share) or Process(self._exports.folder / f"exports-{share[0]}.log")
+            self._processes[share] = process
+            answer = process.call("make_bundle", entry, self._exports, share)
+        except FcnDeployError as error:
+            return error.problem
+        finally:
+            self._shares.put(share)
+        if isinstance(answer, Failure):
+            # Whether it died or not, the next bundle gets a new one.
+            self._processes.pop(share).close()
+            return answer.message
+        return cast("Workspace | str", answer)

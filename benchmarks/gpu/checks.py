@@ -19,11 +19,13 @@ _MOST_PROCESSES = 4
 _FOLDERS = ("tests/fcn_deploy/runtime", "tests/benchmarks/test_node_times.py")
 
 
-def doctor(output: Path) -> None:
-    """Write what `fcn-deploy doctor` finds."""
+def doctor(output: Path, seconds: float = 60.0) -> None:
+    """Write what `fcn-deploy doctor` finds, or what it has printed within `seconds`."""
     command = [sys.executable, "-m", "fcn_deploy", "doctor"]
-    found = subprocess.run(command, env=os.environ | _path(), capture_output=True, text=True, check=False)  # noqa: S603 - our own command
-    (output / DOCTOR_FILE).write_text(found.stdout + found.stderr, encoding="utf-8")
+    with (output / DOCTOR_FILE).open("wb") as log, contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(  # noqa: S603 - our own command
+            command, env=os.environ | _path(), stdout=log, stderr=subprocess.STDOUT, timeout=seconds, check=False
+        )
 
 
 def run_gpu_tests(output: Path, seconds: float) -> None:

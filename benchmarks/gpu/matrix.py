@@ -1,7 +1,7 @@
 """The rows of a plan on one GPU, bundle by bundle, in whatever time there is.
 
 What was measured is written after every bundle, so that a run that is cut short keeps what it had. While the first rows
-run, later bundles are still being exported, on other cores; rows that work on the host wait until that is over.
+run, later bundles are still being exported, on other cores; that pauses while rows work on the host.
 """
 
 import shutil
@@ -9,19 +9,18 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from benchmarks import environment
-from benchmarks.cases import Precision
+from benchmarks.cases import Precision, Runtime
 from benchmarks.gpu.bundles import BundleMaker, Exports
-from benchmarks.gpu.checks import doctor, run_gpu_tests
+from benchmarks.gpu.checks import run_gpu_tests
 from benchmarks.gpu.plan import PLAN, Entry
 from benchmarks.gpu_state import visible_gpus
 from benchmarks.messages import Failure
 from benchmarks.options import BenchOptions
-from benchmarks.processes import Process
 from benchmarks.profile import NodeTime
 from benchmarks.results import BenchReport, Row, RowKey
 from benchmarks.schedule import Schedule, network_name, own_process
@@ -39,6 +38,8 @@ _ROW_CORES = 6
 _TESTS_SHARE = 0.4
 # Kept for the times of nodes, each of which is sampled twice for so long.
 _NODES_S, _NODE_SAMPLES_S = 45.0, 0.02
+# What a row takes until one is known to take longer, and what compiling one takes besides.
+_ROW_S, _COMPILING_S = 5.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class MatrixOptions:
         seconds: after which no further bundle is begun.
         size: height and width of the input in pixels.
         channel_divisor: more than 1 for a quick stand-in.
-        checks: first write what `fcn-deploy doctor` finds and what the tests for GPUs give.
+        checks: first run the tests for GPUs, and write what they print.
     """
 
     output: Path
@@ -90,7 +91,7 @@ class Matrix:
         self._run = Schedule(self.options.bench, self._row_cores, len(self._plan), lambda _: None)
         self._nodes: tuple[NodeTime, ...] = ()
         self._profiled: RowKey | None = None
-        self._longest_row_s = 0.0
+        self._row_s = _ROW_S
         self._interrupted = False
 
     @property
@@ -111,81 +112,90 @@ class Matrix:
         return BenchReport(self._environment | found, protocol, rows, self._run.ceilings, self._interrupted)
 
     def measure(self, on_bundle: "Callable[[Matrix], None]") -> None:
-        """Check, measure, time nodes; `on_bundle` is called after every bundle. An interruption ends the run."""
-        options = self.options
+        """Run the tests, measure, time nodes; `on_bundle` is called after every bundle, and at the end.
+
+        An interruption ends the run.
+        """
+        options, provider = self.options, self.options.bench.provider
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            exports = Exports(folder, options.bench.provider, options.size, options.channel_divisor)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+            exports = Exports(folder, provider, options.size, options.channel_divisor)
             maker = stack.enter_context(BundleMaker(self._plan, exports, self._other_cores))
             gauge = stack.enter_context(own_process(folder / "ceilings.log"))
-            precisions = {case.precision for entry in self._plan for case in entry.cases(options.bench.provider)}
-            if options.bench.provider is not Provider.CPU:
+            precisions = {case.precision for entry in self._plan for case in entry.cases(provider)}
+            if provider is not Provider.CPU:
                 precisions |= {Precision(entry.precision) for entry in self._plan}
             try:
-                self._check()
+                if options.checks:
+                    with self.on_step("tests for GPUs; meanwhile the first exports"):
+                        run_gpu_tests(options.output, self.left_s * _TESTS_SHARE)
                 with self.on_step("measure what the device can do at best"):
                     self._run.measure_ceilings(gauge, precisions)
                 self._measure_all(maker, on_bundle)
-                self._time_nodes(maker, gauge)
+                self._time_nodes(maker, folder)
                 self._run.measure_ceilings(gauge, precisions)
             except KeyboardInterrupt:
                 self._interrupted = True
             on_bundle(self)
-
-    def _check(self) -> None:
-        if self.options.checks:
-            with self.on_step("doctor, tests for GPUs; meanwhile the first exports"):
-                doctor(self.options.output)
-                run_gpu_tests(self.options.output, self.left_s * _TESTS_SHARE)
 
     def _measure_all(self, maker: BundleMaker, on_bundle: "Callable[[Matrix], None]") -> None:
         pending = list(self._plan)
         while pending and self.left_s > _NODES_S:
             # Asked for once: the last may be finished between two looks, and the most important come first.
             made = [entry for entry in pending if maker.futures[entry].done()]
-            quiet = len(made) == len(pending)
-            entry = next((entry for entry in made if quiet or (self._apart and not entry.labels)), None)
-            if entry is None:
-                wait([maker.futures[e] for e in pending], min(self.left_s, 1.0), FIRST_COMPLETED)
+            if not made or (not self._apart and len(made) < len(pending)):
+                wait([maker.futures[e] for e in pending if e not in made], min(self.left_s, 1.0), FIRST_COMPLETED)
                 continue
-            pending.remove(entry)
-            self._measure(entry, maker.outcome(entry))
+            pending.remove(made[0])
+            with maker.paused() if made[0].labels else nullcontext():
+                self._measure(made[0], maker.futures[made[0]].result())
             on_bundle(self)
         self.problems |= {str(entry): "there was no time for it" for entry in pending}
 
-    def _measure(self, entry: Entry, made: Workspace | str | None) -> None:
+    def _measure(self, entry: Entry, made: Workspace | str) -> None:
         cases = entry.cases(self.options.bench.provider)
-        if not isinstance(made, Workspace):
+        compiling = _COMPILING_S * sum(case.runtime is Runtime.COMPILE for case in cases)
+        if isinstance(made, str):
             self.problems[str(entry)] = f"it could not be made: {made}"
-            return
-        if self.left_s - _NODES_S < self._longest_row_s * len(cases):
+        elif self.left_s - _NODES_S < self._row_s * len(cases) + compiling:
             self.problems[str(entry)] = "there was no time for it"
-            return
-        begun = time.monotonic()
-        with self.on_step(f"{entry}: {len(cases)} rows, {self.left_s:.0f} s left"):
-            try:
-                self._run.measure_bundle(open_bundle(made.model_path.parent), cases, made)
-            except FcnDeployError as error:
-                self.problems[str(entry)] = error.problem
-        self._longest_row_s = max(self._longest_row_s, (time.monotonic() - begun) / len(cases))
-        if entry is not self._plan[0]:
-            shutil.rmtree(made.folder)
+        else:
+            begun, before = time.monotonic(), len(self._run.all_rows())
+            with self.on_step(f"{entry}: {len(cases)} rows, {self.left_s:.0f} s left"):
+                try:
+                    self._run.measure_bundle(open_bundle(made.model_path.parent), cases, made)
+                except Exception as error:  # whatever goes wrong with one bundle leaves the others
+                    self.problems[str(entry)] = f"{type(error).__name__}: {error}"
+            first_s = [row.measurement.first_ns / 1e9 for row in self._run.all_rows()[before:] if row.measurement]
+            # Compiling is by far the longest of first runs, and says nothing about the next bundle.
+            taken = time.monotonic() - begun - (max(first_s, default=0.0) if compiling else 0.0)
+            self._row_s = max(self._row_s, taken / len(cases))
+            if entry is not self._plan[0]:
+                shutil.rmtree(made.folder, ignore_errors=True)
 
-    def _time_nodes(self, maker: BundleMaker, process: Process) -> None:
+    def _time_nodes(self, maker: BundleMaker, folder: Path) -> None:
         """The nodes of the first bundle's last row."""
         entry, provider = self._plan[0], self.options.bench.provider
-        made, case = maker.outcome(entry), entry.cases(provider)[-1]
-        if not isinstance(made, Workspace) or self.left_s < 0:
+        future, case = maker.futures[entry], entry.cases(provider)[-1]
+        made = future.result() if future.done() else "not made in time"
+        if isinstance(made, str) or self.left_s < 0:
             return
-        with self.on_step(f"times of the nodes of {entry}, {case.name}"):
-            options = OrtOptions(provider, nhwc=case.nhwc)
-            answer = process.call("node_times", made.model_path, options, _NODE_SAMPLES_S)
+        with (
+            self.on_step(f"times of the nodes of {entry}, {case.name}"),
+            maker.paused(),
+            own_process(folder / "nodes.log", 2 * _NODES_S) as process,
+        ):
+            how = OrtOptions(provider, nhwc=case.nhwc)
+            try:
+                answer = process.call("node_times", made.model_path, how, _NODE_SAMPLES_S, _NODES_S)
+            except FcnDeployError as error:
+                answer = Failure(False, error.problem)
         if isinstance(answer, Failure):
             self.problems["times of nodes"] = answer.message
-        else:
-            self.problems |= {f"node {name}": problem for name, problem in answer.problems.items()}
-            self._profiled = RowKey(network_name(made.info), made.shape, case.name, str(provider))
-            self._nodes = answer.nodes
+            return
+        self.problems |= {f"node {name}": problem for name, problem in answer.problems.items()}
+        self._profiled = RowKey(network_name(made.info), made.shape, case.name, str(provider))
+        self._nodes = answer.nodes
 
     def _with_nodes(self, row: Row) -> Row:
         return replace(row, nodes=self._nodes) if row.key == self._profiled else row

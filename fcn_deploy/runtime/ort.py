@@ -6,6 +6,7 @@ that is an error: the provider that was asked for runs every node, or nothing do
 
 import contextlib
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -212,12 +213,21 @@ def _session(model: bytes, options: OrtOptions, session: ort.SessionOptions | No
 def _session_options(options: OrtOptions) -> ort.SessionOptions:
     session = ort.SessionOptions()
     session.log_severity_level = _SILENT
-    session.intra_op_num_threads = options.threads or 0
+    session.intra_op_num_threads = options.threads or _allowed_threads()
     if not options.optimizations:
         session.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     for key, value in options.session_config().items():
         session.add_session_config_entry(key, value)
     return session
+
+
+def _allowed_threads() -> int:
+    """As many threads as cores, where this process may not use all; 0 leaves it to ONNX Runtime.
+
+    That would start one per core of the machine and bind each to its own, whatever the process was bound to.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    return allowed if allowed < (os.cpu_count() or 1) else 0
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 import fcn_deploy as fd
 from benchmarks import node_times
@@ -67,7 +68,7 @@ def test_a_node_that_cannot_run_alone_leaves_the_others(shared_bundle: Path, mon
 
     def refused(node: onnx.NodeProto, copies: int, graph: node_times._Graph) -> onnx.ModelProto:
         if node.op_type == "Add":
-            raise ValueError("no such thing\nat all")
+            raise Fail("no such thing\nat all")
         return repeated(node, copies, graph)
 
     monkeypatch.setattr(node_times, "_repeated", refused)
@@ -78,6 +79,13 @@ def test_a_node_that_cannot_run_alone_leaves_the_others(shared_bundle: Path, mon
     assert len(found.problems) == 2
     assert "Add" not in {node.operator for node in found.nodes}
     assert "ConvTranspose" in {node.operator for node in found.nodes}
+
+
+def test_nodes_for_which_there_is_no_time_are_named(shared_bundle: Path) -> None:
+    found = time_nodes(shared_bundle / "model.onnx", OrtOptions(), 0.0, limit_s=0.0)
+
+    assert found.nodes == ()
+    assert set(found.problems.values()) == {"there was no time for it"}
 
 
 @pytest.mark.gpu

@@ -52,6 +52,17 @@ def test_a_killed_process_is_a_failure(log: Path, number: int, out_of_memory: bo
     process.close()
 
 
+def test_a_process_that_hangs_is_given_up(log: Path) -> None:
+    process = Process(log, limit_s=0.2)
+    os.kill(process.pid, signal.SIGSTOP)
+
+    answer = process.call("peak_bytes")
+
+    assert answer == Failure(False, "its process gave no answer within 0.2 s")
+    assert not Path(f"/proc/{process.pid}").exists()
+    process.close()
+
+
 def test_ctrl_c_does_not_reach_it(log: Path) -> None:
     process = Process(log)
     process.call("peak_bytes")

@@ -1,6 +1,8 @@
 """Bound inputs and outputs, node placement, threads: on a CPU here, the same on a GPU where there is one."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,22 @@ def test_pinned_threads_stay_on_their_cores(shared_bundle: Path) -> None:
         affinities = [os.sched_getaffinity(task) for task in new]
 
     assert {cores[1]} in affinities
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no affinities")
+def test_threads_stay_on_the_cores_that_the_process_may_use(shared_bundle: Path) -> None:
+    """By itself ONNX Runtime starts a thread per core of the machine, and binds each to its own."""
+    code = (
+        "import os, sys; from pathlib import Path; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from fcn_deploy.runtime.ort import OrtRunner\n"
+        "with OrtRunner(Path(sys.argv[1])):\n"
+        "    print({min(os.sched_getaffinity(int(t.name))) for t in Path('/proc/self/task').iterdir()})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, shared_bundle / "model.onnx"], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.strip() == str({min(os.sched_getaffinity(0))})
 
 
 def test_clashing_wheels_stop_every_run(shared_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
