@@ -30,8 +30,8 @@ def doctor(output: Path, seconds: float = 60.0) -> None:
 
 def run_gpu_tests(output: Path, seconds: float) -> None:
     """Run the tests marked `gpu`, for at most `seconds`, and write what they print."""
-    processes = min(_MOST_PROCESSES, len(available_cores()))
-    parallel = ("-n", str(processes)) if importlib.util.find_spec("xdist") is not None else ()
+    processes = min(_MOST_PROCESSES, len(available_cores()) // 2)
+    parallel = ("-n", str(processes)) if processes > 1 and importlib.util.find_spec("xdist") is not None else ()
     command = [sys.executable, *_PYTEST, *parallel, "-p", "no:cacheprovider", *_FOLDERS]
     with (output / TESTS_FILE).open("wb") as log:
         running = subprocess.Popen(  # noqa: S603 - our own command
