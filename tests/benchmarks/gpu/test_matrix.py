@@ -29,42 +29,27 @@ def options(output: Path, seconds: float = 600) -> MatrixOptions:
     return MatrixOptions(output, BenchOptions(Provider.CPU, protocol=QUICK), PLAN, seconds, 96, 16, checks=False)
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
-    matrix = Matrix(options(tmp_path_factory.mktemp("matrix")))
+def test_all_is_measured_in_order_and_a_bundle_that_fails_leaves_the_others(tmp_path: Path) -> None:
+    matrix = Matrix(options(tmp_path))
+
     matrix.measure(write)
-    return matrix
 
-
-def test_every_bundle_is_measured_in_order_and_one_that_fails_leaves_the_others(measured: Matrix) -> None:
-    rows = measured.report.rows
-
+    rows = matrix.report.rows
     assert [(row.key.network, row.batch, row.key.case) for row in rows] == [
         ("FCN-8s / 16 fp16", 1, "ort"),
         ("FCN-16s / 16 pixels to labels", 2, "ort-e2e"),
     ]
     assert all(row.measurement is not None and row.parity for row in rows)
-    assert measured.problems.keys() == {"FCN-8s fp32, batch 0"}
-    assert "batch 0 is below 1" in measured.problems["FCN-8s fp32, batch 0"]
-
-
-def test_what_was_measured_is_on_disk(measured: Matrix) -> None:
-    output = measured.options.output
-
-    written = read_report(output / "latency.json")
-
-    assert written.rows == measured.report.rows
-    assert written.environment["not_measured"] == measured.problems
-    assert {path.name for path in output.iterdir()} == {"latency.json", "latency.md", "figures.md"}
-    assert "batch 0 is below 1" in (output / "figures.md").read_text()
-
-
-def test_the_nodes_of_the_first_bundles_last_row_are_timed(measured: Matrix) -> None:
-    first = measured.report.rows[0]
-
-    assert first.key.case == "ort"
-    assert "Nodes of FCN-8s / 16 fp16, ort: " in (measured.options.output / "figures.md").read_text()
-    assert {"Conv", "ConvTranspose"} & {node.operator for node in first.nodes}
+    assert matrix.problems.keys() == {"FCN-8s fp32, batch 0"}
+    assert "batch 0 is below 1" in matrix.problems["FCN-8s fp32, batch 0"]
+    # The nodes of the first bundle's last row are timed, and all of it is on disk.
+    assert {"Conv", "ConvTranspose"} & {node.operator for node in rows[0].nodes}
+    written, figures = read_report(tmp_path / "latency.json"), (tmp_path / "figures.md").read_text()
+    assert written.rows == rows
+    assert written.environment["not_measured"] == matrix.problems
+    assert "Nodes of FCN-8s / 16 fp16, ort: " in figures
+    assert "batch 0 is below 1" in figures
+    assert {path.name for path in tmp_path.iterdir()} == {"latency.json", "latency.md", "figures.md"}
 
 
 def test_a_bundle_for_which_there_is_no_time_is_named(tmp_path: Path) -> None:
