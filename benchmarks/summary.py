@@ -3,16 +3,21 @@
 from collections.abc import Mapping, Sequence
 
 from benchmarks import environment
+from benchmarks.cases import Graph
 from benchmarks.comparison import Ratio
 from benchmarks.results import BenchReport, Row, Status
-from benchmarks.table import SUBJECT, bounds, duration, groups
+from benchmarks.table import SUBJECT, bounds, duration, groups, rate
 
 # (how a case is called in a sentence, its name)
 _PEERS = (
     ("ort-plain", "the plainly exported graph in the same runtime"),
+    ("ort-plain-half", "the plainly exported graph in half precision"),
+    ("ort-plain-half-nhwc-graph", "the plainly exported graph in half precision, channels last and captured"),
     ("ort-simplified", "the simplified graph in the same runtime"),
     ("pytorch", "PyTorch eager"),
+    ("pytorch-fp16", "PyTorch eager in half precision"),
     ("compile", "torch.compile"),
+    ("compile-fp16", "torch.compile in half precision"),
     ("openvino", "OpenVINO on the same graph"),
 )
 
@@ -22,10 +27,17 @@ def sentences(report: BenchReport) -> list[str]:
     found = []
     for title, rows in groups(report):
         by_case = {row.key.case: row for row in rows if row.measurement is not None}
-        subject = by_case.get(SUBJECT) or next(iter(by_case.values()), None)
+        subject = by_case.get(SUBJECT) or _fastest(by_case)
         if subject is not None:
             found += [_headline(title, subject), *_against(subject, by_case), *_shares(report, subject, by_case)]
     return [*found, *_doubts(report)]
+
+
+def _fastest(by_case: Mapping[str, Row]) -> Row | None:
+    """Of the rows with the bundle's graph, where there are any."""
+    rows = [row for row in by_case.values() if row.graph == Graph.BUNDLE] or list(by_case.values())
+    found = [(row.measurement.median_ns, row.key.case) for row in rows if row.measurement is not None]
+    return by_case[min(found)[1]] if found else None
 
 
 def _headline(title: str, row: Row) -> str:
@@ -34,7 +46,7 @@ def _headline(title: str, row: Row) -> str:
         return ""
     return (
         f"{title}: {row.runtime} takes {duration(measured.median_ns)} per run of the {row.graph} graph "
-        f"(95 % sure: {bounds(measured)}), {row.images_per_s:.3g} images per second."
+        f"(95 % sure: {bounds(measured)}), {rate(row)} images per second."
     )
 
 

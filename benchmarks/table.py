@@ -7,8 +7,8 @@ from benchmarks.comparison import Ratio
 from benchmarks.results import BenchReport, Row, RowKey, Status
 from benchmarks.timing import Measurement
 
-# What is shipped, and what it is compared with.
-SUBJECT, BASELINE = "ort", "ort-plain"
+# What is shipped, and what it is compared with: the first of these that was measured.
+SUBJECT, BASELINES = "ort", ("ort-plain", "ort-plain-half", "ort-plain-half-nhwc-graph")
 COLUMNS = (
     "row", "computes", "median", "95 % interval", "time ratio", "images/s", "of limit", "tail", "first run", "memory",
     "parity", "note",
@@ -30,8 +30,9 @@ def title_of(key: RowKey) -> str:
 
 def baseline_of(rows: Sequence[Row]) -> Row | None:
     """The row that the others are divided by: the plain graph in ONNX Runtime, or else the first that was measured."""
-    measured = [row for row in rows if row.measurement is not None]
-    return next((row for row in measured if row.key.case == BASELINE), measured[0] if measured else None)
+    measured = {row.key.case: row for row in rows if row.measurement is not None}
+    plain = [measured[case] for case in BASELINES if case in measured]
+    return next(iter([*plain, *measured.values()]), None)
 
 
 def cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[str, ...]:
@@ -46,7 +47,7 @@ def cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[str, ...
         duration(measured.median_ns),
         bounds(measured),
         ratio(row, baseline),
-        f"{row.images_per_s:.3g}",
+        rate(row),
         f"{share:.0%}" if share is not None else NOTHING,
         tail(measured),
         duration(measured.first_ns),
@@ -99,6 +100,14 @@ def duration(nanoseconds: float) -> str:
         if nanoseconds >= size:
             return f"{_three_digits(nanoseconds / size)} {unit}"
     return f"{nanoseconds:.0f} ns"
+
+
+def rate(row: Row) -> str:
+    """Images per second with three digits at least."""
+    found = row.images_per_s
+    if found is None:
+        return NOTHING
+    return f"{found:.3g}" if found < 1000 else f"{found:,.0f}"
 
 
 def bounds(measured: Measurement) -> str:

@@ -8,12 +8,12 @@ import pytest
 
 from benchmarks import table
 from benchmarks.profile import NodeTime
-from benchmarks.report import markdown, page, require_page, write_page
+from benchmarks.report import markdown, markdown_table, page, require_page, write_page
 from benchmarks.results import Row, Status
 from benchmarks.summary import sentences
 from benchmarks.timing import Measurement
 from fcn_deploy import UsageError
-from tests.benchmarks.reports import ENVIRONMENT, report, row
+from tests.benchmarks.reports import ENVIRONMENT, half, report, row
 
 ROWS = (
     row("pytorch", 3000, 3010, 2990, 3005, 2995),
@@ -130,6 +130,23 @@ def test_every_line_of_a_table_has_its_columns() -> None:
 ])  # fmt: skip
 def test_durations_have_three_digits(nanoseconds: float, text: str) -> None:
     assert table.duration(nanoseconds) == text
+
+
+def test_without_the_usual_rows_our_fastest_is_the_subject_and_the_plain_graph_the_measure() -> None:
+    """As for large batches on a GPU, where few rows are measured."""
+    plain, ours = half("ort-plain-half-nhwc-graph", 6.0, 6.0, 6.0), half("ort-nhwc-graph", 0.5, 0.5, 0.5)
+    found = report(half("pytorch-fp16", 9.0, 9.0, 9.0), plain, replace(ours, graph="bundle"))
+
+    first, second = sentences(found)[:2]
+    lines = markdown_table(found, found.rows)
+
+    assert first.startswith(
+        "FCN-8s fp16, 1x3x500x500, cuda: ONNX Runtime 1.31 takes 500 µs per run of the bundle graph"
+    )
+    assert first.endswith(" 2,000 images per second.")
+    assert "12.00 times as fast as the plainly exported graph in half precision, channels last and captured" in second
+    assert "18.00 times as fast as PyTorch eager in half precision" in second
+    assert [line.split(" | ")[4] for line in lines[2:]] == ["1.50 ± 0.00", "1", "0.08 ± 0.00"]
 
 
 def test_the_summary_says_it_plainly() -> None:
