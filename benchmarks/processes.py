@@ -32,8 +32,7 @@ class Process:
     def __init__(self, log: Path, variables: Mapping[str, str] | None = None, limit_s: float | None = None) -> None:
         self._log, self._limit_s = log, limit_s
         # The same packages as here, and none that lie about in the working directory (-P).
-        packages = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        environment = HUGE_PAGES | os.environ | packages | dict(variables or {})
+        environment = HUGE_PAGES | os.environ | same_packages() | dict(variables or {})
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "benchmarks.worker"],
@@ -105,3 +104,8 @@ class Process:
     def _last_words(self) -> str:
         text = self._log.read_bytes()[-_LAST_BYTES:].decode(errors="replace").strip()
         return f": {text.splitlines()[-1][:300]}" if text else ""
+
+
+def same_packages() -> dict[str, str]:
+    """The environment variable that lets another process find the packages that this one finds."""
+    return {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

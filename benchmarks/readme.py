@@ -15,7 +15,7 @@ from benchmarks.comparison import Ratio
 from benchmarks.gpu import figures
 from benchmarks.report import markdown_table
 from benchmarks.results import BenchReport, Row, read_report
-from benchmarks.table import NOTHING, duration, groups
+from benchmarks.table import NOTHING, duration, fastest, groups, markdown_lines
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -72,19 +72,18 @@ def _fastest_rows(report: BenchReport) -> list[str]:
 
     Where rows go from pixels to labels on the host, only these are compared.
     """
-    lines = [f"| {' | '.join(_GPU_COLUMNS)} |", "|" + "---|" * len(_GPU_COLUMNS)]
+    body = []
     for title, rows in groups(report):
         compared = [row for row in rows if row.end_to_end] or rows
         kinds = [[row for row in compared if row.key.case.startswith(starts)] for starts in _GPU_PEERS]
         ours = [row for row in compared if row.graph == Graph.BUNDLE]
-        cells = [_fastest(found) for found in (ours, *kinds)]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    return lines
+        body.append((title, *(_fastest(found) for found in (ours, *kinds))))
+    return markdown_lines(_GPU_COLUMNS, body)
 
 
 def _fastest(rows: Sequence[Row]) -> str:
-    found = [(row.measurement.median_ns, row.key.case) for row in rows if row.measurement is not None]
-    return f"{duration(min(found)[0])} ({min(found)[1]})" if found else NOTHING
+    row = fastest(rows)
+    return f"{duration(row.measurement.median_ns)} ({row.key.case})" if row and row.measurement else NOTHING
 
 
 def _latency(report: BenchReport) -> list[str]:

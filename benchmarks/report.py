@@ -73,7 +73,7 @@ def markdown_table(report: BenchReport, rows: Sequence[Row]) -> list[str]:
     """The lines of one table."""
     baseline = table.baseline_of(rows)
     body = (table.cells(report, row, baseline) for row in rows)
-    return [_line(table.COLUMNS), _line("---" for _ in table.COLUMNS), *(_line(cells) for cells in body)]
+    return table.markdown_lines(table.COLUMNS, body)
 
 
 def facts(report: BenchReport) -> list[tuple[str, str]]:
@@ -194,7 +194,3 @@ def _gpu_during(gpu: dict[str, Any]) -> str:
     units = {"sm_mhz": "MHz SM clock", "memory_mhz": "MHz memory clock", "power_w": "W"}
     parts = [f"{gpu[name][0]:.0f} to {gpu[name][1]:.0f} {unit}" for name, unit in units.items() if name in gpu]
     return ", ".join([*parts, f"throttled: {', '.join(gpu['throttled_by']) or 'never'}"])
-
-
-def _line(cells: Any) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -6,7 +6,7 @@ from benchmarks import environment
 from benchmarks.cases import Graph
 from benchmarks.comparison import Ratio
 from benchmarks.results import BenchReport, Row, Status
-from benchmarks.table import SUBJECT, bounds, duration, groups, rate
+from benchmarks.table import SUBJECT, bounds, duration, fastest, groups, rate
 
 # (how a case is called in a sentence, its name)
 _PEERS = (
@@ -27,17 +27,10 @@ def sentences(report: BenchReport) -> list[str]:
     found = []
     for title, rows in groups(report):
         by_case = {row.key.case: row for row in rows if row.measurement is not None}
-        subject = by_case.get(SUBJECT) or _fastest(by_case)
+        subject = by_case.get(SUBJECT) or fastest(row for row in rows if row.graph == Graph.BUNDLE) or fastest(rows)
         if subject is not None:
             found += [_headline(title, subject), *_against(subject, by_case), *_shares(report, subject, by_case)]
     return [*found, *_doubts(report)]
-
-
-def _fastest(by_case: Mapping[str, Row]) -> Row | None:
-    """Of the rows with the bundle's graph, where there are any."""
-    rows = [row for row in by_case.values() if row.graph == Graph.BUNDLE] or list(by_case.values())
-    found = [(row.measurement.median_ns, row.key.case) for row in rows if row.measurement is not None]
-    return by_case[min(found)[1]] if found else None
 
 
 def _headline(title: str, row: Row) -> str:

@@ -1,6 +1,6 @@
 """A report's rows as text, the same for the terminal, Markdown and the page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from benchmarks.comparison import Ratio
@@ -33,6 +33,17 @@ def baseline_of(rows: Sequence[Row]) -> Row | None:
     measured = {row.key.case: row for row in rows if row.measurement is not None}
     plain = [measured[case] for case in BASELINES if case in measured]
     return next(iter([*plain, *measured.values()]), None)
+
+
+def fastest(rows: Iterable[Row]) -> Row | None:
+    """The row of the lowest median among those that were measured."""
+    found = [(row.measurement.median_ns, row) for row in rows if row.measurement is not None]
+    return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def markdown_lines(columns: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    return [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *body)]
 
 
 def cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[str, ...]:

@@ -136,12 +136,13 @@ class BundleMaker:
             process = self._processes.get(share) or Process(self._exports.folder / f"exports-{share[0]}.log")
             self._processes[share] = process
             answer = process.call("make_bundle", entry, self._exports, share)
+            if isinstance(answer, Failure):
+                # Whether it died or not, the next bundle gets a new one.
+                self._processes.pop(share).close()
+                return answer.message
+            return cast("Workspace", answer)
         except FcnDeployError as error:
             return error.problem
         finally:
+            # Only now, because whoever takes the share takes its process too.
             self._shares.put(share)
-        if isinstance(answer, Failure):
-            # Whether it died or not, the next bundle gets a new one.
-            self._processes.pop(share).close()
-            return answer.message
-        return cast("Workspace | str", answer)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.environment import available_cores
+from benchmarks.processes import same_packages
 from benchmarks.readme import ROOT
 
 DOCTOR_FILE, TESTS_FILE = "doctor.txt", "gpu-tests.txt"
@@ -24,7 +25,12 @@ def doctor(output: Path, seconds: float = 60.0) -> None:
     command = [sys.executable, "-m", "fcn_deploy", "doctor"]
     with (output / DOCTOR_FILE).open("wb") as log, contextlib.suppress(subprocess.TimeoutExpired):
         subprocess.run(  # noqa: S603 - our own command
-            command, env=os.environ | _path(), stdout=log, stderr=subprocess.STDOUT, timeout=seconds, check=False
+            command,
+            env=os.environ | same_packages(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            timeout=seconds,
+            check=False,
         )
 
 
@@ -39,7 +45,7 @@ def run_gpu_tests(output: Path, seconds: float) -> None:
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | _path(),
+            env=os.environ | same_packages(),
             start_new_session=True,  # so that its own processes can be ended with it
         )
         try:
@@ -50,7 +56,3 @@ def run_gpu_tests(output: Path, seconds: float) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)
             running.wait()
-
-
-def _path() -> dict[str, str]:
-    return {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}

@@ -7,7 +7,7 @@ from benchmarks.comparison import Ratio
 from benchmarks.gpu.plan import END_TO_END, PAIRS
 from benchmarks.report import node_rows
 from benchmarks.results import BenchReport, Row
-from benchmarks.table import NOTHING, duration
+from benchmarks.table import NOTHING, duration, fastest, markdown_lines
 from fcn_deploy.parity.tolerance import TIERS
 
 _TO_LABELS = "pixels to labels"
@@ -66,7 +66,7 @@ def figures(report: BenchReport) -> tuple[Figure, ...]:
 
 def figure_table(report: BenchReport) -> list[str]:
     """The figures as lines of Markdown."""
-    return _table(_COLUMNS, [figure.cells for figure in figures(report)])
+    return markdown_lines(_COLUMNS, [figure.cells for figure in figures(report)])
 
 
 def markdown(report: BenchReport) -> str:
@@ -83,14 +83,8 @@ def markdown(report: BenchReport) -> str:
     )
     lines = [f"# {report.machine}", ""]
     for title, columns, body in filter(lambda table: table[-1], tables):
-        lines += [f"## {title}", "", *_table(columns, body), ""]
+        lines += [f"## {title}", "", *markdown_lines(columns, body), ""]
     return "\n".join(lines)
-
-
-def fastest(rows: Mapping[str, Row], names: Sequence[str]) -> Row | None:
-    """The row of the lowest median among those of these names that were measured."""
-    found = [(row.measurement.median_ns, row) for name, row in rows.items() if name in names and row.measurement]
-    return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def _measured(report: BenchReport, batch: int, *, to_labels: bool) -> dict[str, Row]:
@@ -108,12 +102,12 @@ def _measured(report: BenchReport, batch: int, *, to_labels: bool) -> dict[str, 
 
 def _fastest_pair(rows: Mapping[str, Row]) -> tuple[str, str]:
     """Our fastest row, and the plain graph's with the same options."""
-    ours = fastest(rows, [ours for _, ours in PAIRS])
+    ours = fastest(rows[ours] for _, ours in PAIRS if ours in rows)
     return next(((o, p) for p, o in PAIRS if ours is not None and o == ours.key.case), (PAIRS[-1][1], PAIRS[-1][0]))
 
 
 def _times(name: str, least: float, rows: Mapping[str, Row], peer: str, *ours: str) -> Figure:
-    subject = fastest(rows, ours)
+    subject = fastest(rows[case] for case in ours if case in rows)
     if subject is None or peer not in rows:
         return Figure(name, least)
     return Figure(name, least, (peer, subject.key.case), Ratio.of_rows(rows[peer], subject))
@@ -121,7 +115,8 @@ def _times(name: str, least: float, rows: Mapping[str, Row], peer: str, *ours: s
 
 def _share_of_ceiling(report: BenchReport) -> Figure:
     name = f"batch {_LARGE_BATCH} in fp16, share of the measured matrix ceiling"
-    row = fastest(_measured(report, _LARGE_BATCH, to_labels=False), [ours for _, ours in PAIRS])
+    rows = _measured(report, _LARGE_BATCH, to_labels=False)
+    row = fastest(rows[ours] for _, ours in PAIRS if ours in rows)
     share = report.limit_share(row) if row is not None else None
     if row is None or row.measurement is None or share is None:
         return Figure(name, 0.45)
@@ -144,7 +139,3 @@ def _tiers(report: BenchReport) -> list[tuple[str, ...]]:
 def _sum_of_nodes(row: Row) -> str:
     total = duration(sum(node.time_ns for node in row.nodes))
     return f"{total} in all" + (f", {duration(row.measurement.median_ns)} measured" if row.measurement else "")
-
-
-def _table(columns: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *body)]

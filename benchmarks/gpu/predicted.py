@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from benchmarks.table import markdown_lines
 from exporters.onnx import OnnxOptions, export_graph
 from exporters.optimize import Target
 from exporters.passes.cost import Machine, machine_of
@@ -94,7 +95,7 @@ def table(precision: Precision) -> list[str]:
     nothing = Part(0, 0, 0.0, 0.0)
     names = [name for name in other if name != "all"] + ["all"]
     body = [(name, *one.get(name, nothing).cells, *other[name].cells) for name in names]
-    return [f"| {' | '.join(cells)} |" for cells in (_COLUMNS, ["---"] * len(_COLUMNS), *body)]
+    return markdown_lines(_COLUMNS, body)
 
 
 def main(arguments: Sequence[str]) -> None:
