@@ -15,19 +15,17 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from exporters.export_options import ExportOptions
-from exporters.pipeline import export
-from fcn_deploy.geometry import Variant
+from exporters.export import ExportOptions, export
+from fcn_deploy.assets import SAMPLE_CHECKPOINT
+from fcn_deploy.choices import EngineName, Variant
 from fcn_deploy.images import SAMPLE_PHOTO, read_image, resize
 from fcn_deploy.models.weights import WeightsOptions
-from fcn_deploy.prediction.local import predict_locally
-from fcn_deploy.prediction.options import EngineName, PredictOptions
+from fcn_deploy.prediction.options import PredictOptions
 from fcn_deploy.prediction.plan import plan_of, tasks_of
-from fcn_deploy.prediction.run import predict
+from fcn_deploy.prediction.run import predict, predict_locally
 from fcn_deploy.prediction.sinks import FileSink
 from fcn_deploy.prediction.store import LocalStore
 from fcn_deploy.runtime.base import Arrays
-from fcn_deploy.samples import SAMPLE_CHECKPOINT
 from fcn_deploy.segmentation import Segmenter
 
 PHOTOS, MANY, ROUNDS = 40, 2000, 3

@@ -13,14 +13,11 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from benchmarks.sample_accuracy import CALIBRATED, write_scenes
-from benchmarks.scenes import Split
-from exporters.export_options import ExportOptions
-from exporters.optimize import Target
-from exporters.pipeline import export
-from exporters.reduce import PrecisionOptions
-from fcn_deploy.geometry import Variant
+from benchmarks.train_sample import Split
+from exporters.export import ExportOptions, export
+from exporters.precision.reduce import PrecisionOptions
+from fcn_deploy.choices import Precision, Target, Variant
 from fcn_deploy.images import SAMPLE_PHOTO
-from fcn_deploy.model_info import Precision
 from fcn_deploy.parity.inputs import photo_input
 from fcn_deploy.runtime.base import Bound
 from fcn_deploy.runtime.ort import OrtRunner

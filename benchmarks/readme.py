@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.cases import Graph
-from benchmarks.comparison import Ratio
+from benchmarks.engine.cases import Graph
 from benchmarks.gpu import figures
-from benchmarks.report import markdown_table
-from benchmarks.results import BenchReport, Row, read_report
-from benchmarks.table import NOTHING, duration, fastest, groups, markdown_lines
+from benchmarks.report.page import markdown_table
+from benchmarks.report.results import BenchReport, Row, read_report
+from benchmarks.report.table import NOTHING, duration, fastest, groups, markdown_lines
+from benchmarks.stats.comparison import Ratio
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"

@@ -17,14 +17,14 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from exporters.onnx import OnnxOptions, export_graph
-from exporters.optimize import Target
 from exporters.passes.cost import MACHINES
 from exporters.passes.live_window import LiveWindow
 from exporters.rewrite import Totals, rewrite, totals
 from exporters.simplify import simplify
 from fcn_deploy import Geometry, NetworkSpec, Variant
+from fcn_deploy.choices import Target
 from fcn_deploy.images import SAMPLE_PHOTO
-from fcn_deploy.models.init import random_network
+from fcn_deploy.models.weights import random_network
 from fcn_deploy.onnx_file import write_model
 from fcn_deploy.parity.inputs import photo_input
 from fcn_deploy.runtime.ort import OrtRunner

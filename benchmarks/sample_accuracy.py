@@ -14,18 +14,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from benchmarks.scenes import CLASSES, Scene, Split, scene
-from exporters.export_options import ExportOptions
+from benchmarks.train_sample import CLASSES, Scene, Split, scene
+from exporters.export import ExportOptions, export
 from exporters.onnx import OnnxOptions
-from exporters.pipeline import export
-from exporters.reduce import PrecisionOptions, default_opset
-from fcn_deploy.geometry import Variant
+from exporters.precision.reduce import PrecisionOptions, default_opset
+from fcn_deploy.assets import SAMPLE_CHECKPOINT
+from fcn_deploy.choices import Precision, Variant
 from fcn_deploy.metrics import Scores, confusion_matrix
-from fcn_deploy.model_info import Precision
 from fcn_deploy.models.weights import WeightsOptions
-from fcn_deploy.runtime.ends import feed_of, labels_of
+from fcn_deploy.runtime.base import feed_of, labels_of
 from fcn_deploy.runtime.ort import OrtRunner
-from fcn_deploy.samples import SAMPLE_CHECKPOINT
 
 SIDE = 500
 CALIBRATED = 16

@@ -9,17 +9,18 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from exporters.equivalence import SAME_GRAPH_ERROR, Difference, compare_graphs
-from exporters.optimize import Target
-from exporters.passes.base import Rewrite, RewriteResult, Site
 from exporters.passes.cost import machine_of
+from exporters.passes.edit import Rewrite, RewriteResult, Site
 from exporters.passes.fold_crop import FoldCrop
+from exporters.passes.heads import LabelHead, PixelHead
 from exporters.passes.live_window import LiveWindow
-from exporters.passes.relu_after_pool import ReluAfterPool
+from exporters.passes.pools import ReluAfterPool
 from exporters.passes.upsample import Upsample
-from fcn_deploy.errors import BundleError, ParityError
+from fcn_deploy.choices import Head, ImageInput, Precision, Target
+from fcn_deploy.errors import BundleError, ParityError, UsageError
 from fcn_deploy.graph import layers, typed_skeleton
-from fcn_deploy.model_info import Precision
-from fcn_deploy.steps import OnStep, quietly
+from fcn_deploy.progress import OnStep, quietly
+from fcn_deploy.runtime.nvidia import driver_cuda_version
 
 
 @dataclass(frozen=True)
@@ -153,3 +154,25 @@ def _judged(
         f"at most {SAME_GRAPH_ERROR:g} is rounding"
     )
     return model, PassReport(one.name, sites, undone, found.compared_nodes, found.relative_error, found.inputs)
+
+
+def with_heads(model: ir.Model, image_input: ImageInput, head: Head) -> ir.Model:
+    """`model` with the ends asked for; it is left as it was, and the result shares its weights.
+
+    Raises:
+        UsageError: the graph cannot have such an end; says why.
+    """
+    wanted: list[Rewrite] = [PixelHead()] if image_input is ImageInput.UINT8 else []
+    wanted += [LabelHead()] if head is Head.LABELS else []
+    changed = model.clone() if wanted else model
+    for one in wanted:
+        result = one(changed)
+        refused = [site for site in result.sites if not site.applied] if isinstance(result, RewriteResult) else []
+        if refused:
+            raise UsageError(f"no {one.name} head: {refused[0].reason}", remedy="Leave --head and --image-input out.")
+    return changed
+
+
+def target_of_this_machine() -> Target:
+    """CUDA where an NVIDIA driver is installed, the CPU elsewhere."""
+    return Target.CPU if driver_cuda_version() is None else Target.CUDA

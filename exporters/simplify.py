@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnxsim
 
 from exporters.equivalence import SAME_GRAPH_ERROR, compare_graphs
-from exporters.naming import name_after_outputs, node_names
+from exporters.onnx import name_after_outputs, node_names
 from fcn_deploy.errors import BundleError, ParityError
 from fcn_deploy.graph import operator_counts, typed_skeleton
 from fcn_deploy.onnx_file import large_initializers

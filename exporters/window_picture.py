@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from onnx_ir.passes.common import ShapeInferencePass
 
 from exporters.passes.trace import trace
-from fcn_deploy.bundle import Bundle, open_bundle
+from fcn_deploy.artifact.bundle import Bundle, open_bundle
 from fcn_deploy.errors import BundleError, UsageError
 from fcn_deploy.regions import Region, map_regions
-from fcn_deploy.staging import staged_file
+from fcn_deploy.storage import staged_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

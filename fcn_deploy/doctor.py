@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from fcn_deploy.choices import FlavourName, Provider
 from fcn_deploy.errors import ProviderError
+from fcn_deploy.installation import onnxruntime_wheels, package_versions
 from fcn_deploy.runtime import nvidia
-from fcn_deploy.runtime.provider import Provider
-from fcn_deploy.runtime.tensorrt_flavour import FlavourName, find_flavour
-from fcn_deploy.version import onnxruntime_wheels, package_versions
+from fcn_deploy.runtime.tensorrt_flavour import find_flavour
 
 # The most an export of a full-size network holds at once, rounded up.
 NEEDED_MEMORY_BYTES = 3_000_000_000

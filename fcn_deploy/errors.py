@@ -85,3 +85,22 @@ class RegressionError(FcnDeployError):
     """A comparison of two benchmark reports found a row that became slower (exit code 7)."""
 
     exit_code = 7
+
+
+def check_range(what: str, value: float, lower: float, upper: float | None = None, *, option: str) -> None:
+    """Check that `lower <= value <= upper`; without `upper` only the lower bound counts. NaN fails.
+
+    Args:
+        what: names the value in the message, with its unit if it has one, e.g. `queue size`.
+        value: the value that was given.
+        lower: smallest value that is accepted.
+        upper: largest value that is accepted.
+        option: what to pass another value to, e.g. `--queue-size`.
+
+    Raises:
+        UsageError: the value is out of these bounds.
+    """
+    if value >= lower and (upper is None or value <= upper):
+        return
+    bounds = f"at least {lower:g}" if upper is None else f"{lower:g} to {upper:g}"
+    raise UsageError(f"{what} {value} is out of bounds: {bounds}", remedy=f"Pass {bounds} to {option}.")

@@ -8,29 +8,14 @@ Sizes and crops are in pixels of the map they belong to. Nothing here knows abou
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 
+from fcn_deploy.choices import Geometry, Variant
 from fcn_deploy.errors import SizeError
 
 CONV1_PADDING = 100
 # Convolutions of each block of VGG16's column D; a 2x2/2 max pool ends each block.
 CONVOLUTIONS = (2, 2, 3, 3, 3)
 FC6_KERNEL = 7
-
-
-class Geometry(StrEnum):
-    """How pools round odd sizes, and with it every size downstream."""
-
-    FLOOR = "floor"
-    CAFFE = "caffe"
-
-
-class Variant(StrEnum):
-    """The three FCNs, named after the stride of their final up-sampling."""
-
-    FCN32S = "32s"
-    FCN16S = "16s"
-    FCN8S = "8s"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from fcn_deploy.bundle import Bundle, open_bundle
+from fcn_deploy.artifact.bundle import Bundle, open_bundle
 from fcn_deploy.errors import BundleError
 from fcn_deploy.geometry import output_shift
 from fcn_deploy.graph import Layer, layers, operator_counts

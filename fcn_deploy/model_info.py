@@ -6,11 +6,30 @@ Nothing here needs PyTorch.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from typing import Any
 
+import numpy.typing as npt
+
+from fcn_deploy.choices import Geometry, Head, ImageInput, Precision, Variant
 from fcn_deploy.errors import BundleError, UsageError
-from fcn_deploy.geometry import Geometry, Variant
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and NumPy dtype of one input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} {'x'.join(str(n) for n in self.shape)}"
+
+    @classmethod
+    def of(cls, name: str, array: npt.NDArray[Any]) -> "TensorSpec":
+        """The spec that `array` has under `name`."""
+        return cls(name, array.shape, array.dtype.name)
+
 
 MAX_CLASSES = 255  # labels are uint8 and 255 means void
 VOID_LABEL = 255
@@ -38,29 +57,6 @@ VOC_CLASSES = (
 # fmt: on
 
 Rgb = tuple[int, int, int]
-
-
-class ImageInput(StrEnum):
-    """What a graph takes."""
-
-    FLOAT = "float"  # `image`: N x 3 x H x W float32, BGR less the mean
-    UINT8 = "uint8"  # `pixels`: N x H x W x 3 uint8, RGB
-
-
-class Precision(StrEnum):
-    """What a graph computes in; what it takes and gives does not depend on it."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"  # the trunk; scores and up-sampling in float32
-    INT8 = "int8"  # likewise
-
-
-class Head(StrEnum):
-    """What a graph gives."""
-
-    LOGITS = "logits"  # N x K x H x W float32
-    LABELS = "labels"  # N x H x W uint8
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ derivation. Nothing here knows about tensors or graphs.
 
 from dataclasses import dataclass
 
-from fcn_deploy.geometry import CONV1_PADDING, CONVOLUTIONS, FC6_KERNEL, Geometry
+from fcn_deploy.choices import Geometry
+from fcn_deploy.geometry import CONV1_PADDING, CONVOLUTIONS, FC6_KERNEL
 
 
 @dataclass(frozen=True, order=True)

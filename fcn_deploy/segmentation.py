@@ -1,19 +1,21 @@
 """An artifact that is ready to label photos of any size: what every command that shows it photos has in common."""
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 
 from fcn_deploy.artifact import open_artifact
+from fcn_deploy.choices import Provider
 from fcn_deploy.images import Labels, Pixels, Placement, mean_image, place
 from fcn_deploy.model_info import ModelInfo
-from fcn_deploy.runtime.base import Arrays
-from fcn_deploy.runtime.ends import feed_of, labels_of
+from fcn_deploy.runtime.base import Arrays, feed_of, labels_of
 from fcn_deploy.runtime.open import runner_for
-from fcn_deploy.runtime.provider import Provider
 
 
 @dataclass(frozen=True)
@@ -104,3 +106,25 @@ class Segmenter:
         """H x w uint8 labels of one photo, in the photo's own size."""
         fitted = self.fit(photo, keep_aspect=keep_aspect)
         return fitted.placement.restore(self.labels(self.run(self.feed([fitted.canvas])))[0])
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Threads(ThreadPoolExecutor):
+    """Threads that drop what has not begun when the block ends, be it by an error."""
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown(wait=True, cancel_futures=True)
+
+
+def ahead(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], limit: int) -> Iterator[Result]:
+    """`map` in order, at most `limit` items ahead of whoever reads the results; raises what `function` raises."""
+    pending: deque[Future[Result]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        while pending and (len(pending) >= limit or pending[0].done()):
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()

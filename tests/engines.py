@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import fcn_deploy as fd
-from exporters.tensorrt import EngineBuild
-from fcn_deploy.model_info import Precision
-from fcn_deploy.runtime.cuda_driver import current_device
-from fcn_deploy.runtime.tensorrt_flavour import Flavour, FlavourName, find_flavour
+from exporters.tensorrt.build import EngineBuild
+from fcn_deploy.choices import FlavourName, Precision
+from fcn_deploy.runtime.nvidia import current_device
+from fcn_deploy.runtime.tensorrt_flavour import Flavour, find_flavour
 
 WITHOUT_GPU = pytest.mark.skipif(current_device() is not None, reason="there is a GPU")
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import fcn_deploy as fd
 from fcn_deploy.models.fcn import FCN
-from fcn_deploy.models.init import random_network
+from fcn_deploy.models.weights import random_network
 from tests.conftest import NARROW
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import fcn_deploy as fd
-from benchmarks.results import write_report
+from benchmarks.report.results import write_report
 from fcn_deploy.runtime.ort import provider_problem
 from tests.benchmarks.reports import report, row
 from tests.conftest import Call, Run
@@ -90,7 +90,7 @@ def test_nothing_is_replaced_when_nothing_was_measured(
 ) -> None:
     kept = tmp_path / "kept.json"
     kept.write_text("an older report")
-    monkeypatch.setattr("benchmarks.schedule.Schedule.measure_ceilings", interrupt)
+    monkeypatch.setattr("benchmarks.engine.schedule.Schedule.measure_ceilings", interrupt)
 
     code, output, _ = call_cli("bench", shared_bundle, *QUICK, "--json", kept)
 

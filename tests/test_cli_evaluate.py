@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import fcn_deploy as fd
-from fcn_deploy.staging import sole_writer
+from fcn_deploy.storage import sole_writer
 from tests.conftest import Call, Run
 from tests.datasets import make_folders, make_voc, save_labels
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import fcn_deploy as fd
 from benchmarks.sample_accuracy import write_scenes
-from benchmarks.scenes import Split
+from benchmarks.train_sample import Split
 from tests.conftest import Call
 
 SAMPLE = ("export", "--variant", "8s", "--checkpoint", "sample", "--size", "224")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fcn_deploy.runtime.engine_file import sidecar_path
+from fcn_deploy.artifact.engine import sidecar_path
 from tests.conftest import Call, Run
 from tests.engines import WITHOUT_GPU, rtx
 

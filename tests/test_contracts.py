@@ -23,7 +23,7 @@ def body_lines(function: Function) -> int:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_file_and_no_function_is_too_long(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 250
+    assert len(path.read_text().splitlines()) <= 500
     assert {f.name: n for f in functions(path) if (n := body_lines(f)) > 40} == {}
 
 

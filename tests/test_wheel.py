@@ -31,13 +31,13 @@ def test_contents(wheel: Path) -> None:
     }
     repository_only = {
         f"benchmarks/{name}.py"
-        for name in ("readme", "scenes", "train_sample", "sample_accuracy", "precision_gain", "pipeline", "serving")
+        for name in ("readme", "train_sample", "sample_accuracy", "precision_gain", "pipeline", "serving")
     }
     assert tracked - repository_only == {name for name in names if name.endswith(".py")}
     assert {
         "fcn_deploy/py.typed", "fcn_deploy/assets/astronaut.jpg", "fcn_deploy/assets/scene.jpg",
         "fcn_deploy/assets/scene.png", "fcn_deploy/evaluation/templates/evaluation.html.jinja",
-        "fcn_deploy/assets/sample.safetensors", "benchmarks/templates/report.html.jinja",
+        "fcn_deploy/assets/sample.safetensors", "benchmarks/report/templates/report.html.jinja",
         *(f"fcn_deploy/serving/static/{name}" for name in ("index.html", "page.css", "page.js")),
     } <= set(names)  # fmt: skip
     assert not any("results/" in name for name in names)

@@ -10,18 +10,17 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.engine.schedule import BenchOptions
 from benchmarks.gpu import figures
-from benchmarks.gpu.checks import doctor
-from benchmarks.gpu.matrix import Matrix, MatrixOptions
+from benchmarks.gpu.matrix import Matrix, MatrixOptions, doctor
 from benchmarks.gpu.plan import PLAN
-from benchmarks.options import BenchOptions
-from benchmarks.report import write_markdown, write_page
-from benchmarks.results import BenchReport, Status, write_report
-from benchmarks.timing import Protocol
+from benchmarks.report.page import write_markdown, write_page
+from benchmarks.report.results import BenchReport, Status, write_report
+from benchmarks.stats.timing import Protocol
+from fcn_deploy.choices import Provider
 from fcn_deploy.errors import FcnDeployError, MeasurementError, ParityError
-from fcn_deploy.runtime.provider import Provider
-from fcn_deploy.staging import staged_file
-from fcn_deploy.steps import Advance
+from fcn_deploy.progress import Advance
+from fcn_deploy.storage import staged_file
 
 _MINUTES = 8.0
 # A row that has not answered for so long hangs: torch.compile's first run takes a minute or two.

@@ -4,7 +4,13 @@ What was measured is written after every bundle, so that a run that is cut short
 run, later bundles are still being exported, on other cores; that pauses while rows work on the host.
 """
 
+import contextlib
+import importlib.util
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -13,24 +19,68 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from benchmarks import environment
-from benchmarks.cases import Precision, Runtime
-from benchmarks.gpu.bundles import BundleMaker, Exports
-from benchmarks.gpu.checks import run_gpu_tests
-from benchmarks.gpu.plan import PLAN, Entry
-from benchmarks.gpu_state import visible_gpus
-from benchmarks.messages import Failure
-from benchmarks.options import BenchOptions
-from benchmarks.profile import NodeTime
-from benchmarks.results import BenchReport, Row, RowKey
-from benchmarks.schedule import Schedule, network_name, own_process
-from benchmarks.workspace import Workspace
-from fcn_deploy.bundle import open_bundle
+from benchmarks.engine import environment
+from benchmarks.engine.cases import Precision, Runtime
+from benchmarks.engine.environment import available_cores, visible_gpus
+from benchmarks.engine.processes import Failure, same_packages
+from benchmarks.engine.schedule import BenchOptions, Schedule, network_name, own_process
+from benchmarks.engine.workspace import Workspace
+from benchmarks.gpu.plan import PLAN, BundleMaker, Entry, Exports
+from benchmarks.readme import ROOT
+from benchmarks.report.results import BenchReport, Row, RowKey
+from benchmarks.stats.nodes import NodeTime
+from fcn_deploy.artifact.bundle import open_bundle
+from fcn_deploy.choices import Provider
 from fcn_deploy.errors import FcnDeployError
+from fcn_deploy.progress import OnStep, quietly
 from fcn_deploy.runtime.ort import require_provider
 from fcn_deploy.runtime.ort_options import OrtOptions
-from fcn_deploy.runtime.provider import Provider
-from fcn_deploy.steps import OnStep, quietly
+
+DOCTOR_FILE, TESTS_FILE = "doctor.txt", "gpu-tests.txt"
+# Import paths and warnings as on the host: its packages are of other versions than the project's own.
+_PYTEST = ("-m", "pytest", "-m", "gpu", "-q", "-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default")
+# They share the GPU; most of their time goes into exports.
+_MOST_PROCESSES = 4
+_FOLDERS = ("tests/fcn_deploy/runtime", "tests/benchmarks/test_node_times.py")
+
+
+def doctor(output: Path, seconds: float = 60.0) -> None:
+    """Write what `fcn-deploy doctor` finds, or what it has printed within `seconds`."""
+    command = [sys.executable, "-m", "fcn_deploy", "doctor"]
+    with (output / DOCTOR_FILE).open("wb") as log, contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(  # noqa: S603 - our own command
+            command,
+            env=os.environ | same_packages(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            timeout=seconds,
+            check=False,
+        )
+
+
+def run_gpu_tests(output: Path, seconds: float) -> None:
+    """Run the tests marked `gpu`, for at most `seconds`, and write what they print."""
+    processes = min(_MOST_PROCESSES, len(available_cores()) // 2)
+    parallel = ("-n", str(processes)) if processes > 1 and importlib.util.find_spec("xdist") is not None else ()
+    command = [sys.executable, *_PYTEST, *parallel, "-p", "no:cacheprovider", *_FOLDERS]
+    with (output / TESTS_FILE).open("wb") as log:
+        running = subprocess.Popen(  # noqa: S603 - our own command
+            command,
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | same_packages(),
+            start_new_session=True,  # so that its own processes can be ended with it
+        )
+        try:
+            running.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            log.write(f"\nstopped after {seconds:.0f} s\n".encode())
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
+
 
 # Cores for the rows where there are enough for both; the others export.
 _ROW_CORES = 6

@@ -15,9 +15,8 @@ import numpy.typing as npt
 import onnx.reference
 import onnx_ir as ir
 
-from exporters.passes.motions import constant_fill
-from exporters.passes.static import static_shape
-from exporters.passes.trace import Regions, Trace
+from exporters.passes.edit import static_shape
+from exporters.passes.trace import Regions, Trace, constant_fill
 from fcn_deploy.onnx_file import write_model
 from fcn_deploy.regions import Region, image_region
 from fcn_deploy.runtime.ort import OrtRunner

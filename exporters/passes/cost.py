@@ -6,8 +6,7 @@ The constants decide between ways that are equally right; they do not have to be
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from exporters.optimize import Target
-from fcn_deploy.model_info import Precision
+from fcn_deploy.choices import Precision, Target
 
 
 @dataclass(frozen=True)

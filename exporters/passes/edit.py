@@ -1,6 +1,8 @@
 """The edits that rewrites are made of: constants, nodes at a place, maps made larger and smaller."""
 
+from abc import abstractmethod
 from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -8,9 +10,57 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from exporters.passes.static import SPATIAL_AXES, Window, static_shape
 from fcn_deploy.onnx_file import LARGE_TENSOR_BYTES
 from fcn_deploy.regions import Span
+
+SPATIAL_AXES = (2, 3)
+
+Window = tuple[Span, Span]
+
+
+def static_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """The sizes of a value, or None unless all are known."""
+    if value.shape is None or not all(isinstance(size, int) for size in value.shape):
+        return None
+    return tuple(int(str(size)) for size in value.shape)
+
+
+def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """The content of a constant value, or None when it is none."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return tensor.numpy() if tensor is not None else None
+
+
+def constant_ints(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The integers of a constant one-dimensional value, or None when it is none."""
+    found = constant(value)
+    return tuple(int(n) for n in found.ravel()) if found is not None else None
+
+
+def slice_window(node: ir.Node) -> Window | None:
+    """What a Slice keeps of height and width; None unless it is static, of step 1, and leaves other axes whole."""
+    if node.op_type != "Slice":
+        return None
+    shape = static_shape(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
+    bounds = [constant_ints(value) for value in node.inputs[1:]]
+    if shape is None or len(shape) != 4 or len(bounds) < 2 or any(bound is None for bound in bounds):
+        return None
+    starts, ends, axes, strides = _slice_arguments([bound for bound in bounds if bound is not None])
+    spans = [Span(0, size - 1) for size in shape]
+    for start, end, axis, stride in zip(starts, ends, axes, strides, strict=True):
+        size = shape[axis]
+        first, stop, _ = slice(start, end).indices(size)
+        if stride != 1 or (axis not in {2, 3, -1, -2} and (first, stop) != (0, size)):
+            return None
+        spans[axis] = Span(first, stop - 1)
+    return (spans[2], spans[3]) if spans[2].size > 0 and spans[3].size > 0 else None
+
+
+def _slice_arguments(bounds: Sequence[tuple[int, ...]]) -> tuple[Sequence[int], ...]:
+    starts, ends = bounds[:2]
+    axes = bounds[2] if len(bounds) > 2 else tuple(range(len(starts)))
+    return starts, ends, axes, bounds[3] if len(bounds) > 3 else (1,) * len(starts)
+
 
 Array = npt.NDArray[Any]
 
@@ -128,3 +178,66 @@ def take_over(old: ir.Value, new: ir.Value) -> None:
     """Let `new` stand wherever `old` did, under its name; `old` stays behind unused."""
     new.name, old.name = old.name, None
     old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What became of one place where a pattern was found.
+
+    Attributes:
+        node: name of the node at the place.
+        applied: whether it was rewritten.
+        reason: what the rewrite does there, or why it is refused.
+    """
+
+    node: str
+    applied: bool
+    reason: str
+
+
+@dataclass
+class RewriteResult(ir.passes.PassResult):
+    """The result of a rewrite.
+
+    Attributes:
+        sites: every place where the pattern was found, in graph order; empty when it was found nowhere.
+    """
+
+    sites: tuple[Site, ...] = field(default=())
+
+
+class Rewrite(ir.passes.InPlacePass):
+    """A pass of onnx_ir that finds places, checks each, and rewrites those that pass.
+
+    Attributes:
+        name: what users call it.
+        pattern: what it looks for, in words.
+    """
+
+    name: str
+    pattern: str
+
+    def call(self, model: ir.Model) -> RewriteResult:
+        """Rewrite `model` in place wherever the pattern is found and the check passes."""
+        sites = []
+        for found in self.find(model):
+            name, refusal = self.node_name(found), self.check(found)
+            done = self.rewrite(model, found) if refusal is None else None
+            sites.append(Site(name, refusal is None, str(done if refusal is None else refusal)))
+        return RewriteResult(model, any(site.applied for site in sites), tuple(sites))
+
+    @abstractmethod
+    def find(self, model: ir.Model) -> Sequence[Any]:
+        """Every place where the pattern occurs."""
+
+    @abstractmethod
+    def check(self, found: Any) -> str | None:
+        """Why the place is not to be rewritten, or None when it is."""
+
+    @abstractmethod
+    def rewrite(self, model: ir.Model, found: Any) -> str:
+        """Rewrite the place; says what was done, in a few words."""
+
+    @abstractmethod
+    def node_name(self, found: Any) -> str:
+        """The node that stands for the place in reports."""

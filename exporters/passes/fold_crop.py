@@ -11,10 +11,8 @@ from math import prod
 
 import onnx_ir as ir
 
-from exporters.passes.base import Rewrite
 from exporters.passes.cost import Machine
-from exporters.passes.edit import cut, take_over, window_shape
-from exporters.passes.static import Window, slice_window, static_shape
+from exporters.passes.edit import Rewrite, Window, cut, slice_window, static_shape, take_over, window_shape
 from fcn_deploy.model_info import WINDOW_KEY
 from fcn_deploy.regions import Span
 

@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from exporters.passes.base import Rewrite
 from exporters.passes.constants import constants_of
 from exporters.passes.cost import Machine
-from exporters.passes.edit import add_constant, cut, relative, take_over, widened, window_shape
-from exporters.passes.static import Window
+from exporters.passes.edit import Rewrite, Window, add_constant, cut, relative, take_over, widened, window_shape
 from exporters.passes.trace import Step, Trace, trace
 from exporters.passes.window_plan import WindowPlan, cheapest_plan, plan_windows
 from fcn_deploy.model_info import WINDOW_KEY

@@ -14,10 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from exporters.passes.base import Rewrite
 from exporters.passes.cost import Machine
-from exporters.passes.edit import add_constant, cut, node_after, take_over
-from exporters.passes.static import Window, constant, slice_window, static_shape
+from exporters.passes.edit import (
+    Rewrite,
+    Window,
+    add_constant,
+    constant,
+    cut,
+    node_after,
+    slice_window,
+    static_shape,
+    take_over,
+)
 from fcn_deploy.regions import Span
 
 

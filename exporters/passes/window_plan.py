@@ -12,7 +12,7 @@ from math import prod
 import onnx_ir as ir
 
 from exporters.passes.cost import Machine
-from exporters.passes.static import Window, static_shape
+from exporters.passes.edit import Window, static_shape
 from exporters.passes.trace import Regions, Step, Trace
 
 # Where a map may be widened: before the step of that index, or for the readers of that map outside the trace.

@@ -5,17 +5,20 @@ the README of triton-inference-server/onnxruntime_backend.
 """
 
 import importlib.util
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.triton.options import TritonBackend
-from exporters.triton.served import Ensemble, ServedModel, ServedTensor
+from exporters.triton.models import Ensemble, ServedModel, ServedTensor
+from fcn_deploy.choices import TritonBackend
 from fcn_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
+
 
 _PLATFORMS = {TritonBackend.ONNXRUNTIME: "onnxruntime_onnx", TritonBackend.TENSORRT: "tensorrt_plan"}
 _NEEDED = {"tritonclient": "tritonclient", "yaml": "pyyaml"}
@@ -133,3 +136,35 @@ def _ensemble_config(model: Ensemble) -> "ModelConfig":
         _fill(added.input_map, {tensor.spec.name: tensor.spec.name for tensor in step.inputs})
         _fill(added.output_map, {tensor.spec.name: tensor.spec.name for tensor in step.outputs})
     return config
+
+
+_INVALID = re.compile(r"[^a-z0-9-]+")
+
+
+def inference_service(name: str, storage_uri: str, *, gpu: bool) -> dict[str, Any]:
+    """The manifest as a document.
+
+    KServe's names begin with a lower-case letter and go on with such letters, digits and hyphens; `name` is made one.
+    """
+    label = _INVALID.sub("-", name.lower()).strip("-")
+    model: dict[str, Any] = {
+        "modelFormat": {"name": "triton"},
+        "protocolVersion": "v2",
+        "storageUri": storage_uri,
+    }
+    if gpu:
+        model["resources"] = {kind: {"nvidia.com/gpu": "1"} for kind in ("limits", "requests")}
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": label if label[:1].isalpha() else f"model-{label}"},
+        "spec": {"predictor": {"model": model}},
+    }
+
+
+def write_inference_service(path: Path, name: str, storage_uri: str, *, gpu: bool) -> None:
+    """Write the manifest as YAML."""
+    import yaml
+
+    document = inference_service(name, storage_uri, gpu=gpu)
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")

@@ -1,13 +1,13 @@
 """What is packaged for Triton, and how it is to be served."""
 
 import re
+import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from fcn_deploy.choices import PLAN_SUFFIX, Provider, TritonBackend
 from fcn_deploy.errors import UsageError
-from fcn_deploy.runtime.provider import Provider
-from fcn_deploy.runtime.tensorrt_flavour import PLAN_SUFFIX
 
 MAX_INSTANCES = 64
 MAX_QUEUE_DELAY_US = 10_000_000
@@ -22,14 +22,6 @@ class PackageTarget(StrEnum):
     """The server that a package is for."""
 
     TRITON = "triton"
-
-
-class TritonBackend(StrEnum):
-    """What runs the model inside Triton."""
-
-    ONNXRUNTIME = "onnxruntime"
-    TENSORRT = "tensorrt"
-    PYTHON = "python"  # a generated model.py over this toolkit's own runtime
 
 
 @dataclass(frozen=True)
@@ -98,3 +90,23 @@ class PackageOptions:
 def _check_bounds(what: str, value: int | None, least: int, most: int) -> None:
     if value is not None and not least <= value <= most:
         raise UsageError(f"{what} {value} is not between {least} and {most}", remedy="Pass another number.")
+
+
+# A release whose Python, 3.12, runs this toolkit.
+IMAGE = "nvcr.io/nvidia/tritonserver:25.08-py3"
+_PORTS = "-p 8000:8000 -p 8001:8001"
+_INSTALL = "pip install fcn-deploy"
+
+
+def commands(output: Path, backend: TritonBackend, *, gpu: bool) -> dict[str, str]:
+    """Shell commands by what they do: `server`, `container`, `client`."""
+    repository = shlex.quote(str(output / "repository"))
+    mounted = shlex.quote(f"{(output / 'repository').absolute()}:/models:ro")
+    device = "--gpus all " if gpu else ""
+    serve = "tritonserver --model-repository /models"
+    inside = f'sh -c "{_INSTALL} && {serve}"' if backend is TritonBackend.PYTHON else serve
+    return {
+        "server": f"tritonserver --model-repository {repository}",
+        "container": f"docker run --rm {device}{_PORTS} -v {mounted} {IMAGE} {inside}",
+        "client": f"python {shlex.quote(str(output / 'client.py'))} photo.jpg",
+    }

@@ -24,7 +24,7 @@ from fcn_deploy.cli import (
     verify,
 )
 from fcn_deploy.errors import FcnDeployError, InputFileError
-from fcn_deploy.version import __version__
+from fcn_deploy.installation import __version__
 
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM

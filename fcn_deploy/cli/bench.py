@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fcn_deploy.choices import Provider
 from fcn_deploy.cli.parameters import MadeFrom, parse_batches
-from fcn_deploy.runtime.provider import Provider
 
 if TYPE_CHECKING:
-    from benchmarks.results import BenchReport
+    from benchmarks.report.results import BenchReport
 
 EPILOG = "Example: fcn-deploy bench fcn8s --report latency.html"
 
@@ -52,9 +52,8 @@ def bench(
     130: interrupted; what was measured is reported.
     """
     import fcn_deploy as fd
-    from fcn_deploy.cli.bench_table import LiveTable
-    from fcn_deploy.cli.reports import leave, show_report, write_outputs
-    from fcn_deploy.staging import check_writable
+    from fcn_deploy.cli.render import LiveTable, leave, show_report, write_outputs
+    from fcn_deploy.storage import check_writable
 
     if report is not None:
         fd.require_page()

@@ -9,7 +9,7 @@ import typer
 from fcn_deploy.cli.parameters import Json
 
 if TYPE_CHECKING:
-    from benchmarks.comparison import ReportComparison
+    from benchmarks.stats.comparison import ReportComparison
 
 EPILOG = "Example: fcn-deploy compare before.json after.json --threshold 0.03"
 _COLOURS = {"faster": "green", "slower": "bold red", "no difference": "dim"}
@@ -43,7 +43,7 @@ def compare(
 def _show(found: "ReportComparison") -> None:
     from rich.markup import escape
 
-    from benchmarks import table
+    from benchmarks.report import table
     from fcn_deploy.cli.console import out, plain_table, print_line
 
     for title, changes in groupby(found.changes, key=lambda change: table.title_of(change.key)):

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from fcn_deploy.errors import FcnDeployError
-from fcn_deploy.steps import Advance
+from fcn_deploy.progress import Advance
 
 out = Console()
 err = Console(stderr=True)

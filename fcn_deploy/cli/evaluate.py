@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fcn_deploy.choices import Provider
 from fcn_deploy.cli.parameters import SAMPLE, ArtifactPath, Json, MadeFrom
 from fcn_deploy.evaluation.options import Against
-from fcn_deploy.runtime.provider import Provider
 
 if TYPE_CHECKING:
-    from fcn_deploy.evaluation.dataset import Dataset
+    from fcn_deploy.evaluation.data import Dataset
 
 EPILOG = "Example: fcn-deploy evaluate fcn8s VOCdevkit/VOC2012 --against pytorch"
 
@@ -67,7 +67,7 @@ def evaluate(
     """
     import fcn_deploy as fd
     from fcn_deploy.cli.console import print_json, show_step
-    from fcn_deploy.cli.evaluation_table import print_evaluation
+    from fcn_deploy.cli.render import print_evaluation
 
     options = fd.EvaluateOptions(output, keep_aspect, provider, against, checkpoint, worst, limit, page)
     result = fd.evaluate(bundle, _dataset(dataset, split, images, labels), options, show_step)

@@ -6,14 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exporters.calibration_method import Calibration
-from exporters.optimize import Optimize
+from fcn_deploy.choices import Calibration, Geometry, Head, ImageInput, Optimize, Precision, Variant
 from fcn_deploy.cli.parameters import Json, RewriteTarget, parse_checkpoint, parse_size
-from fcn_deploy.geometry import Geometry, Variant
-from fcn_deploy.model_info import Head, ImageInput, Precision
 
 if TYPE_CHECKING:
-    from exporters.pipeline import ExportResult
+    from exporters.export import ExportResult
 
 EPILOG = "Example: fcn-deploy export --variant 8s --checkpoint fcn8s.pth --output fcn8s"
 
@@ -134,9 +131,7 @@ def _show(result: "ExportResult") -> None:
     from rich.markup import escape
 
     from fcn_deploy.cli.console import print_line
-    from fcn_deploy.cli.parity_table import print_parity
-    from fcn_deploy.cli.reduction_table import print_price, print_reduction
-    from fcn_deploy.cli.rewriting_table import print_rewriting, print_simplification
+    from fcn_deploy.cli.render import print_parity, print_price, print_reduction, print_rewriting, print_simplification
 
     if result.simplification is not None:
         print_simplification(result.simplification)

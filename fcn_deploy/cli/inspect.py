@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fcn_deploy.choices import PLAN_SUFFIX
 from fcn_deploy.cli.parameters import ArtifactPath, Json
-from fcn_deploy.runtime.tensorrt_flavour import PLAN_SUFFIX
 
 if TYPE_CHECKING:
     from fcn_deploy.inspection import Inspection
@@ -44,7 +44,7 @@ def _inspect_engine(path: Path, picture: Path | None, *, as_json: bool) -> None:
 
     import fcn_deploy as fd
     from fcn_deploy.cli.console import print_json, print_line
-    from fcn_deploy.cli.engine_table import print_engine
+    from fcn_deploy.cli.render import print_engine
 
     if picture is not None:
         raise fd.UsageError(

@@ -30,7 +30,7 @@ def optimize(
         return
     from rich.markup import escape
 
-    from fcn_deploy.cli.rewriting_table import print_rewriting, print_simplification
+    from fcn_deploy.cli.render import print_rewriting, print_simplification
 
     print_simplification(result.simplification)
     print_rewriting(result.rewriting)

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exporters.triton.options import STORAGE_PLACEHOLDER, PackageTarget, TritonBackend
+from exporters.triton.options import STORAGE_PLACEHOLDER, PackageTarget
+from fcn_deploy.choices import Provider, TritonBackend
 from fcn_deploy.cli.parameters import ArtifactPath, Json
-from fcn_deploy.runtime.provider import Provider
 
 if TYPE_CHECKING:
     from rich.tree import Tree

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from exporters.optimize import Target
-from fcn_deploy.samples import SAMPLE_CHECKPOINT
+from fcn_deploy.assets import SAMPLE_CHECKPOINT
+from fcn_deploy.choices import Target
 
 BundlePath = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle's directory, or an ONNX file.", show_default=False)

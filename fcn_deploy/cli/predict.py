@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fcn_deploy.choices import EngineName, OutputFormat, Provider
 from fcn_deploy.cli.parameters import ArtifactPath, Json
-from fcn_deploy.prediction.options import EngineName, OutputFormat
-from fcn_deploy.runtime.provider import Provider
 
 if TYPE_CHECKING:
-    from fcn_deploy.prediction.tally import Tally
-    from fcn_deploy.prediction.work import Prediction
+    from fcn_deploy.prediction.plan import Prediction
+    from fcn_deploy.prediction.run import Tally
 
 EPILOG = "Example: fcn-deploy predict fcn8s photos/ --output labels"
 _SHOWN_CLASSES = 3

@@ -17,7 +17,7 @@ def report(
 ) -> None:
     """Show benchmark reports again; of several, the medians of their common rows side by side as well."""
     import fcn_deploy as fd
-    from fcn_deploy.cli.reports import show_report, show_side_by_side, write_outputs
+    from fcn_deploy.cli.render import show_report, show_side_by_side, write_outputs
 
     if page is not None:
         fd.require_page()

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fcn_deploy.choices import Provider
 from fcn_deploy.cli.parameters import ArtifactPath, Json
-from fcn_deploy.runtime.provider import Provider
 
 if TYPE_CHECKING:
     from fcn_deploy.serving.listening import Listening

@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fcn_deploy.choices import FlavourName, Precision
 from fcn_deploy.cli.parameters import BundlePath, Json, parse_capabilities
-from fcn_deploy.model_info import Precision
-from fcn_deploy.runtime.tensorrt_flavour import FlavourName
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from exporters.tensorrt import EngineBuild
-    from exporters.trt.progress import Phase
+    from exporters.tensorrt.build import EngineBuild
+    from exporters.tensorrt.builder import Phase
 
 EPILOG = "Example: fcn-deploy tensorrt fcn8s --precision fp16"
 
@@ -104,7 +103,7 @@ def _show(result: "EngineBuild") -> None:
     from rich.markup import escape
 
     from fcn_deploy.cli.console import print_line
-    from fcn_deploy.cli.engine_table import layer_line, print_engine
+    from fcn_deploy.cli.render import layer_line, print_engine
 
     engine = result.engine
     if result.up_to_date:

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fcn_deploy.choices import Provider
 from fcn_deploy.cli.parameters import ArtifactPath, Json, MadeFrom
-from fcn_deploy.runtime.provider import Provider
 
 EPILOG = "Example: fcn-deploy verify fcn8s --checkpoint fcn8s.pth --image photo.jpg"
 
@@ -47,7 +47,7 @@ def verify(
 
     import fcn_deploy as fd
     from fcn_deploy.cli.console import print_json, print_line, show_step
-    from fcn_deploy.cli.parity_table import placed, print_layers, print_parity
+    from fcn_deploy.cli.render import placed, print_layers, print_parity
 
     options = fd.VerifyOptions(checkpoint, tuple(image or ()), samples, provider, exact, layers, save_worst)
     result = fd.verify(bundle, options, show_step)

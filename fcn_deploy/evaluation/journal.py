@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from fcn_deploy.errors import OutputError
-from fcn_deploy.evaluation.record import ImageRecord
-from fcn_deploy.staging import staged_file, unwritable
-from fcn_deploy.version import __version__
+from fcn_deploy.evaluation.scores import ImageRecord
+from fcn_deploy.installation import __version__
+from fcn_deploy.storage import staged_file, unwritable
 
 JOURNAL_FILE = "journal.jsonl"
 _KIND, _FORMAT = "fcn-deploy evaluation", "1"

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from fcn_deploy.choices import Provider
 from fcn_deploy.errors import UsageError
-from fcn_deploy.runtime.provider import Provider
 
 MAX_WORST = 100
 

@@ -1,16 +1,101 @@
 """The page of an evaluation: scores, classes, and the worst images side by side; fetches nothing from anywhere."""
 
+import base64
 import importlib.util
+import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from fcn_deploy.errors import UsageError
-from fcn_deploy.evaluation.pictures import Picture
-from fcn_deploy.evaluation.result import Evaluation
+from fcn_deploy.evaluation.scores import ClassScore, Confusions, Evaluation, ImageScore, class_scores
+from fcn_deploy.images import Labels, Pixels
 from fcn_deploy.metrics import Scores
-from fcn_deploy.staging import staged_file
+from fcn_deploy.model_info import VOID_LABEL, ModelInfo
+from fcn_deploy.storage import staged_file
+
+# The longer side of a picture on the page, pixels.
+_SIDE = 480
+# Void is white with stripes, which no class is: so many pixels from one to the next, and wide.
+_STRIPES_APART, _STRIPE_WIDTH = 8, 2
+_STRIPE_GREY = 150
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is drawn of an image: an h x w x 3 photo and its h x w label maps, 255 void in the truth."""
+
+    photo: Pixels
+    truth: Labels
+    artifact: Labels
+    pytorch: Labels | None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of the pictures side by side: what it shows, and its file as a data URI."""
+
+    caption: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image on the page.
+
+    Attributes:
+        score: its name and scores.
+        panels: photo, truth, PyTorch's labels where there are any, the artifact's labels.
+        classes: those in it, with their position among the K, the worst first.
+        void_share: share of its pixels that are void in the truth.
+    """
+
+    score: ImageScore
+    panels: tuple[Panel, ...]
+    classes: tuple[tuple[int, ClassScore], ...]
+    void_share: float
+
+
+def draw(shown: Shown, score: ImageScore, counts: Confusions, info: ModelInfo) -> Picture:
+    """Draw a photo with its truth and its labels, and score its classes from its pixel counts."""
+    maps = {"truth": shown.truth, "PyTorch": shown.pytorch, "artifact": shown.artifact}
+    panels = [Panel("photo", _photo_uri(shown.photo))]
+    panels += [Panel(caption, _labels_uri(labels, info)) for caption, labels in maps.items() if labels is not None]
+    theirs = Scores(counts.pytorch) if counts.pytorch is not None else None
+    scored = enumerate(class_scores(info.class_names, Scores(counts.artifact), theirs))
+    found = [(index, of_class) for index, of_class in scored if of_class.occurs]
+    found.sort(key=lambda pair: -1.0 if math.isnan(pair[1].iu) else pair[1].iu)
+    return Picture(score, tuple(panels), tuple(found), float((shown.truth == VOID_LABEL).mean()))
+
+
+def _photo_uri(photo: Pixels) -> str:
+    small = Image.fromarray(photo)
+    small.thumbnail((_SIDE, _SIDE))
+    return _uri(small, "JPEG", quality=85)
+
+
+def _labels_uri(labels: Labels, info: ModelInfo) -> str:
+    small = Image.fromarray(labels)
+    small.thumbnail((_SIDE, _SIDE), Image.Resampling.NEAREST)
+    shown = np.array(small)
+    colours = np.full((VOID_LABEL + 1, 3), 255, dtype=np.uint8)
+    colours[: len(info.palette)] = info.palette
+    rgb = colours[shown]
+    stripes = np.indices(shown.shape).sum(axis=0) % _STRIPES_APART < _STRIPE_WIDTH
+    rgb[(shown == VOID_LABEL) & stripes] = _STRIPE_GREY
+    return _uri(Image.fromarray(rgb), "PNG", optimize=True)
+
+
+def _uri(image: Image.Image, kind: str, **options: int) -> str:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
 
 PAGE_FILE = "index.html"
 NOTHING = "-"

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fcn_deploy.errors import CheckpointError
-from fcn_deploy.hashing import file_sha256
 from fcn_deploy.models.families import FAMILIES, Family, StateDict
 from fcn_deploy.models.vgg import BLOCKS
+from fcn_deploy.storage import file_sha256
 
 # Where training scripts put the state dict inside a checkpoint.
 _CONTAINERS = ("model_state_dict", "state_dict", "model_state", "model")

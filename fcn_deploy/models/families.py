@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fcn_deploy.geometry import FC6_KERNEL, Geometry
+from fcn_deploy.choices import Geometry
+from fcn_deploy.geometry import FC6_KERNEL
 
 StateDict = Mapping[str, Tensor]
 

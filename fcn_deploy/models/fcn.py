@@ -7,7 +7,8 @@ Shape letters: N batch, K classes, H and W image height and width.
 import torch
 from torch import Tensor, nn
 
-from fcn_deploy.geometry import FINAL_CROPS, UPSAMPLINGS, Geometry, Upsampling, Variant, check_fits
+from fcn_deploy.choices import Geometry, Variant
+from fcn_deploy.geometry import FINAL_CROPS, UPSAMPLINGS, Upsampling, check_fits
 from fcn_deploy.model_info import NetworkSpec
 from fcn_deploy.models.vgg import FC_CHANNELS, POOL_CHANNELS, NamedLayers, classifier_layers, narrowed, trunk_layers
 

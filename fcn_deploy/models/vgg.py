@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from fcn_deploy.geometry import CONV1_PADDING, CONVOLUTIONS, FC6_KERNEL, Geometry
+from fcn_deploy.choices import Geometry
+from fcn_deploy.geometry import CONV1_PADDING, CONVOLUTIONS, FC6_KERNEL
 
 INPUT_CHANNELS = 3
 FC_CHANNELS = 4096

@@ -1,17 +1,77 @@
 """Giving a network its weights, and a record of where they came from."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from fcn_deploy.artifact.bundle import check_checkpoint
+from fcn_deploy.choices import Geometry, Variant
 from fcn_deploy.errors import CheckpointError, UsageError
-from fcn_deploy.geometry import UPSAMPLINGS, Geometry, Variant
-from fcn_deploy.model_info import NetworkSpec, Provenance
-from fcn_deploy.models.checkpoints import Checkpoint
+from fcn_deploy.geometry import UPSAMPLINGS
+from fcn_deploy.model_info import ModelInfo, NetworkSpec, Provenance
+from fcn_deploy.models.checkpoints import Checkpoint, read_checkpoint
 from fcn_deploy.models.fcn import FCN, empty_network
-from fcn_deploy.models.init import random_network
 from fcn_deploy.models.vgg import BLOCKS, narrowed
+
+
+def rebuild(info: ModelInfo, checkpoint_path: Path | None) -> FCN:
+    """The network an artifact was exported from.
+
+    Raises:
+        CheckpointError: the artifact came from a checkpoint and none, or another one, is given.
+        UsageError: it came from random weights and a checkpoint is given.
+    """
+    made_from = info.provenance
+    check_checkpoint(made_from, checkpoint_path)
+    options = WeightsOptions(checkpoint_path, made_from.rng_seed or 0, made_from.at_once)
+    if checkpoint_path is None:
+        return untrained_network(info.network, options)[0]
+    checkpoint = read_checkpoint(checkpoint_path)
+    check_checkpoint(made_from, checkpoint_path, checkpoint.sha256)
+    return load_network(info.network, checkpoint, options)[0]
+
+
+BIAS_STD = 1.0
+UPSAMPLING_NOISE_STD = 0.02
+
+
+def bilinear_kernel(size: int) -> Tensor:
+    """Bilinear up-sampling kernel for stride size/2, float32, size x size (Long et al., surgery.py's rule)."""
+    factor = (size + 1) // 2
+    centre = factor - 1 if size % 2 else factor - 0.5
+    ramp = 1 - (torch.arange(size, dtype=torch.float32) - centre).abs() / factor
+    return ramp[:, None] * ramp[None, :]
+
+
+def random_network(spec: NetworkSpec, rng_seed: int) -> FCN:
+    """An untrained network in eval mode; equal arguments give equal weights, bit for bit, on one PyTorch version."""
+    network = empty_network(spec)
+    randomise(network, rng_seed)
+    return network
+
+
+@torch.no_grad()
+def randomise(network: nn.Module, rng_seed: int) -> None:
+    """Fill every convolution of `network` in place with random weights from `rng_seed`."""
+    generator = torch.Generator().manual_seed(rng_seed)
+    for layer in network.modules():
+        if isinstance(layer, nn.ConvTranspose2d):
+            _fill_upsampling(layer.weight, generator)
+        elif isinstance(layer, nn.Conv2d):
+            fan_in = layer.weight[0].numel()
+            layer.weight.normal_(0, math.sqrt(2 / fan_in), generator=generator)
+            if layer.bias is not None:
+                layer.bias.normal_(0, BIAS_STD, generator=generator)
+
+
+def _fill_upsampling(weight: Tensor, generator: torch.Generator) -> None:
+    kernel = bilinear_kernel(weight.shape[-1])
+    weight.normal_(0, UPSAMPLING_NOISE_STD / weight.shape[0], generator=generator)
+    weight.diagonal().add_(kernel[..., None])
+
 
 # fcn8s-atonce multiplies the skips by these inside forward (shelhamer, voc-fcn8s-atonce/net.py).
 SEEDS = 2**63

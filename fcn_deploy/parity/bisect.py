@@ -20,9 +20,9 @@ from fcn_deploy.model_info import SCALE_KEY, WINDOW_KEY
 from fcn_deploy.onnx_file import read_model, write_model
 from fcn_deploy.parity.inputs import ParityInput
 from fcn_deploy.parity.report import json_ready
+from fcn_deploy.progress import OnStep, quietly
 from fcn_deploy.runtime.ort import OrtRunner
 from fcn_deploy.runtime.ort_options import OrtOptions
-from fcn_deploy.steps import OnStep, quietly
 
 Array = npt.NDArray[Any]
 

@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from fcn_deploy.errors import ImageError, UsageError
 from fcn_deploy.images import FloatArray, Pixels, mean_image, preprocess, read_image, resize
-from fcn_deploy.model_info import MEAN_BGR
-from fcn_deploy.runtime.base import TensorSpec
+from fcn_deploy.model_info import MEAN_BGR, TensorSpec
 
 Shape = tuple[int, int, int, int]
 

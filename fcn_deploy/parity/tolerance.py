@@ -7,7 +7,8 @@ fail correct exports: rounding grows with the values. docs/parity.md says how th
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fcn_deploy.model_info import ModelInfo, Precision
+from fcn_deploy.choices import Precision
+from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.parity.compare import Comparison, LabelComparison, joint_mean_iu
 
 

@@ -2,30 +2,13 @@
 
 import importlib.util
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
+from fcn_deploy.choices import EngineName, OutputFormat, Provider
 from fcn_deploy.errors import UsageError
-from fcn_deploy.runtime.provider import Provider
 
 # What fsspec takes for an address: `s3://bucket/folder`, `memory://folder`.
 URL_MARK = "://"
-
-
-class OutputFormat(StrEnum):
-    """What is written for each photo."""
-
-    PNG = "png"  # NAME.labels.png, a palette image of the labels, and NAME.overlay.png
-    NPZ = "npz"  # NAME.npz: `labels`, h x w uint8
-    RLE_JSON = "rle-json"  # NAME.json: COCO run lengths of each class
-    PARQUET = "parquet"  # rows of part-*.parquet, labels as PNG
-
-
-class EngineName(StrEnum):
-    """What runs the stages."""
-
-    LOCAL = "local"  # threads of this process
-    RAY = "ray"  # tasks and actors of a Ray cluster
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from fcn_deploy.errors import ImageError
 from fcn_deploy.images import decode_image
-from fcn_deploy.prediction.plan import Plan
+from fcn_deploy.prediction.plan import Decoded, Plan, Prediction, Segmented, Task
 from fcn_deploy.prediction.sinks import Encoded, Sink
-from fcn_deploy.prediction.work import Decoded, Prediction, Segmented, Task
 from fcn_deploy.runtime.base import Arrays
 from fcn_deploy.segmentation import Segmenter, fit
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fcn_deploy.errors import OutputError, UsageError
-from fcn_deploy.staging import sole_writer, staged_file
+from fcn_deploy.storage import sole_writer, staged_file
 
 
 class Store(ABC):

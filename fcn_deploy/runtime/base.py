@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,25 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fcn_deploy.errors import UsageError
+from fcn_deploy.images import Labels, Pixels, preprocess
+from fcn_deploy.model_info import LABELS_NAME, TensorSpec
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, shape and NumPy dtype of one input or output."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.dtype} {'x'.join(str(n) for n in self.shape)}"
-
-    @classmethod
-    def of(cls, name: str, array: npt.NDArray[Any]) -> "TensorSpec":
-        """The spec that `array` has under `name`."""
-        return cls(name, array.shape, array.dtype.name)
 
 
 class Runner(ABC):
@@ -102,3 +86,16 @@ class Bound(ABC):
 
 def _listed(specs: "tuple[TensorSpec, ...] | list[TensorSpec]") -> str:
     return ", ".join(str(spec) for spec in specs) or "nothing"
+
+
+def feed_of(spec: TensorSpec, pixels: Pixels) -> dict[str, npt.NDArray[Any]]:
+    """N x H x W x 3 uint8 RGB pixels as the input `spec` takes them: as they are, or pre-processed."""
+    return {spec.name: pixels if spec.dtype == "uint8" else preprocess(pixels).astype(spec.dtype, copy=False)}
+
+
+def labels_of(outputs: Arrays) -> Labels:
+    """N x H x W uint8 labels of a model's only output: labels as they are, or the class of the largest logit."""
+    if LABELS_NAME in outputs:
+        return np.asarray(outputs[LABELS_NAME], dtype=np.uint8)
+    (logits,) = outputs.values()
+    return np.asarray(logits.argmax(axis=1), dtype=np.uint8)

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fcn_deploy.model_info import INPUT_NAME, OUTPUT_NAME
-from fcn_deploy.runtime.base import Runner, TensorSpec
+from fcn_deploy.model_info import INPUT_NAME, OUTPUT_NAME, TensorSpec
+from fcn_deploy.runtime.base import Runner
 
 # oneDNN adds up the products of a convolution one after the other, so that its error grows with their number: on AVX2,
 # fc6's 25,088 are 2.1e-6 from float64, against 3e-7 with PyTorch's own kernel. A reference has to be closer to the

@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
+from fcn_deploy.artifact.engine import open_engine
+from fcn_deploy.choices import PLAN_SUFFIX, Provider
 from fcn_deploy.errors import UsageError
-from fcn_deploy.runtime.cuda_driver import Cuda
-from fcn_deploy.runtime.engine_file import open_engine
+from fcn_deploy.runtime.nvidia import Cuda
 from fcn_deploy.runtime.ort_options import OrtOptions
-from fcn_deploy.runtime.provider import Provider
-from fcn_deploy.runtime.tensorrt_flavour import PLAN_SUFFIX, find_flavour
+from fcn_deploy.runtime.tensorrt_flavour import find_flavour
 
 if TYPE_CHECKING:
     from fcn_deploy.runtime.ort import OrtRunner
-    from fcn_deploy.runtime.trt import TrtRunner
+    from fcn_deploy.runtime.tensorrt import TrtRunner
 
 
 def check_runnable(path: Path, provider: Provider) -> None:
@@ -29,7 +29,7 @@ def check_runnable(path: Path, provider: Provider) -> None:
         require_provider(provider)
         return
     _check_provider(path, provider)
-    from fcn_deploy.runtime.trt import check_device, check_version
+    from fcn_deploy.runtime.tensorrt import check_device, check_version
 
     engine = open_engine(path)
     check_version(engine, find_flavour(engine.flavour))
@@ -46,7 +46,7 @@ def runner_for(path: Path, provider: Provider) -> Union["OrtRunner", "TrtRunner"
     """
     if path.suffix == PLAN_SUFFIX:
         _check_provider(path, provider)
-        from fcn_deploy.runtime.trt import TrtRunner
+        from fcn_deploy.runtime.tensorrt import TrtRunner
 
         return TrtRunner(path)
     from fcn_deploy.runtime.ort import OrtRunner

@@ -7,20 +7,114 @@ that is an error: the provider that was asked for runs every node, or nothing do
 import contextlib
 import io
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime as ort
+from onnx import TensorProto, helper
 
+from fcn_deploy.choices import Provider
 from fcn_deploy.errors import BundleError, ProviderError
+from fcn_deploy.model_info import TensorSpec
 from fcn_deploy.onnx_file import skeleton_bytes
-from fcn_deploy.runtime import half, nvidia
-from fcn_deploy.runtime.base import Arrays, Bound, Runner, TensorSpec
+from fcn_deploy.runtime import nvidia
+from fcn_deploy.runtime.base import Arrays, Bound, Runner
 from fcn_deploy.runtime.ort_options import PROVIDER_NAMES, OrtOptions
-from fcn_deploy.runtime.placement import Placement, placement_of, require_placement
-from fcn_deploy.runtime.provider import Provider, probe_model
+
+
+def probe_model() -> bytes:
+    """A serialised model of one node, to try a provider with."""
+    import onnx
+
+    shape = [1, 1, 4, 4]
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([node], "probe", tensors[:1], tensors[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
+
+
+def computes_in_half(skeleton: bytes) -> bool:
+    """Whether any weight of a serialised model is of float16 or bfloat16."""
+    return any(tensor.data_type in HALVES for tensor in onnx.ModelProto.FromString(skeleton).graph.initializer)
+
+
+def widened(skeleton: bytes) -> bytes:
+    """The same serialised graph in float32: constants as they are, every node's result rounded to the type it had.
+
+    What it takes and gives stays as it is.
+    """
+    # Not every exporter states the types of all values.
+    model = onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(skeleton))
+    graph = model.graph
+    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
+    given = [tensor.name for tensor in graph.initializer if tensor.data_type in HALVES]
+    given += [value.name for value in graph.input if types[value.name] in HALVES]
+    wide = {name: f"{name}/wide" for name in given}
+    nodes = [_cast(name, wide[name], TensorProto.FLOAT) for name in given]
+    for node in model.graph.node:
+        node.input[:] = [wide.get(name, name) for name in node.input]
+        nodes.append(node)
+        for index, name in enumerate(node.output):
+            if types.get(name) in HALVES:
+                wide[name] = f"{name}/wide"
+                if node.op_type != "Cast":  # which rounds by itself
+                    node.output[index] = f"{name}/exact"
+                    nodes.append(_cast(f"{name}/exact", name, types[name]))
+                nodes.append(_cast(name, wide[name], TensorProto.FLOAT))
+    del model.graph.value_info[:], model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return bytes(model.SerializeToString())
+
+
+def _cast(source: str, made: str, to: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [made], name=f"{source}/cast", to=to)
+
+
+# Node names by the execution provider that runs them.
+Placement = Mapping[str, tuple[str, ...]]
+
+
+def placement_of(session: Any) -> Placement:
+    """Where ONNX Runtime's `session` put every node, before it joins any."""
+    found: dict[str, tuple[str, ...]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        names = tuple(node.name or node.op_type for node in part.get_nodes())
+        found[part.ep_name] = (*found.get(part.ep_name, ()), *names)
+    return found
+
+
+def require_placement(provider: Provider, running: Sequence[str], placement: Placement) -> None:
+    """Check that `provider` runs every node.
+
+    Args:
+        provider: the one asked for.
+        running: ONNX Runtime's names of the session's providers.
+        placement: the nodes by provider.
+
+    Raises:
+        ProviderError: the provider is not there, or some nodes run elsewhere; names the first five.
+    """
+    wanted = PROVIDER_NAMES[provider]
+    if wanted not in running:
+        raise ProviderError(
+            f"provider {provider}: ONNX Runtime fell back to {', '.join(running)}",
+            remedy="Run `fcn-deploy doctor`, or pass --provider cpu.",
+        )
+    elsewhere = [f"{name} on {where}" for where, names in placement.items() if where != wanted for name in names]
+    if elsewhere:
+        raise ProviderError(
+            f"provider {provider} does not run {len(elsewhere)} nodes: {', '.join(elsewhere[:5])}",
+            remedy="Export with an older --opset, or pass --provider cpu.",
+        )
+
 
 _SILENT = 4  # every problem reaches the user as an exception; the log would only say it twice
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
@@ -70,8 +164,8 @@ class OrtRunner(Runner):
         if self._optimized is not None:
             options.optimized_model_filepath = str(self._optimized)
         skeleton = skeleton_bytes(self.path)
-        if provider is Provider.CPU and half.computes_in_half(skeleton):
-            skeleton = half.widened(skeleton)
+        if provider is Provider.CPU and computes_in_half(skeleton):
+            skeleton = widened(skeleton)
             self.name = f"{self._plain_name}, half precision by rounding"
         try:
             session = _session(skeleton, self.options, options)

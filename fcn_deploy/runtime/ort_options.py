@@ -7,8 +7,8 @@ providers (onnxruntime.ai/docs/execution-providers). This module does not load O
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fcn_deploy.choices import Provider
 from fcn_deploy.errors import UsageError
-from fcn_deploy.runtime.provider import Provider
 
 _INTRA_OP_AFFINITIES = "session.intra_op_thread_affinities"
 _NO_CPU_FALLBACK = "session.disable_cpu_ep_fallback"

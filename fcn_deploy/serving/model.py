@@ -4,6 +4,7 @@ import uuid
 from typing import Any
 
 from fcn_deploy.images import Pixels
+from fcn_deploy.installation import __version__
 from fcn_deploy.model_info import LABELS_NAME, PIXELS_NAME
 from fcn_deploy.serving.admission import Admission
 from fcn_deploy.serving.queue import RunQueue
@@ -17,7 +18,6 @@ from fcn_deploy.serving.sdk import (
     ModelRepository,
 )
 from fcn_deploy.serving.tensors import DATATYPE, Interface
-from fcn_deploy.version import __version__
 
 _US_PER_S = 1e6
 

@@ -4,8 +4,8 @@ import importlib.util
 import re
 from dataclasses import dataclass
 
+from fcn_deploy.choices import Provider
 from fcn_deploy.errors import UsageError
-from fcn_deploy.runtime.provider import Provider
 
 _HIGHEST_PORT = 65_535
 _LONGEST_S = 3_600

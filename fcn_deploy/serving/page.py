@@ -11,8 +11,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from fcn_deploy.errors import ImageError
-from fcn_deploy.images import MAX_PIXELS, Labels, Pixels, Placement, decode_image, label_image, place
-from fcn_deploy.overlay import class_shares
+from fcn_deploy.images import MAX_PIXELS, Labels, Pixels, Placement, class_shares, decode_image, label_image, place
 from fcn_deploy.segmentation import Segmenter
 from fcn_deploy.serving.gate import PAGE_POST
 from fcn_deploy.serving.handing import aside

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from benchmarks.results import BenchReport, Row, RowKey, Status
-from benchmarks.roofline import Ceilings, Work
-from benchmarks.timing import Measurement
+from benchmarks.engine.ceilings import Ceilings, Work
+from benchmarks.report.results import BenchReport, Row, RowKey, Status
+from benchmarks.stats.timing import Measurement
 
 ENVIRONMENT = {
     "date": "2026-01-02T03:04:05+00:00", "command": ["fcn-deploy", "bench", "fcn8s"], "commit": "abc",

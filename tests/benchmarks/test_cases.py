@@ -2,7 +2,7 @@ import importlib.util
 
 import pytest
 
-from benchmarks.cases import CASES, Graph, Runtime, choose
+from benchmarks.engine.cases import CASES, Graph, Runtime, choose
 from fcn_deploy import Provider, UsageError
 from fcn_deploy.parity.tolerance import TIERS
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.comparison import Ratio, Verdict, compare_reports
-from benchmarks.timing import Measurement
+from benchmarks.stats.comparison import Ratio, Verdict, compare_reports
+from benchmarks.stats.timing import Measurement
 from fcn_deploy import MeasurementError, RegressionError, UsageError
 from tests.benchmarks.reports import report, row
 

@@ -5,14 +5,13 @@ from typing import Any, ClassVar
 
 import pytest
 
-from benchmarks import contender
-from benchmarks.cases import CASES
-from benchmarks.contender import Contender
-from benchmarks.messages import Failure, FirstRuns, Job, Opened, Samples
-from benchmarks.results import RowKey, Status
-from benchmarks.roofline import Work
-from benchmarks.schedule import Schedule
-from benchmarks.workspace import Workspace
+from benchmarks.engine import processes
+from benchmarks.engine.cases import CASES
+from benchmarks.engine.ceilings import Work
+from benchmarks.engine.processes import Contender, Failure, FirstRuns, Job, Opened, Samples
+from benchmarks.engine.schedule import Schedule
+from benchmarks.engine.workspace import Workspace
+from benchmarks.report.results import RowKey, Status
 from fcn_deploy import (
     BenchOptions,
     BundleError,
@@ -60,7 +59,7 @@ def row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contender:
         "peak_bytes": 7, "profile": (),
     }  # fmt: skip
     Scripted.asked = []
-    monkeypatch.setattr(contender, "Process", Scripted)
+    monkeypatch.setattr(processes, "Process", Scripted)
     info = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(rng_seed=0))
     workspace = Workspace(tmp_path, tmp_path / "model.onnx", info, (1, 3, 96, 96), 18, None)
     job = Job(CASES[0], workspace, Provider.CPU, ())

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import environment, gpu_state
+from benchmarks.engine import environment
 
 
 def test_this_machine() -> None:
@@ -47,7 +47,7 @@ def test_busy_neighbours_are_noted() -> None:
     (0x20 | 0x80, ["thermal (software)", "power brake"]),
 ])  # fmt: skip
 def test_throttling_by_nvmls_bits(bits: int, names: list[str]) -> None:
-    assert gpu_state.throttling(bits) == names
+    assert environment.throttling(bits) == names
 
 
 class NVMLError(Exception):
@@ -78,7 +78,7 @@ def nvml(**changes: object) -> SimpleNamespace:
 def test_what_a_gpu_refuses_to_say_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml())
 
-    assert gpu_state.gpu_states() == [
+    assert environment.gpu_states() == [
         {
             "name": "NVIDIA H100", "driver": "580.1", "memory_bytes": 80, "used_bytes": 3, "sm_mhz": 1980,
             "memory_mhz": 2619, "throttled_by": ["power cap"], "other_processes": 1,
@@ -92,32 +92,32 @@ def test_without_a_driver_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch) -> 
         raise NVMLError("driver not loaded")
 
     monkeypatch.setitem(sys.modules, "pynvml", nvml(nvmlInit=refused))
-    assert gpu_state.gpu_states() == []
+    assert environment.gpu_states() == []
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert gpu_state.gpu_states() == []
+    assert environment.gpu_states() == []
 
 
 def test_only_visible_gpus_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_state, "gpu_states", lambda: [{"name": "a"}, {"name": "b"}])
+    monkeypatch.setattr(environment, "gpu_states", lambda: [{"name": "a"}, {"name": "b"}])
 
     for chosen, names in ((None, "ab"), ("", "ab"), ("1", "b"), ("1,0", "ba"), ("GPU-uuid", "ab"), ("7", "")):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if chosen is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
-        assert "".join(gpu["name"] for gpu in gpu_state.visible_gpus()) == names
+        assert "".join(gpu["name"] for gpu in environment.visible_gpus()) == names
 
 
 def test_what_a_gpu_did_while_rows_ran_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = gpu_state.GpuWatch()
+    watch = environment.GpuWatch()
     for clock, reasons in ((1980, []), (1200, ["power cap"]), (1500, ["power cap", "thermal (software)"])):
         state = {"name": "NVIDIA H100", "sm_mhz": clock, "throttled_by": reasons}
-        monkeypatch.setattr(gpu_state, "gpu_states", lambda state=state: [state])
+        monkeypatch.setattr(environment, "gpu_states", lambda state=state: [state])
         watch.look()
 
     assert watch.summary() == [
         {"name": "NVIDIA H100", "sm_mhz": [1200, 1980], "throttled_by": ["power cap", "thermal (software)"]}
     ]
-    assert gpu_state.GpuWatch().summary() == []
+    assert environment.GpuWatch().summary() == []
 
 
 def test_stolen_time_is_a_share_of_all_time(monkeypatch: pytest.MonkeyPatch) -> None:

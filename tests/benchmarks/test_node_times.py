@@ -7,8 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 import fcn_deploy as fd
-from benchmarks import node_times
-from benchmarks.node_times import NodeTimes, time_nodes
+from benchmarks.stats import nodes
+from benchmarks.stats.nodes import NodeTimes, time_nodes
 from fcn_deploy import OrtOptions, Provider
 from fcn_deploy.runtime.ort import OrtRunner, provider_problem
 
@@ -64,14 +64,14 @@ def test_one_convolution_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_node_that_cannot_run_alone_leaves_the_others(shared_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    repeated = node_times._repeated
+    repeated = nodes._repeated
 
-    def refused(node: onnx.NodeProto, copies: int, graph: node_times._Graph) -> onnx.ModelProto:
+    def refused(node: onnx.NodeProto, copies: int, graph: nodes._Graph) -> onnx.ModelProto:
         if node.op_type == "Add":
             raise Fail("no such thing\nat all")
         return repeated(node, copies, graph)
 
-    monkeypatch.setattr(node_times, "_repeated", refused)
+    monkeypatch.setattr(nodes, "_repeated", refused)
 
     found = time_nodes(shared_bundle / "model.onnx", OrtOptions(), 0.0)
 

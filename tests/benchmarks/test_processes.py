@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.messages import Failure
-from benchmarks.processes import Process
-from benchmarks.worker import _answer, failure_of
+from benchmarks.engine.processes import Failure, Process
+from benchmarks.engine.worker import _answer, failure_of
 from fcn_deploy import BundleError, UsageError
 
 

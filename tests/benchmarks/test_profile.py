@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fcn_deploy as fd
-from benchmarks.profile import NodeTime, read_profile
+from benchmarks.stats.nodes import NodeTime, read_profile
 from fcn_deploy.runtime.ort import OrtRunner
 from tests.conftest import narrow_options
 

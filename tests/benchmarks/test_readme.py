@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import readme
 from benchmarks.readme import README, RESULTS, block, with_tables
-from benchmarks.results import read_report, write_report
+from benchmarks.report.results import read_report, write_report
 from tests.benchmarks.reports import ENVIRONMENT, half, report, row
 
 NAME = next(path.parent.name for path in sorted(RESULTS.glob("*/latency.json")))

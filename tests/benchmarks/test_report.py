@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import table
-from benchmarks.profile import NodeTime
-from benchmarks.report import markdown, markdown_table, page, require_page, write_page
-from benchmarks.results import Row, Status
-from benchmarks.summary import sentences
-from benchmarks.timing import Measurement
+from benchmarks.report import table
+from benchmarks.report.page import markdown, markdown_table, page, require_page, write_page
+from benchmarks.report.results import Row, Status
+from benchmarks.report.table import sentences
+from benchmarks.stats.nodes import NodeTime
+from benchmarks.stats.timing import Measurement
 from fcn_deploy import UsageError
 from tests.benchmarks.reports import ENVIRONMENT, half, report, row
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.profile import NodeTime
-from benchmarks.results import read_report, write_report
+from benchmarks.report.results import read_report, write_report
+from benchmarks.stats.nodes import NodeTime
 from fcn_deploy.errors import InputFileError
 from tests.benchmarks.reports import report, row
 

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 
 import fcn_deploy as fd
-from benchmarks.cases import Precision
-from benchmarks.ceilings import product_graph
-from benchmarks.roofline import Ceilings, Work, work_of
-from benchmarks.schedule import own_process
+from benchmarks.engine.cases import Precision
+from benchmarks.engine.ceilings import Ceilings, Work, product_graph, work_of
+from benchmarks.engine.schedule import own_process
 from fcn_deploy.graph import layers
 from fcn_deploy.onnx_file import write_model
 from fcn_deploy.runtime.ort import OrtRunner

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 import fcn_deploy as fd
-from benchmarks import cases
-from benchmarks.options import Progress
-from benchmarks.results import Row, Status
-from benchmarks.schedule import distinct
+from benchmarks.engine import cases
+from benchmarks.engine.schedule import Progress, distinct
+from benchmarks.report.results import Row, Status
 from fcn_deploy import BenchOptions, Protocol, Provider
 from tests.conftest import narrow_options
 
@@ -274,7 +273,11 @@ def workers(parent: int | None = None) -> list[int]:
                 command = (folder / "cmdline").read_bytes().split(b"\0")
                 status = (folder / "status").read_text()
                 of = int(status.split("PPid:")[1].split()[0])
-                if b"benchmarks.worker" in command and of == (parent or os.getpid()) and "State:\tZ" not in status:
+                if (
+                    b"benchmarks.engine.worker" in command
+                    and of == (parent or os.getpid())
+                    and "State:\tZ" not in status
+                ):
                     found.append(int(folder.name))
     return sorted(found)
 

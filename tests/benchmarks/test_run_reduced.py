@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 import fcn_deploy as fd
-from benchmarks.results import Status
+from benchmarks.report.results import Status
 from benchmarks.sample_accuracy import write_scenes
-from benchmarks.scenes import Split
+from benchmarks.train_sample import Split
 
 SIZE = 224
 QUICK = fd.Protocol(duration_s=0.05, warmup_s=0.01, rounds=3, ceiling_s=0.05)

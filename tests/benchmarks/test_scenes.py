@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from benchmarks import scenes
-from benchmarks.scenes import CLASSES, DIAMETERS, Split, outlines, scene
+from benchmarks import train_sample
+from benchmarks.train_sample import CLASSES, DIAMETERS, Split, outlines, scene
 
 SPLITS = pytest.mark.parametrize("split", list(Split))
 
@@ -40,7 +40,7 @@ def test_every_class_occurs(split: Split) -> None:
 
 
 def test_the_two_splits_have_no_scene_and_no_photo_in_common() -> None:
-    training, held_out = (scenes._photos(split) for split in Split)
+    training, held_out = (train_sample._photos(split) for split in Split)
 
     assert all(a.shape != b.shape or (a != b).any() for a in training for b in held_out)
     assert (scene(Split.TRAINING, 0, 224, 224).labels != scene(Split.HELD_OUT, 0, 224, 224).labels).any()

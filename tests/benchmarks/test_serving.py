@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving import Latencies, Load, serving, take_turns, under_load
-from benchmarks.serving_clients import grpc_asker, http_asker, plain_asker
+from benchmarks.serving import Latencies, Load, grpc_asker, http_asker, plain_asker, serving, take_turns, under_load
 from tests.fcn_deploy.serving.clients import noise
 
 

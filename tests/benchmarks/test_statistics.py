@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import statistics
+from benchmarks.stats import statistics
 
 QUIET = [100.0, 101.0, 100.5, 99.5, 100.2]
 

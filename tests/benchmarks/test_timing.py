@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.timing import Measurement, Protocol, clock_overhead_ns, sample, time_once, warm_up
+from benchmarks.stats.timing import Measurement, Protocol, clock_overhead_ns, sample, time_once, warm_up
 from fcn_deploy import UsageError
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 import fcn_deploy as fd
-from benchmarks.cases import CASES, Graph, Precision
-from benchmarks.workspace import workspace_of
-from fcn_deploy.bundle import open_bundle
+from benchmarks.engine.cases import CASES, Graph, Precision
+from benchmarks.engine.workspace import workspace_of
+from fcn_deploy.artifact.bundle import open_bundle
 
 ENGINE = next(case for case in CASES if case.graph is Graph.ENGINE)
 

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from exporters import activations
-from exporters.activations import BINS, Activation, observe, runs
+from exporters.precision.observe import BINS, Activation, observe, runs
 from fcn_deploy.errors import ParityError
 from tests.exporters.passes.graphs import parsed, run_exactly, weights
 
@@ -108,7 +107,7 @@ def test_maps_are_those_the_graph_makes() -> None:
 def test_maps_beyond_the_memory_of_one_session_take_further_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     model, names = two_layers(), ["c", "r", "d"]
     at_once = observe(model, names, images(2))
-    monkeypatch.setattr(activations, "_CHUNK_BYTES", 2 * 2 * 4 * 6 * 7 * 4)  # c and r
+    monkeypatch.setattr("exporters.precision.observe._CHUNK_BYTES", 2 * 2 * 4 * 6 * 7 * 4)  # c and r
     done: list[None] = []
 
     found = observe(model, names, images(2), lambda: done.append(None))

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporters.activations import BINS, Activation
-from exporters.calibration import threshold
-from exporters.calibration_method import Calibration
+from exporters.precision.observe import BINS, Activation, threshold
+from fcn_deploy.choices import Calibration
 
 LEVELS, STRIDE = 128, 7
 

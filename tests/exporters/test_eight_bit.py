@@ -9,13 +9,20 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporters.activations import Activation
-from exporters.calibration_method import Calibration
-from exporters.eight_bit import LayerNoise, QuantizeOptions, input_noise, layer_noises, observe_maps, quantize
-from exporters.optimize import Target
-from exporters.quantize import Scale, map_scale
+from exporters.precision.int8 import (
+    LayerNoise,
+    QuantizeOptions,
+    Scale,
+    input_noise,
+    layer_noises,
+    map_scale,
+    observe_maps,
+    quantize,
+)
+from exporters.precision.observe import Activation
+from fcn_deploy.choices import Calibration, Target
 from fcn_deploy.errors import ParityError, UsageError
-from fcn_deploy.steps import Advance
+from fcn_deploy.progress import Advance
 from tests.exporters.passes.graphs import operators, parsed, run, weights
 
 MINMAX = Calibration.MINMAX

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import fcn_deploy as fd
-from fcn_deploy.models.init import random_network
+from fcn_deploy.models.weights import random_network
 from tests.conftest import Call
 
 

@@ -12,7 +12,7 @@ from exporters.onnx import OPSETS, OnnxOptions, export_graph
 from fcn_deploy import Geometry, NetworkSpec, UsageError, Variant
 from fcn_deploy.graph import layers, operator_counts
 from fcn_deploy.models.fcn import FCN
-from fcn_deploy.models.init import random_network
+from fcn_deploy.models.weights import random_network
 from fcn_deploy.onnx_file import write_model
 from fcn_deploy.runtime.ort import OrtRunner
 from tests.reference import relative_error

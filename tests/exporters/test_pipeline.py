@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fcn_deploy as fd
-from fcn_deploy.models.init import random_network
+from fcn_deploy.models.weights import random_network
 from fcn_deploy.onnx_file import read_model, write_model
 from tests.conftest import narrow_options
 
@@ -101,7 +101,7 @@ def test_a_failed_check_writes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         data[-4:] = np.float32(30).tobytes()  # the last weight of the last tensor
         path.write_bytes(data)
 
-    monkeypatch.setattr("exporters.pipeline.write_model", damaged)
+    monkeypatch.setattr("exporters.export.write_model", damaged)
 
     with pytest.raises(fd.ParityError, match="does not compute what PyTorch"):
         fd.export(narrow_options(tmp_path / "out"))
@@ -130,7 +130,7 @@ import resource, sys
 from pathlib import Path
 import fcn_deploy as fd
 from tests.conftest import narrow_options
-import exporters.pipeline, fcn_deploy.models.fcn
+import exporters.export, fcn_deploy.models.fcn
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try:
     fd.export(narrow_options(Path(sys.argv[1])))

@@ -10,16 +10,16 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from exporters.activations import observe
-from exporters.heads import with_heads
 from exporters.onnx import OnnxOptions, export_graph
-from exporters.precision import LIMITS, in_half, observed_names
-from exporters.rescale import factors, rescaled
+from exporters.precision.half import LIMITS, factors, in_half, observed_names, rescaled
+from exporters.precision.observe import observe
+from exporters.rewrite import with_heads
 from fcn_deploy import Geometry, Variant
+from fcn_deploy.choices import Head, ImageInput, Precision
 from fcn_deploy.errors import UsageError
 from fcn_deploy.graph import typed_skeleton
-from fcn_deploy.model_info import Head, ImageInput, NetworkSpec, Precision
-from fcn_deploy.models.init import random_network
+from fcn_deploy.model_info import NetworkSpec
+from fcn_deploy.models.weights import random_network
 from tests.exporters.passes.graphs import parsed, run, weights
 from tests.reference import relative_error
 

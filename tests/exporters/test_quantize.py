@@ -9,12 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from exporters.activations import Activation
-from exporters.calibration_method import Calibration
-from exporters.eight_bit import observe_maps
-from exporters.optimize import Target
-from exporters.passes.static import constant
-from exporters.quantize import Scale, map_names, map_scale, quantized, rounded_weights
+from exporters.passes.edit import constant
+from exporters.precision.int8 import Scale, map_names, map_scale, observe_maps, quantized, rounded_weights
+from exporters.precision.observe import Activation
+from fcn_deploy.choices import Calibration, Target
 from fcn_deploy.graph import typed_skeleton
 from tests.exporters.passes.graphs import operators, parsed, run, run_exactly, weights
 

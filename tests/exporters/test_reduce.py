@@ -11,21 +11,19 @@ import onnx_ir as ir
 import pytest
 from PIL import Image
 
-from exporters.calibration_method import Calibration
-from exporters.eight_bit import Quantization
-from exporters.heads import with_heads
 from exporters.onnx import OnnxOptions, export_graph
-from exporters.optimize import Target
-from exporters.precision import HalfReport
-from exporters.reduce import PrecisionOptions, calibration_inputs, reduced
-from exporters.rewrite import rewrite
+from exporters.precision.half import HalfReport
+from exporters.precision.int8 import Quantization
+from exporters.precision.reduce import PrecisionOptions, calibration_inputs, reduced
+from exporters.rewrite import rewrite, with_heads
 from exporters.simplify import simplify
 from fcn_deploy import Geometry, Variant
+from fcn_deploy.choices import Calibration, Head, ImageInput, Precision, Target
 from fcn_deploy.errors import ImageError, UsageError
 from fcn_deploy.graph import typed_skeleton
 from fcn_deploy.images import SAMPLE_PHOTO, preprocess, read_image, resize
-from fcn_deploy.model_info import Head, ImageInput, NetworkSpec, Precision
-from fcn_deploy.models.init import random_network
+from fcn_deploy.model_info import NetworkSpec
+from fcn_deploy.models.weights import random_network
 from tests.exporters.passes.graphs import operators, parsed, run, weights
 from tests.reference import relative_error
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import fcn_deploy as fd
 from benchmarks.sample_accuracy import write_scenes
-from benchmarks.scenes import CLASSES, Split
-from fcn_deploy.bundle import open_bundle
+from benchmarks.train_sample import CLASSES, Split
+from fcn_deploy.artifact.bundle import open_bundle
 from fcn_deploy.parity.compare import Comparison
 from tests.conftest import narrow_options
 

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporters.activations import Activation, observe
 from exporters.passes.live_window import LiveWindow
-from exporters.precision import observed_names
-from exporters.rescale import HEADROOM, factors, rescaled
-from exporters.trunk import trunk_convolutions
+from exporters.precision.half import HEADROOM, factors, observed_names, rescaled
+from exporters.precision.observe import Activation, observe
+from exporters.precision.trunk import trunk_convolutions
 from fcn_deploy.onnx_file import LARGE_TENSOR_BYTES
 from tests.exporters.passes.graphs import THRIFTY, Trunk, operators, parsed, run, weights
 

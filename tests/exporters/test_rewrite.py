@@ -9,13 +9,13 @@ import pytest
 
 import fcn_deploy as fd
 from exporters.onnx import OnnxOptions, export_graph
-from exporters.optimize import Target
-from exporters.passes.base import Rewrite
 from exporters.passes.cost import machine_of
+from exporters.passes.edit import Rewrite
 from exporters.rewrite import PassReport, exact_passes, rewrite
 from exporters.simplify import simplify
+from fcn_deploy.choices import Target
 from fcn_deploy.graph import typed_skeleton
-from fcn_deploy.models.init import random_network
+from fcn_deploy.models.weights import random_network
 from tests.exporters.passes.graphs import operators, parsed, run, worst
 
 

@@ -12,7 +12,7 @@ from exporters.equivalence import Difference, compare_graphs
 from exporters.onnx import OnnxOptions, export_graph
 from exporters.simplify import simplify
 from fcn_deploy import NetworkSpec, ParityError, Variant
-from fcn_deploy.models.init import random_network
+from fcn_deploy.models.weights import random_network
 from fcn_deploy.onnx_file import write_model
 from fcn_deploy.runtime.ort import OrtRunner
 

@@ -10,15 +10,13 @@ from pathlib import Path
 import pytest
 
 import fcn_deploy as fd
-from exporters.optimize import Optimize
-from exporters.trt.progress import Phase
-from fcn_deploy.bundle import MODEL_FILE
-from fcn_deploy.hashing import file_sha256
-from fcn_deploy.model_info import Precision
+from exporters.tensorrt.builder import Phase
+from fcn_deploy.artifact.bundle import MODEL_FILE
+from fcn_deploy.artifact.engine import open_engine, sidecar_path
+from fcn_deploy.choices import FlavourName, Optimize, Precision
 from fcn_deploy.onnx_file import read_model, write_model
-from fcn_deploy.runtime.engine_file import open_engine, sidecar_path
-from fcn_deploy.runtime.tensorrt_flavour import FlavourName
-from fcn_deploy.runtime.tensorrt_log import worst
+from fcn_deploy.runtime.tensorrt_flavour import worst
+from fcn_deploy.storage import file_sha256
 from tests.conftest import narrow_options
 from tests.engines import WITHOUT_GPU, built, rtx
 

@@ -6,8 +6,8 @@ import pytest
 
 import fcn_deploy as fd
 from benchmarks.sample_accuracy import write_scenes
-from benchmarks.scenes import Split
-from exporters.optimize import Target
+from benchmarks.train_sample import Split
+from fcn_deploy.choices import Target
 from tests.engines import built
 
 SIZE = 224

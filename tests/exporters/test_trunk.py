@@ -6,12 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporters.heads import with_heads
 from exporters.onnx import OnnxOptions, export_graph
-from exporters.optimize import Target
-from exporters.rewrite import rewrite
-from exporters.simplify import simplify
-from exporters.trunk import (
+from exporters.precision.trunk import (
     activation_of,
     head_nodes,
     is_activated,
@@ -22,10 +18,13 @@ from exporters.trunk import (
     source_of,
     trunk_convolutions,
 )
+from exporters.rewrite import rewrite, with_heads
+from exporters.simplify import simplify
 from fcn_deploy import Geometry, Variant
+from fcn_deploy.choices import Head, ImageInput, Target
 from fcn_deploy.errors import UsageError
-from fcn_deploy.model_info import Head, ImageInput, NetworkSpec
-from fcn_deploy.models.init import random_network
+from fcn_deploy.model_info import NetworkSpec
+from fcn_deploy.models.weights import random_network
 from tests.exporters.passes.graphs import parsed, weights
 
 VGG = [f"conv{block}_{i}" for block, count in enumerate((2, 2, 3, 3, 3), start=1) for i in range(1, count + 1)]

@@ -8,7 +8,7 @@ from PIL import Image
 
 import fcn_deploy as fd
 from exporters.window_picture import regions_of
-from fcn_deploy.bundle import open_bundle
+from fcn_deploy.artifact.bundle import open_bundle
 from fcn_deploy.regions import map_regions
 from tests.conftest import Call, narrow_options
 from tests.exporters.passes.graphs import Trunk

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from fcn_deploy import BundleError, Geometry, Variant, open_bundle
-from fcn_deploy.bundle import MANIFEST_FILE, MODEL_FILE, write_manifest
+from fcn_deploy.artifact.bundle import MANIFEST_FILE, MODEL_FILE, write_manifest
 
 
 def test_opens_with_its_facts(shared_bundle: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 import fcn_deploy as fd
 from fcn_deploy import doctor
+from fcn_deploy.installation import Wheel
 from fcn_deploy.runtime import nvidia, ort
-from fcn_deploy.version import Wheel
 from tests.engines import rtx
 
 

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcn_deploy import BundleError, Geometry, Head, ImageInput, ModelInfo, NetworkSpec, Provenance, Variant
-from fcn_deploy.model_info import Precision, voc_palette
+from fcn_deploy.choices import Precision
+from fcn_deploy.model_info import voc_palette
 
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
 NAMES = st.lists(st.sampled_from(["score_fr.weight", "upscore.weight"]), unique=True).map(tuple)

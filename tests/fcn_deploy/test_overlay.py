@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fcn_deploy import ModelInfo, NetworkSpec, Provenance, Variant
-from fcn_deploy.overlay import OPACITY, class_shares, overlay
+from fcn_deploy.images import OPACITY, class_shares, overlay
 
 UNTRAINED = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(rng_seed=0))
 TRAINED = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(checkpoint_sha256="0" * 64, family="Caffe"))

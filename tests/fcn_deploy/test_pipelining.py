@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fcn_deploy as fd
-from fcn_deploy.pipelining import Threads, ahead
+from fcn_deploy.segmentation import Threads, ahead
 
 DEADLOCK_S = 60
 

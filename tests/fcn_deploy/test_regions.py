@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fcn_deploy import Geometry, Variant
 from fcn_deploy.geometry import axis_sizes
 from fcn_deploy.model_info import NetworkSpec
-from fcn_deploy.models.init import random_network
+from fcn_deploy.models.weights import random_network
 from fcn_deploy.regions import Region, Sliding, Span, image_region, map_regions
 
 # Live first, live last, rim at the beginning, rim at the end; derived by hand for 500 pixels, floor.

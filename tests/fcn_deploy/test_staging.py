@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fcn_deploy import OutputError
-from fcn_deploy.staging import sole_writer, staged_directory, staged_file
+from fcn_deploy.storage import sole_writer, staged_directory, staged_file
 
 MARKER = "manifest.json"
 
@@ -107,7 +107,7 @@ def test_a_file_where_a_directory_is_needed(tmp_path: Path) -> None:
 HOLD = """
     import sys, time
     from pathlib import Path
-    from fcn_deploy.staging import staged_directory
+    from fcn_deploy.storage import staged_directory
     with staged_directory(Path(sys.argv[1]), marker="manifest.json", force=True) as staging:
         (staging / "half").write_text("half-written")
         print("writing", flush=True)
@@ -236,7 +236,7 @@ def test_a_directory_has_one_writer_at_a_time(tmp_path: Path) -> None:
 RACE = """
     import sys
     from pathlib import Path
-    from fcn_deploy.staging import staged_directory
+    from fcn_deploy.storage import staged_directory
     for _ in range(150):
         with staged_directory(Path(sys.argv[1]), marker="manifest.json", force=True) as staging:
             (staging / "manifest.json").write_text("whole")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import fcn_deploy as fd
-from fcn_deploy.models.init import random_network
+from fcn_deploy.models.weights import random_network
 from tests.conftest import narrow_options
 
 HARD = ["mean colour", "extremes", "edges", "checkerboard", "zeros"]
@@ -149,7 +149,7 @@ def test_the_verdict_survives_a_place_that_takes_no_file(damaged: Path, monkeypa
     def unwritable(*_: object) -> None:
         raise fd.OutputError("cannot write", remedy="none")
 
-    monkeypatch.setattr("fcn_deploy.verification._save", unwritable)
+    monkeypatch.setattr("fcn_deploy.parity.verify._save", unwritable)
 
     result = fd.verify(damaged)
 

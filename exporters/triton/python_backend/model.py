@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
+from fcn_deploy.choices import Provider
 from fcn_deploy.images import MAX_PIXELS
-from fcn_deploy.runtime.provider import Provider
 from fcn_deploy.segmentation import Segmenter
 
 Photo = npt.NDArray[np.uint8]

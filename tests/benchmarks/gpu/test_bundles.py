@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.environment import available_cores
-from benchmarks.gpu.bundles import BundleMaker, Exports
-from benchmarks.gpu.plan import Entry
-from benchmarks.workspace import Workspace
+from benchmarks.engine.environment import available_cores
+from benchmarks.engine.workspace import Workspace
+from benchmarks.gpu.plan import BundleMaker, Entry, Exports
 from fcn_deploy import Precision, Provider, Variant
 
 PLAN = (

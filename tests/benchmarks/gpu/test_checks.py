@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.checks import DOCTOR_FILE, TESTS_FILE, doctor, run_gpu_tests
+from benchmarks.gpu.matrix import DOCTOR_FILE, TESTS_FILE, doctor, run_gpu_tests
 from fcn_deploy import Provider
 from fcn_deploy.runtime.ort import provider_problem
 

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.engine.ceilings import Ceilings, Work
 from benchmarks.gpu.figures import figures, markdown
-from benchmarks.profile import NodeTime
-from benchmarks.roofline import Ceilings, Work
+from benchmarks.stats.nodes import NodeTime
 from tests.benchmarks.reports import half, report
 
 ROWS = (

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.engine.schedule import BenchOptions
 from benchmarks.gpu.__main__ import exit_code, main, write
 from benchmarks.gpu.matrix import Matrix, MatrixOptions
 from benchmarks.gpu.plan import Entry
-from benchmarks.options import BenchOptions
-from benchmarks.results import Status, read_report
-from benchmarks.timing import Protocol
+from benchmarks.report.results import Status, read_report
+from benchmarks.stats.timing import Protocol
 from fcn_deploy import Precision, Provider, Variant
 from fcn_deploy.runtime.ort import provider_problem
 from tests.benchmarks.reports import report, row

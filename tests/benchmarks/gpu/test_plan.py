@@ -1,6 +1,6 @@
 import itertools
 
-from benchmarks.cases import CASES, Graph
+from benchmarks.engine.cases import CASES, Graph
 from benchmarks.gpu.plan import END_TO_END, PAIRS, PLAN
 from fcn_deploy import Precision, Provider, Variant
 

@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.gpu.predicted import Part, part_of, parts
+from benchmarks.gpu.figures import Part, part_of, parts
 from exporters.passes.cost import Machine
 from fcn_deploy.graph import Layer
 from tests.exporters.passes.graphs import parsed, weights

@@ -4,14 +4,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporters.heads import with_heads
 from exporters.onnx import OnnxOptions, export_graph
-from exporters.passes.label_head import LabelHead
-from exporters.passes.pixel_head import PixelHead
-from exporters.passes.static import static_shape
+from exporters.passes.edit import static_shape
+from exporters.passes.heads import LabelHead, PixelHead
+from exporters.rewrite import with_heads
 from fcn_deploy import Head, ImageInput, NetworkSpec, UsageError, Variant
 from fcn_deploy.images import preprocess
-from fcn_deploy.models.init import random_network
+from fcn_deploy.models.weights import random_network
 from tests.exporters.passes.graphs import parsed, run, weights
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)

@@ -9,17 +9,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from exporters.onnx import OnnxOptions, export_graph
-from exporters.optimize import Target
-from exporters.passes.base import RewriteResult
 from exporters.passes.cost import MACHINES, Machine, machine_of
+from exporters.passes.edit import RewriteResult
 from exporters.passes.live_window import LiveWindow
 from exporters.passes.trace import Trace, trace
 from exporters.passes.window_plan import cheapest_plan, plan_windows
 from exporters.simplify import simplify
 from fcn_deploy import Geometry, NetworkSpec, Precision, Variant
+from fcn_deploy.choices import Target
 from fcn_deploy.geometry import axis_fits
 from fcn_deploy.graph import typed_skeleton
-from fcn_deploy.models.init import random_network
+from fcn_deploy.models.weights import random_network
 from tests.exporters.passes.graphs import (
     LAZY,
     THRIFTY,

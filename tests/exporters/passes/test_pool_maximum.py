@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporters.passes.base import RewriteResult, Site
-from exporters.passes.pool_maximum import PoolMaximum
+from exporters.passes.edit import RewriteResult, Site
+from exporters.passes.pools import PoolMaximum
 from tests.exporters.passes.graphs import parsed, run
 
 SIZES = st.integers(2, 9)

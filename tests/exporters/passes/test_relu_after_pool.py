@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporters.passes.base import RewriteResult
-from exporters.passes.relu_after_pool import ReluAfterPool
-from exporters.trunk import head_nodes, trunk_convolutions
+from exporters.passes.edit import RewriteResult
+from exporters.passes.pools import ReluAfterPool
+from exporters.precision.trunk import head_nodes, trunk_convolutions
 from fcn_deploy.model_info import WINDOW_KEY
 from tests.exporters.passes.graphs import operators, parsed, run, run_exactly, weights
 

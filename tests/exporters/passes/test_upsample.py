@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporters.optimize import Target
-from exporters.passes.base import RewriteResult
 from exporters.passes.cost import MACHINES, Machine
+from exporters.passes.edit import RewriteResult
 from exporters.passes.fold_crop import FoldCrop
 from exporters.passes.upsample import Upsample, convolution_weight, is_diagonal
+from fcn_deploy.choices import Target
 from tests.exporters.passes.graphs import LAZY, THRIFTY, as_double, operators, parsed, run, run_exactly, weights, worst
 
 # Here a transposed convolution is what costs.

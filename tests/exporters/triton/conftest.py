@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fcn_deploy as fd
-from exporters.heads import with_heads
+from exporters.rewrite import with_heads
 from fcn_deploy.onnx_file import write_model
 from tests.conftest import NARROW
 

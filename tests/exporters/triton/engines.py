@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fcn_deploy.runtime.engine_file import sidecar_path
+from fcn_deploy.artifact.engine import sidecar_path
 from tests.engines import built
 
 

@@ -9,9 +9,13 @@ import onnxruntime as ort
 import pytest
 
 import fcn_deploy as fd
-from exporters.triton.batch import with_free_batch
-from exporters.triton.graphs import pixels_to_labels, postprocessing, preprocessing
-from exporters.triton.proof import require_same_labels
+from exporters.triton.graphs import (
+    pixels_to_labels,
+    postprocessing,
+    preprocessing,
+    require_same_labels,
+    with_free_batch,
+)
 from fcn_deploy.onnx_file import read_model, write_model
 from tests.exporters.passes.graphs import parsed
 from tests.exporters.triton.conftest import Bundles, pictures

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from exporters.triton.kserve import write_inference_service
+from exporters.triton.config import write_inference_service
 
 # In a process of its own: KServe's SDK and tritonclient register messages of the same names.
 BY_KSERVE = """

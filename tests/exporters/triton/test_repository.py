@@ -13,9 +13,9 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import triton_to_np_dtype
 
 import fcn_deploy as fd
-from exporters.triton.validate import validate_repository
-from fcn_deploy.hashing import file_sha256
+from exporters.triton.repository import validate_repository
 from fcn_deploy.onnx_file import read_model, write_model
+from fcn_deploy.storage import file_sha256
 from tests.expected import expected_labels
 from tests.exporters.triton.conftest import SIZE, Bundles, pictures
 from tests.exporters.triton.engines import engine_for_triton, restated

@@ -9,10 +9,10 @@ import json
 import pytest
 
 import fcn_deploy as fd
-from exporters.trt.layers import inspected, listed_layers, require_precision
-from fcn_deploy.model_info import Precision
-from fcn_deploy.runtime.engine_file import LayerTypes
-from fcn_deploy.runtime.tensorrt_log import Message
+from exporters.tensorrt.layers import inspected, listed_layers, require_precision
+from fcn_deploy.artifact.engine import LayerTypes
+from fcn_deploy.choices import Precision
+from fcn_deploy.runtime.tensorrt_flavour import Message
 
 
 def tensor(name: str, **words: str) -> dict[str, object]:

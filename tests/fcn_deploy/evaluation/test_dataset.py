@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import fcn_deploy as fd
-from benchmarks.scenes import Split, scene
+from benchmarks.train_sample import Split, scene
 from tests.datasets import make_folders, make_voc, save_labels
 
 

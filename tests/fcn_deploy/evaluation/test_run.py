@@ -12,7 +12,7 @@ from PIL import Image
 
 import fcn_deploy as fd
 from fcn_deploy.images import place, preprocess
-from fcn_deploy.models.init import random_network
+from fcn_deploy.models.weights import random_network
 from fcn_deploy.runtime.eager import EagerRunner
 from fcn_deploy.segmentation import Segmenter
 from tests.conftest import narrow_options

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import fcn_deploy as fd
-from fcn_deploy.evaluation.truth import decode_truth
+from fcn_deploy.evaluation.data import decode_truth
 
 LABELS = np.array([[0, 1, 2, 255], [20, 0, 0, 3]], dtype=np.uint8)
 SIZE = LABELS.shape

@@ -6,7 +6,7 @@ import torch
 import fcn_deploy as fd
 from fcn_deploy import Geometry, NetworkSpec, SizeError, UsageError, Variant
 from fcn_deploy.models.fcn import FCN
-from fcn_deploy.models.init import random_network
+from fcn_deploy.models.weights import random_network
 from tests import reference
 
 # Every layer as wide as the real one; the sums that rounding depends on are those of 500x500, the maps are smaller.
@@ -137,7 +137,7 @@ def test_random_convolutions_are_he_normal() -> None:
     (3, [0.5, 1.0, 0.5]),
 ])  # fmt: skip
 def test_bilinear_kernel(kernel: int, row: list[float]) -> None:
-    from fcn_deploy.models.init import bilinear_kernel
+    from fcn_deploy.models.weights import bilinear_kernel
 
     expected = torch.tensor(row)[:, None] * torch.tensor(row)[None, :]
     assert torch.equal(bilinear_kernel(kernel), expected)

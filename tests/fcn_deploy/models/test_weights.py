@@ -12,8 +12,7 @@ from torch import Tensor
 
 from fcn_deploy import CheckpointError, Geometry, NetworkSpec, UsageError, Variant, WeightsOptions, read_checkpoint
 from fcn_deploy.models.fcn import FCN
-from fcn_deploy.models.init import random_network
-from fcn_deploy.models.weights import load_network
+from fcn_deploy.models.weights import load_network, random_network
 
 State = dict[str, Tensor]
 CONVOLUTIONS = [f"conv{b}_{i}" for b, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)]

@@ -10,7 +10,7 @@ import torch
 
 import fcn_deploy as fd
 from fcn_deploy.images import SAMPLE_PHOTO
-from fcn_deploy.models.init import random_network
+from fcn_deploy.models.weights import random_network
 from fcn_deploy.parity.bisect import LayerComparison, LayerReport, compare_layers
 from fcn_deploy.parity.inputs import photo_input
 from fcn_deploy.parity.tolerance import TIERS

@@ -19,7 +19,7 @@ from pyarrow import parquet
 from pycocotools import mask as coco
 
 import fcn_deploy as fd
-from fcn_deploy.prediction.formats import FILE_FORMATS, run_lengths
+from fcn_deploy.prediction.sinks import FILE_FORMATS, run_lengths
 
 # pycocotools' arrays are older than NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")

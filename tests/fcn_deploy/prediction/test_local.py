@@ -6,11 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fcn_deploy as fd
-from fcn_deploy.prediction.local import _grouped
-from fcn_deploy.prediction.plan import tasks_of
+from fcn_deploy.prediction.plan import Prediction, Task, tasks_of
+from fcn_deploy.prediction.run import _grouped
 from fcn_deploy.prediction.sinks import Encoded
 from fcn_deploy.prediction.stages import collate
-from fcn_deploy.prediction.work import Prediction, Task
 from fcn_deploy.segmentation import Segmenter
 
 

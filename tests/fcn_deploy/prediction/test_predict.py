@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 import fcn_deploy as fd
-from fcn_deploy.images import read_image
-from fcn_deploy.photos import find_images
+from fcn_deploy.images import find_images, read_image
 from tests.expected import expected_labels
 
 

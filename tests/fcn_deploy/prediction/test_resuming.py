@@ -14,8 +14,8 @@ from PIL import Image
 from pyarrow import parquet
 
 import fcn_deploy as fd
-from fcn_deploy.prediction import table
-from fcn_deploy.staging import sole_writer
+from fcn_deploy.prediction import sinks
+from fcn_deploy.storage import sole_writer
 from tests.conftest import narrow_options
 
 FORMATS = list(fd.OutputFormat)
@@ -140,7 +140,7 @@ def test_rows_that_a_killed_run_left_twice_are_settled_by_content(
 
 
 def test_many_parts(shared_bundle: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table.TableSink, "rows_per_write", 5)
+    monkeypatch.setattr(sinks.TableSink, "rows_per_write", 5)
     (tmp_path / "bad.png").write_text("no image")
     given = [*photos[:6], tmp_path / "bad.png", *photos[6:]]
 

@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 
 import fcn_deploy as fd
-from fcn_deploy.runtime.cuda_driver import Device
-from fcn_deploy.runtime.engine_file import Engine, open_engine, sidecar_path
-from fcn_deploy.runtime.provider import Provider
-from fcn_deploy.runtime.tensorrt_flavour import FlavourName
-from fcn_deploy.runtime.trt import TrtRunner, check_device, check_version, deserialized
+from fcn_deploy.artifact.engine import Device, Engine, open_engine, sidecar_path
+from fcn_deploy.choices import FlavourName, Provider
+from fcn_deploy.runtime.tensorrt import TrtRunner, check_device, check_version, deserialized
 from tests.engines import WITHOUT_GPU, built, rtx
 
 ADA = Device("NVIDIA GeForce RTX 4090", "8.9", "13.0")

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto
 
-from fcn_deploy.runtime.half import computes_in_half, widened
-from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.runtime.ort import OrtRunner, computes_in_half, widened
 
 DTYPES: dict[int, np.dtype] = {
     TensorProto.FLOAT16: np.dtype(np.float16),

@@ -7,8 +7,8 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
+from fcn_deploy.installation import Wheel
 from fcn_deploy.runtime import nvidia
-from fcn_deploy.version import Wheel
 
 BOTH = (("onnxruntime", "1.30"), ("onnxruntime-gpu", "1.31"))
 COMPILER = shutil.which("cc") or ""

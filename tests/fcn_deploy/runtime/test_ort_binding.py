@@ -11,8 +11,7 @@ import pytest
 
 from fcn_deploy import OrtOptions, Provider, ProviderError
 from fcn_deploy.runtime import nvidia
-from fcn_deploy.runtime.ort import OrtRunner, provider_problem
-from fcn_deploy.runtime.placement import require_placement
+from fcn_deploy.runtime.ort import OrtRunner, provider_problem, require_placement
 
 SHAPE = (1, 3, 96, 96)
 IMAGES = np.random.default_rng(0).normal(0, 60, (2, *SHAPE)).astype(np.float32)
@@ -141,7 +140,7 @@ def test_cuda_agrees_with_the_cpu_however_it_is_set(shared_bundle: Path, options
 def test_a_benchmark_on_cuda_measures_every_row(shared_bundle: Path) -> None:
     """All but torch.compile's, which take minutes to compile, and those of TensorRT, which need an engine."""
     import fcn_deploy as fd
-    from benchmarks.cases import CASES, Runtime
+    from benchmarks.engine.cases import CASES, Runtime
 
     rows = [case for case in CASES if case.runtime in (Runtime.PYTORCH, Runtime.ONNXRUNTIME)]
     names = tuple(case.name for case in rows if Provider.CUDA in case.providers)

@@ -9,12 +9,12 @@ import torch
 
 import fcn_deploy as fd
 from fcn_deploy import BundleError, ProviderError, UsageError
-from fcn_deploy.models.init import random_network
+from fcn_deploy.choices import Provider
+from fcn_deploy.models.weights import random_network
 from fcn_deploy.runtime import nvidia, ort
 from fcn_deploy.runtime.eager import EagerRunner
 from fcn_deploy.runtime.ort import OrtRunner, provider_problem, require_provider
 from fcn_deploy.runtime.ort_options import OrtOptions
-from fcn_deploy.runtime.provider import Provider
 
 SHAPE = (1, 3, 96, 96)
 IMAGE = np.random.default_rng(0).normal(0, 60, SHAPE).astype(np.float32)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import fcn_deploy as fd
-from fcn_deploy.runtime.tensorrt_flavour import FlavourName, find_flavour
-from fcn_deploy.runtime.tensorrt_log import Log, Message, worst
+from fcn_deploy.choices import FlavourName
+from fcn_deploy.runtime.tensorrt_flavour import Log, Message, find_flavour, worst
 from tests.engines import rtx
 
 ROOT = Path(__file__).parents[3]

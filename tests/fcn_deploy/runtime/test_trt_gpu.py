@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import fcn_deploy as fd
-from exporters.trt.layers import engine_layers
+from exporters.tensorrt.layers import engine_layers
+from fcn_deploy.choices import Precision
 from fcn_deploy.errors import ProviderError
-from fcn_deploy.model_info import Precision
-from fcn_deploy.runtime.cuda_driver import current_device
+from fcn_deploy.runtime.nvidia import current_device
 from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.runtime.tensorrt import TrtRunner, deserialized
 from fcn_deploy.runtime.tensorrt_flavour import find_flavour
-from fcn_deploy.runtime.trt import TrtRunner, deserialized
 
 pytestmark = [
     pytest.mark.gpu,

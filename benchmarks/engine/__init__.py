@@ -1,0 +1,1 @@
+"""What measures: the rows, their processes, and the limits of the device."""

@@ -1,0 +1,246 @@
+"""Where a benchmark ran: everything that has to be the same for two figures to be comparable."""
+
+import contextlib
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.engine.processes import HUGE_PAGES
+from benchmarks.stats.timing import clock_overhead_ns
+from fcn_deploy.installation import package_versions
+
+_LISTED = ("openvino", "nvidia-cudnn-cu13", "nvidia-cublas", "tensorrt")
+_BUSY_SECONDS = 0.5
+# More than this share of one core taken by others is worth a note.
+_BUSY_NOTE = 0.25
+# This share of the time, taken away by the hypervisor, explains a few percent of noise.
+_STOLEN_NOTE = 0.01
+_PROC_STAT_STOLEN = 7
+_PROC_STAT_IDLE = (3, 4)  # idle and iowait, proc(5)
+
+
+def available_cores() -> tuple[int, ...]:
+    """The cores this process may use, one hardware thread of each, as the operating system numbers them."""
+    if not hasattr(os, "sched_getaffinity"):
+        return tuple(range(os.cpu_count() or 1))
+    allowed = sorted(os.sched_getaffinity(0))
+    first_of: dict[str, int] = {}
+    for cpu in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        name = siblings.read_text(encoding="ascii").strip() if siblings.exists() else str(cpu)
+        first_of.setdefault(name, cpu)
+    return tuple(first_of.values())
+
+
+def describe(cores: Sequence[int], command: Sequence[str]) -> dict[str, Any]:
+    """The machine, its state and the software, as a JSON-ready dictionary; half a second is spent on watching it."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(command),
+        "commit": _commit(),
+        "cpu": cpu_name(),
+        "cores": len(cores),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "memory_bytes": _memory_bytes(),
+        "scaling_governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "busy_cores_before": busy_cores(),
+        "clock_overhead_ns": clock_overhead_ns(),
+        "gpus": [],
+        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", HUGE_PAGES["THP_MEM_ALLOC_ENABLE"]) == "1",
+        "versions": package_versions(_LISTED),
+    }
+
+
+def stolen_share(before: Sequence[int] | None) -> float | None:
+    """The share of the processor's time that the hypervisor gave to other machines; None where that is unknown.
+
+    Args:
+        before: the processor's times when the run began, from `cpu_times`.
+    """
+    now = cpu_times()
+    if before is None or now is None or sum(now) <= sum(before):
+        return None
+    return (now[_PROC_STAT_STOLEN] - before[_PROC_STAT_STOLEN]) / (sum(now) - sum(before))
+
+
+def notes(environment: dict[str, Any]) -> tuple[str, ...]:
+    """What in an environment makes its figures doubtful, in words."""
+    found = []
+    busy = environment.get("busy_cores_before")
+    if busy is not None and busy > _BUSY_NOTE:
+        found.append(f"Before the run other processes kept {busy:.1f} cores busy.")
+    stolen = environment.get("stolen_share")
+    if stolen is not None and stolen > _STOLEN_NOTE:
+        found.append(f"The hypervisor gave {stolen:.0%} of the processor's time to other machines.")
+    for gpu in environment.get("gpus", []):
+        if gpu.get("other_processes"):
+            taken = gpu["other_processes_bytes"] / 1e9
+            found.append(f"{gpu['name']}: {gpu['other_processes']} other processes hold {taken:.1f} GB on it.")
+    for gpu in environment.get("gpus_during", []):
+        reasons = ", ".join(gpu.get("throttled_by", []))
+        found += [f"{gpu['name']} was throttled: {reasons}."] if reasons else []
+    return tuple(found)
+
+
+def cpu_name() -> str:
+    """The processor as it calls itself."""
+    text = _read("/proc/cpuinfo") or ""
+    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def busy_cores() -> float | None:
+    """How many cores are at work while this process sleeps; None where the system does not say."""
+    before = cpu_times()
+    time.sleep(_BUSY_SECONDS)
+    after = cpu_times()
+    if before is None or after is None:
+        return None
+    total = sum(after) - sum(before)
+    idle = sum(after[i] - before[i] for i in (*_PROC_STAT_IDLE, _PROC_STAT_STOLEN))
+    return (total - idle) / total * (os.cpu_count() or 1) if total else 0.0
+
+
+def cpu_times() -> list[int] | None:
+    """Ticks of all cores by what they were spent on, in the order of proc(5); None where the system does not say."""
+    text = _read("/proc/stat")
+    # The last two fields, of guests, are part of the first two.
+    return [int(field) for field in text.splitlines()[0].split()[1:9]] if text else None
+
+
+def _memory_bytes() -> int | None:
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _commit() -> str | None:
+    """The commit this code was checked out from; None for an installed package."""
+    git, here = shutil.which("git"), Path(__file__).parents[2]
+    if git is None or not (here / ".git").exists():
+        return None
+    done = subprocess.run([git, "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603 - fixed arguments
+    return done.stdout.strip() or None
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
+# Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h) that slow a GPU down; an idle or unthrottled one sets none.
+_THROTTLING = {
+    0x4: "power cap", 0x8: "hardware slowdown", 0x20: "thermal (software)", 0x40: "thermal (hardware)",
+    0x80: "power brake",
+}  # fmt: skip
+_WATCHED = ("sm_mhz", "memory_mhz", "power_w")
+
+
+def gpu_states() -> list[dict[str, Any]]:
+    """One dictionary per GPU; empty without a driver or without nvidia-ml-py.
+
+    Keys: name, driver, memory in bytes (total, used), clocks in MHz (sm, memory), power and its limit in watts, what
+    throttles it, and the other processes that compute on it.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    with _shutdown(pynvml):
+        return [_state(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+
+
+def visible_gpus() -> list[dict[str, Any]]:
+    """The GPUs that CUDA programs started from here see, as far as CUDA_VISIBLE_DEVICES names them by number."""
+    states, chosen = gpu_states(), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if not all(number.strip().isdigit() for number in chosen):
+        return states
+    return [states[int(number)] for number in chosen if int(number) < len(states)]
+
+
+class GpuWatch:
+    """What the visible GPUs did while rows ran on them: looked at after every turn of a row."""
+
+    def __init__(self) -> None:
+        self._looks: list[list[dict[str, Any]]] = []
+
+    def look(self) -> None:
+        """Take a reading now."""
+        self._looks.append(visible_gpus())
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Per GPU: its name, every clock and power as (lowest, highest), and everything that ever throttled it."""
+        found = []
+        for readings in zip(*self._looks, strict=False):
+            ranges: dict[str, list[float]] = {}
+            for name in _WATCHED:
+                values = [reading[name] for reading in readings if name in reading]
+                ranges |= {name: [min(values), max(values)]} if values else {}
+            reasons = sorted({reason for reading in readings for reason in reading.get("throttled_by", [])})
+            found.append({"name": readings[0]["name"], **ranges, "throttled_by": reasons})
+        return found
+
+
+@contextlib.contextmanager
+def _shutdown(nvml: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _state(nvml: Any, index: int) -> dict[str, Any]:
+    device = nvml.nvmlDeviceGetHandleByIndex(index)
+    state: dict[str, Any] = {"name": nvml.nvmlDeviceGetName(device), "driver": nvml.nvmlSystemGetDriverVersion()}
+    # Virtual and partitioned GPUs refuse some of these: what is refused is left out.
+    for read in (_memory, _clocks, _power, _throttling, _processes):
+        with contextlib.suppress(nvml.NVMLError):
+            state |= read(nvml, device)
+    return state
+
+
+def _memory(nvml: Any, device: Any) -> dict[str, Any]:
+    memory = nvml.nvmlDeviceGetMemoryInfo(device)
+    return {"memory_bytes": memory.total, "used_bytes": memory.used}
+
+
+def _clocks(nvml: Any, device: Any) -> dict[str, Any]:
+    return {
+        "sm_mhz": nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_SM),
+        "memory_mhz": nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_MEM),
+    }
+
+
+def _power(nvml: Any, device: Any) -> dict[str, Any]:
+    return {
+        "power_w": nvml.nvmlDeviceGetPowerUsage(device) / 1000,
+        "power_limit_w": nvml.nvmlDeviceGetEnforcedPowerLimit(device) / 1000,
+    }
+
+
+def _throttling(nvml: Any, device: Any) -> dict[str, Any]:
+    return {"throttled_by": throttling(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(device))}
+
+
+def _processes(nvml: Any, device: Any) -> dict[str, Any]:
+    others = [p for p in nvml.nvmlDeviceGetComputeRunningProcesses(device) if p.pid != os.getpid()]
+    return {"other_processes": len(others), "other_processes_bytes": sum(p.usedGpuMemory or 0 for p in others)}
+
+
+def throttling(reasons: int) -> list[str]:
+    """The names of what slows a GPU down, from NVML's bit mask."""
+    return [name for bit, name in _THROTTLING.items() if reasons & bit]

@@ -1,0 +1,136 @@
+"""What the rows of one bundle share, in a temporary directory: graphs, inputs and the reference's outputs.
+
+`benchmarks.engine.workspace` makes its files.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.engine.cases import Graph
+from fcn_deploy.artifact.bundle import Bundle
+from fcn_deploy.artifact.engine import Engine, open_engine, plan_beside
+from fcn_deploy.choices import ImageInput, Precision
+from fcn_deploy.errors import BundleError
+from fcn_deploy.images import SAMPLE_PHOTO, Pixels, read_image, resize
+from fcn_deploy.model_info import OUTPUT_NAME, ModelInfo
+from fcn_deploy.models.weights import rebuild
+from fcn_deploy.onnx_file import write_model
+from fcn_deploy.parity.inputs import (
+    ParityInput,
+    Shape,
+    noise_input,
+    photo_input,
+    pixel_noise_input,
+    rolled_batch,
+)
+from fcn_deploy.parity.verify import run_all
+from fcn_deploy.progress import quietly
+from fcn_deploy.runtime.eager import EagerRunner
+from fcn_deploy.storage import file_sha256
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Files that the rows of one bundle share.
+
+    Attributes:
+        folder: where they are.
+        model_path: the bundle's own model.
+        info: its facts.
+        shape: N x 3 x H x W.
+        opset: of the bundle's model, and so of the graphs exported anew.
+        checkpoint: what the network is rebuilt from; None for one from random weights.
+        photos: what the bundle was calibrated on; empty where it was not.
+        plan: where an engine of the bundle would lie.
+    """
+
+    folder: Path
+    model_path: Path
+    info: ModelInfo
+    shape: Shape
+    opset: int
+    checkpoint: Path | None
+    photos: tuple[Path, ...] = ()
+    plan: Path = Path()
+
+    def engine(self) -> Engine | None:
+        """The engine beside the bundle; None without one.
+
+        Raises:
+            BundleError: it is damaged, or was built of another model.
+        """
+        if not self.plan.is_file():
+            return None
+        engine = open_engine(self.plan)
+        if engine.source_sha256 != file_sha256(self.model_path):
+            raise BundleError(
+                f"{self.plan} was built of another model than {self.model_path}", remedy="Build it again."
+            )
+        return engine
+
+    def graph_path(self, graph: Graph) -> Path:
+        """The file of a graph."""
+        if graph is Graph.ENGINE:
+            return self.plan
+        return self.model_path if graph is Graph.BUNDLE else self.folder / f"{graph}.onnx"
+
+    def pixels(self) -> Pixels:
+        """The first input as a batch: N x H x W x 3 uint8 RGB."""
+        return rolled_batch(resize(read_image(self._photos[0]), *self.shape[2:]), self.shape[0])
+
+    @property
+    def _photos(self) -> tuple[Path, ...]:
+        return self.photos or (SAMPLE_PHOTO,)
+
+    def inputs(self) -> tuple[ParityInput, ...]:
+        """What every row is run on: the photo, then noise, of pixels where the bundle takes pixels.
+
+        Noise is not what 8 bits are good for.
+        """
+        if self.info.precision is Precision.INT8:
+            return tuple(photo_input(path, self.shape) for path in self._photos)
+        noise = pixel_noise_input if self.info.image_input is ImageInput.UINT8 else noise_input
+        return photo_input(SAMPLE_PHOTO, self.shape), noise(0, self.shape)
+
+    def references(self) -> tuple[npt.NDArray[np.float32], ...]:
+        """The reference's logits for `inputs`, mapped from their files."""
+        return tuple(np.load(path, mmap_mode="r") for path in sorted(self.folder.glob("reference-*.npy")))
+
+
+def workspace_of(bundle: Bundle, folder: Path, checkpoint: Path | None) -> Workspace:
+    """The workspace of a bundle, its files not made yet."""
+    opset = bundle.model.opset_imports[""]
+    model_path, photos = bundle.model_path.resolve(), tuple(path.resolve() for path in bundle.photos)
+    plan = plan_beside(bundle.path).resolve()
+    return Workspace(folder, model_path, bundle.info, bundle.input_shape, opset, checkpoint, photos, plan)
+
+
+def prepare(workspace: Workspace, graphs: frozenset[Graph]) -> None:
+    """Make the files: the graphs asked for, and the reference's outputs.
+
+    Raises:
+        CheckpointError: the bundle was made from another checkpoint than the workspace's.
+    """
+    network = rebuild(workspace.info, workspace.checkpoint)
+    for i, outputs in enumerate(run_all(EagerRunner(network, workspace.shape), workspace.inputs(), quietly)):
+        np.save(workspace.folder / f"reference-{i}.npy", outputs[OUTPUT_NAME])
+    if not graphs & {Graph.PLAIN, Graph.PLAIN_HALF, Graph.SIMPLIFIED}:
+        return
+    # Here, because bundles that are measured alone do without the exporter.
+    from exporters.onnx import OnnxOptions, export_graph
+    from exporters.precision.reduce import PrecisionOptions, calibration_inputs, reduced
+    from exporters.simplify import simplify
+    from fcn_deploy.choices import Target
+
+    batch, _, height, width = workspace.shape
+    model = export_graph(network, OnnxOptions(height, width, batch, workspace.opset))
+    write_model(model, workspace.graph_path(Graph.PLAIN))
+    if Graph.PLAIN_HALF in graphs:
+        options = PrecisionOptions(workspace.info.precision)
+        half, _ = reduced(model, options, calibration_inputs(options, workspace.shape), Target.CUDA)
+        write_model(half, workspace.graph_path(Graph.PLAIN_HALF))
+    if Graph.SIMPLIFIED in graphs:
+        write_model(simplify(model)[0], workspace.graph_path(Graph.SIMPLIFIED))

@@ -1,0 +1,1 @@
+"""Reports of measurements, as JSON, tables and pages."""

@@ -1,0 +1,183 @@
+"""Are the rows of one report faster or slower than those of another?"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from benchmarks.report.results import BenchReport, Row, RowKey
+from benchmarks.stats import statistics
+from benchmarks.stats.timing import Measurement
+from fcn_deploy.errors import MeasurementError, RegressionError, UsageError
+
+# Between two runs of the same thing on a quiet machine medians move by a percent; less than this is never news.
+THRESHOLD = 0.02
+_OTHER_SEED = 1
+
+
+class Verdict(StrEnum):
+    """What became of a row."""
+
+    FASTER = "faster"
+    SLOWER = "slower"
+    SAME = "no difference"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One median over another, with its 95 % confidence interval from both sides' bootstrap."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def within(cls, measured: Measurement, baseline: Measurement) -> "Ratio":
+        """How many times as long `measured` takes as `baseline`, both rows of one report.
+
+        The same rounds are drawn for both: what slowed a whole round down slowed both, and cancels.
+        """
+        return cls._of(measured, baseline, measured.bootstrap_ns)
+
+    @classmethod
+    def between(cls, measured: Measurement, baseline: Measurement) -> "Ratio":
+        """How many times as long `measured` takes as `baseline`, of another report, whose rounds were others."""
+        # Another seed: two resamplings of the same samples must not move together.
+        return cls._of(measured, baseline, statistics.bootstrap_medians(measured.rounds_ns, _OTHER_SEED))
+
+    @classmethod
+    def of_rows(cls, row: Row, baseline: Row) -> "Ratio":
+        """The same for two rows of one report that were both measured, whether they took turns or not."""
+        if row.measurement is None or baseline.measurement is None:
+            raise ValueError("a row without a measurement has no ratio")
+        took_turns = row.group == baseline.group and row.key.shape == baseline.key.shape
+        kind = cls.within if took_turns else cls.between
+        return kind(row.measurement, baseline.measurement)
+
+    @classmethod
+    def _of(cls, measured: Measurement, baseline: Measurement, resampled: statistics.Floats) -> "Ratio":
+        value = measured.median_ns / baseline.median_ns
+        draws = min(measured.draws, baseline.draws)
+        return cls(value, *statistics.interval(resampled / baseline.bootstrap_ns, value, draws))
+
+    def verdict(self, threshold: float = THRESHOLD) -> Verdict:
+        """Faster or slower when the interval leaves no doubt of it and the difference is worth mentioning."""
+        if self.low > 1 and self.value > 1 + threshold:
+            return Verdict.SLOWER
+        if self.high < 1 and self.value < 1 - threshold:
+            return Verdict.FASTER
+        return Verdict.SAME
+
+
+@dataclass(frozen=True)
+class RowChange:
+    """A row that both reports have.
+
+    Attributes:
+        key: which row.
+        before: its latencies in the first report.
+        after: in the second.
+        ratio: the second's median over the first's.
+        verdict: what that means.
+    """
+
+    key: RowKey
+    before: Measurement
+    after: Measurement
+    ratio: Ratio
+    verdict: Verdict
+
+    @property
+    def stable(self) -> bool:
+        """Whether both sides can be relied on."""
+        return self.before.stable and self.after.stable
+
+
+@dataclass(frozen=True)
+class ReportComparison:
+    """Two reports, row by row.
+
+    Attributes:
+        changes: rows measured in both.
+        lost: rows measured in the first only.
+        gained: rows measured in the second only.
+        machines: where each was measured.
+    """
+
+    changes: tuple[RowChange, ...]
+    lost: tuple[RowKey, ...]
+    gained: tuple[RowKey, ...]
+    machines: tuple[str, str]
+
+    def require_no_regression(self) -> None:
+        """Do nothing when no row became slower and all can be relied on.
+
+        Raises:
+            RegressionError: rows became slower, or were measured before and are not any more.
+            MeasurementError: no row did, but some are too unstable to say so.
+        """
+        slower = [change for change in self.changes if change.verdict is Verdict.SLOWER]
+        if slower or self.lost:
+            problems = [f"{c.key} takes {c.ratio.value:.2f} times as long" for c in slower]
+            problems += [f"{key} is not measured any more" for key in self.lost]
+            raise RegressionError("; ".join(problems), remedy="Look at both with `fcn-deploy report A.json B.json`.")
+        unstable = [change for change in self.changes if not change.stable]
+        if unstable:
+            raise MeasurementError(
+                f"unstable: {'; '.join(str(change.key) for change in unstable)}",
+                remedy="Measure again on a quiet machine, or with a longer --duration.",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, for JSON."""
+        return {
+            "machines": list(self.machines),
+            "rows": [
+                {
+                    "row": str(change.key),
+                    "ratio": change.ratio.value,
+                    "interval": [change.ratio.low, change.ratio.high],
+                    "verdict": str(change.verdict),
+                    "stable": change.stable,
+                }
+                for change in self.changes
+            ],
+            "lost": [str(key) for key in self.lost],
+            "gained": [str(key) for key in self.gained],
+        }
+
+
+def compare_reports(before: BenchReport, after: BenchReport, threshold: float = THRESHOLD) -> ReportComparison:
+    """Compare the rows that both reports measured.
+
+    Args:
+        before: the baseline.
+        after: what is judged.
+        threshold: smallest difference of medians that counts, as a share.
+
+    Raises:
+        UsageError: the threshold is negative or not a share, or the reports have no row in common.
+    """
+    if not 0 <= threshold < 1:
+        raise UsageError(f"threshold {threshold:g} is not within 0..1", remedy="Pass a share, e.g. 0.02 for 2 %.")
+    first, second = _measured(before), _measured(after)
+    if not first.keys() & second.keys():
+        raise UsageError(
+            f"no row in common: {_listed(first)} against {_listed(second)}",
+            remedy="Compare reports of the same bundles, sizes and provider.",
+        )
+    changes = []
+    for key in (key for key in first if key in second):
+        ratio = Ratio.between(second[key], first[key])
+        changes.append(RowChange(key, first[key], second[key], ratio, ratio.verdict(threshold)))
+    lost = tuple(key for key in first if key not in second)
+    gained = tuple(key for key in second if key not in first)
+    return ReportComparison(tuple(changes), lost, gained, (before.machine, after.machine))
+
+
+def _measured(report: BenchReport) -> dict[RowKey, Measurement]:
+    return {row.key: row.measurement for row in report.rows if row.measurement is not None}
+
+
+def _listed(keys: Iterable[RowKey]) -> str:
+    return ", ".join(str(key) for key in keys) or "nothing"

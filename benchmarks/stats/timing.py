@@ -1,0 +1,172 @@
+"""How latencies are taken: the first run apart, then warm-up by time, then rounds of samples.
+
+Every clock can be replaced, so that the protocol is tested without waiting for it.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from benchmarks.stats import statistics
+from benchmarks.stats.statistics import Floats
+from fcn_deploy.errors import UsageError
+
+# Returns nanoseconds from any fixed point.
+Clock = Callable[[], int]
+Call = Callable[[], object]
+
+MIN_DURATION_S, MAX_DURATION_S = 0.01, 3600.0
+PERCENTILES = (0.9, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How long and how often a row is sampled.
+
+    Attributes:
+        duration_s: seconds of samples per row, over all rounds.
+        warmup_s: seconds of runs before the first sample; the very first run counts towards them.
+        rounds: how often the rows take turns; each gives every row one sample at least.
+        ceiling_s: seconds for each of the device's ceilings, before the rows and once more after them.
+
+    Raises:
+        UsageError: the duration is out of its bounds.
+    """
+
+    duration_s: float = 10.0
+    warmup_s: float = 1.0
+    rounds: int = 5
+    ceiling_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not MIN_DURATION_S <= self.duration_s <= MAX_DURATION_S:
+            raise UsageError(
+                f"{self.duration_s:g} seconds of samples per row: {MIN_DURATION_S:g} to {MAX_DURATION_S:g} make sense",
+                remedy="Pass a --duration within these bounds.",
+            )
+
+    @property
+    def round_s(self) -> float:
+        """Seconds of samples per row and round."""
+        return self.duration_s / self.rounds
+
+
+def time_once(call: Call, clock: Clock = time.perf_counter_ns) -> int:
+    """Nanoseconds one call takes."""
+    start = clock()
+    call()
+    return clock() - start
+
+
+def warm_up(call: Call, seconds: float, clock: Clock = time.perf_counter_ns) -> int:
+    """Call until `seconds` have passed; returns how often. Nothing is called when there are none left."""
+    end, calls = clock() + int(seconds * 1e9), 0
+    while clock() < end:
+        call()
+        calls += 1
+    return calls
+
+
+def sample(call: Call, seconds: float, clock: Clock = time.perf_counter_ns) -> list[int]:
+    """Time single calls for `seconds`, one at least; nanoseconds each."""
+    taken = [time_once(call, clock)]
+    total = taken[0]
+    while total < seconds * 1e9:
+        taken.append(time_once(call, clock))
+        total += taken[-1]
+    return taken
+
+
+def clock_overhead_ns(clock: Clock = time.perf_counter_ns) -> float:
+    """What timing adds to a sample: the median of an empty call."""
+    return float(np.median([time_once(lambda: None, clock) for _ in range(1001)]))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The latencies of one row.
+
+    Attributes:
+        first_ns: the first run: allocation, algorithm search, compilation.
+        rounds_ns: the samples, a tuple per round.
+        phases_ns: samples of what was timed besides, by name: `device` between CUDA events, `upload`, `download`.
+    """
+
+    first_ns: int
+    rounds_ns: tuple[tuple[int, ...], ...]
+    phases_ns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def samples_ns(self) -> Floats:
+        """All samples in order."""
+        return statistics.pooled(self.rounds_ns)
+
+    @property
+    def median_ns(self) -> float:
+        """The figure that is quoted."""
+        return float(np.median(self.samples_ns))
+
+    @property
+    def phase_medians_ns(self) -> dict[str, float]:
+        """Medians of what was timed besides."""
+        return {name: float(np.median(taken)) for name, taken in self.phases_ns.items() if taken}
+
+    @property
+    def iqr_ns(self) -> float:
+        """Width of the middle half of the samples."""
+        return statistics.interquartile_range(self.samples_ns)
+
+    @cached_property
+    def bootstrap_ns(self) -> Floats:
+        """Medians of resamples, from which intervals are taken."""
+        return statistics.bootstrap_medians(self.rounds_ns)
+
+    @property
+    def interval_ns(self) -> tuple[float, float]:
+        """95 % confidence interval of the median."""
+        return statistics.interval(self.bootstrap_ns, self.median_ns, self.draws)
+
+    @property
+    def draws(self) -> int:
+        """How many rounds, or samples where the rounds are few, the bootstrap drew from."""
+        return statistics.draws(self.rounds_ns)
+
+    @property
+    def percentiles_ns(self) -> dict[str, float]:
+        """p90, p95 and p99, those that enough samples lie beyond."""
+        found = {f"p{share * 100:.0f}": statistics.percentile(self.samples_ns, share) for share in PERCENTILES}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @cached_property
+    def instabilities(self) -> tuple[str, ...]:
+        """Every reason not to trust the median; empty when there is none."""
+        return statistics.instabilities(self.rounds_ns, self.interval_ns)
+
+    @property
+    def stable(self) -> bool:
+        """Whether there is no such reason."""
+        return not self.instabilities
+
+    def to_dict(self) -> dict[str, Any]:
+        """Raw samples and what follows from them, for JSON."""
+        return {
+            "first_ns": self.first_ns,
+            "rounds_ns": [list(taken) for taken in self.rounds_ns],
+            "phases_ns": {name: list(taken) for name, taken in self.phases_ns.items()},
+            "median_ns": self.median_ns,
+            "interval_ns": list(self.interval_ns),
+            "iqr_ns": self.iqr_ns,
+            "percentiles_ns": self.percentiles_ns,
+            "instabilities": list(self.instabilities),
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "Measurement":
+        """Read back the raw part of what `to_dict` wrote; the rest is derived again."""
+        rounds = tuple(tuple(int(ns) for ns in taken) for taken in document["rounds_ns"])
+        phases = {name: tuple(int(ns) for ns in taken) for name, taken in document["phases_ns"].items()}
+        return cls(int(document["first_ns"]), rounds, phases)

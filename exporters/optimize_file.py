@@ -1,0 +1,89 @@
+"""Rewrites any ONNX file of fixed shapes, whoever exported it: simplify, rewrite exactly, write."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from exporters.rewrite import Rewriting, rewrite, target_of_this_machine
+from exporters.simplify import Simplification, simplify
+from fcn_deploy.choices import Target
+from fcn_deploy.errors import BundleError, OutputError
+from fcn_deploy.onnx_file import read_model, write_model
+from fcn_deploy.progress import OnStep, quietly
+from fcn_deploy.storage import check_writable, staged_file
+
+# From here on Slice, Pad and Clip take their bounds as inputs, as the rewrites write them.
+OLDEST_OPSET = 13
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """A rewritten file.
+
+    Attributes:
+        path: where it is.
+        file_bytes: its size.
+        grown_bytes: by how much it is larger than the file it was made from.
+        simplification: what became of the graph before the rewrites.
+        rewriting: what the rewrites did.
+    """
+
+    path: Path
+    file_bytes: int
+    grown_bytes: int
+    simplification: Simplification
+    rewriting: Rewriting
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, for JSON."""
+        facts = {"path": str(self.path), "file_bytes": self.file_bytes, "grown_bytes": self.grown_bytes}
+        return facts | {"simplification": asdict(self.simplification), "rewriting": self.rewriting.to_dict()}
+
+
+def optimize(
+    source: Path, target_path: Path, target: Target | None = None, *, force: bool = False, on_step: OnStep = quietly
+) -> Optimized:
+    """Write to `target_path` what the model in `source` computes, rewritten; the two are compared pass by pass.
+
+    Args:
+        source: an ONNX file.
+        target_path: the file to write.
+        target: what the rewrites are chosen for; None takes what this machine has.
+        force: replace an existing file.
+        on_step: told what is being done.
+
+    Raises:
+        BundleError: `source` is no ONNX file, of an opset before 13, or not valid.
+        OutputError: `target_path` exists already or cannot be written.
+    """
+    if target_path.exists() and not force:
+        raise OutputError(f"{target_path} exists", remedy="Pass --force to replace it, or another path.")
+    check_writable(target_path)
+    with on_step(f"read {source}"):
+        model = read_model(source)
+        _check_opset(source, model)
+        _name_nodes(model)
+    with on_step("simplify the graph and compare it with the plain one"):
+        model, simplification = simplify(model)
+    model, rewriting = rewrite(model, target or target_of_this_machine(), on_step=on_step)
+    with on_step(f"write {target_path}"), staged_file(target_path) as staging:
+        write_model(model, staging)
+        size = staging.stat().st_size
+    return Optimized(target_path, size, size - source.stat().st_size, simplification, rewriting)
+
+
+def _check_opset(source: Path, model: ir.Model) -> None:
+    opset = model.opset_imports.get("", 0)
+    if opset < OLDEST_OPSET:
+        raise BundleError(
+            f"{source} is of opset {opset}; rewrites need {OLDEST_OPSET} or newer",
+            remedy="Convert it with onnx.version_converter, or export it again.",
+        )
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Name nodes that have no name after their first output: reports and new nodes are called after them."""
+    for node in model.graph:
+        node.name = node.name or node.outputs[0].name

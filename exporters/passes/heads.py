@@ -1,0 +1,131 @@
+"""The pixel head: uint8 RGB pixels in, as decoders give them; the graph subtracts the mean itself.
+
+The order of channels folds into the first convolution's weights. The mean does not fold into its bias: the network pads
+after the subtraction, with zeros that stand for the mean colour, so a bias would be wrong wherever a tap reads padding.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.passes.edit import Rewrite, add_constant, constant, static_shape
+from fcn_deploy.model_info import LABELS_NAME, MAX_CLASSES, MEAN_BGR, PIXELS_NAME
+
+
+class PixelHead(Rewrite):
+    """The pass: the input, N x 3 x H x W float BGR less the mean, becomes `pixels`, N x H x W x 3 uint8 RGB."""
+
+    name = "pixels"
+    pattern = "the graph's only input, N x 3 x H x W float, read by one Conv, perhaps through one Pad"
+
+    def find(self, model: ir.Model) -> Sequence[ir.Value]:
+        """The inputs that are no pixels yet."""
+        return [value for value in model.graph.inputs if value.name != PIXELS_NAME]
+
+    def check(self, found: ir.Value) -> str | None:
+        """Refuse other inputs, and first nodes into which the order of channels cannot be folded."""
+        shape, graph = static_shape(found), found.graph
+        if graph is None or len(graph.inputs) != 1:
+            return "the graph has several inputs"
+        floating = found.dtype is not None and found.dtype.is_floating_point()
+        if shape is None or len(shape) != 4 or shape[1] != 3 or not floating:
+            return f"{found.name} is no float image of fixed N x 3 x H x W"
+        if _first_convolution(found) is None:
+            return f"{found.name} is not read by one ungrouped Conv of constant weights, perhaps through one Pad"
+        return None
+
+    def rewrite(self, model: ir.Model, found: ir.Value) -> str:
+        """Cast, subtract the mean, transpose; turn the first weights round."""
+        convolution, (batch, _, height, width) = _first_convolution(found), static_shape(found) or (0, 0, 0, 0)
+        weight = constant(convolution.inputs[1]) if convolution is not None else None
+        if convolution is None or weight is None or found.dtype is None:
+            raise ValueError("a place that was refused")
+        turned = add_constant(model, f"{convolution.name}/weight_rgb", weight[:, ::-1])
+        convolution.replace_input_with(1, turned)
+        mean = add_constant(model, "image/mean_rgb", np.array(MEAN_BGR[::-1], dtype=found.dtype.numpy()))
+        shape = (batch, height, width, 3)
+        pixels = ir.Value(name=PIXELS_NAME, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.UINT8))
+        cast = _made("Cast", [pixels], "image/cast", shape, found, ir.AttrInt64("to", int(found.dtype)))
+        centred = _made("Sub", [cast.outputs[0], mean], "image/centre", shape, found)
+        order = ir.AttrInt64s("perm", [0, 3, 1, 2])
+        planes = _made("Transpose", [centred.outputs[0]], "image", (batch, 3, height, width), found, order)
+        found.replace_all_uses_with(planes.outputs[0])
+        first = model.graph[0]
+        for node in (cast, centred, planes):
+            model.graph.insert_before(first, node)
+        model.graph.inputs[0] = pixels
+        return f"{found.name} becomes pixels, {batch} x {height} x {width} x 3 bytes of RGB"
+
+    def node_name(self, found: ir.Value) -> str:
+        """The input."""
+        return str(found.name)
+
+
+def _made(
+    operator: str,
+    inputs: Sequence[ir.Value],
+    name: str,
+    shape: tuple[int, ...],
+    like: ir.Value,
+    *attributes: ir.Attr,
+) -> ir.Node:
+    output = ir.Value(name=name, shape=ir.Shape(shape), type=like.type)
+    return ir.Node("", operator, inputs, attributes, outputs=[output], name=name)
+
+
+def _first_convolution(image: ir.Value) -> ir.Node | None:
+    """The only Conv that reads the image, perhaps through one Pad."""
+    node: ir.Node | None = _only_reader(image)
+    if node is not None and node.op_type == "Pad":
+        node = _only_reader(node.outputs[0])
+    if node is None or node.op_type != "Conv" or node.attributes.get_int("group", 1) != 1:
+        return None
+    return node if constant(node.inputs[1]) is not None else None
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    uses = value.uses()
+    return next(iter(uses)).node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+class LabelHead(Rewrite):
+    """The pass: N x K x H x W float logits become N x H x W uint8 labels, called `labels`.
+
+    Of equal logits the lowest class wins, as in NumPy. A label map is 1/(4 K) of the logits it is chosen from.
+    """
+
+    name = "labels"
+    pattern = "the graph's only output, N x K x H x W float logits"
+
+    def find(self, model: ir.Model) -> Sequence[ir.Value]:
+        """The outputs that are no labels yet."""
+        return [value for value in model.graph.outputs if value.name != LABELS_NAME]
+
+    def check(self, found: ir.Value) -> str | None:
+        """Refuse what cannot be logits of at most 255 classes."""
+        shape, graph = static_shape(found), found.graph
+        if graph is None or len(graph.outputs) != 1:
+            return "the graph has several outputs"
+        if shape is None or len(shape) != 4 or found.dtype is None or not found.dtype.is_floating_point():
+            return f"{found.name} is no float map of fixed N x K x H x W"
+        if shape[1] > MAX_CLASSES:
+            return f"{shape[1]} classes do not fit a byte: at most {MAX_CLASSES}"
+        return None
+
+    def rewrite(self, model: ir.Model, found: ir.Value) -> str:
+        """Append ArgMax and Cast."""
+        batch, _, height, width = static_shape(found) or (0, 0, 0, 0)
+        shape = ir.Shape((batch, height, width))
+        largest = ir.Value(name="labels/argmax", shape=shape, type=ir.TensorType(ir.DataType.INT64))
+        labels = ir.Value(name=LABELS_NAME, shape=shape, type=ir.TensorType(ir.DataType.UINT8))
+        how = [ir.AttrInt64("axis", 1), ir.AttrInt64("keepdims", 0)]
+        to = [ir.AttrInt64("to", int(ir.DataType.UINT8))]
+        model.graph.append(ir.Node("", "ArgMax", [found], how, outputs=[largest], name="labels/argmax"))
+        model.graph.append(ir.Node("", "Cast", [largest], to, outputs=[labels], name=LABELS_NAME))
+        model.graph.outputs[0] = labels
+        return f"{found.name} becomes labels, {batch} x {height} x {width} bytes"
+
+    def node_name(self, found: ir.Value) -> str:
+        """The output."""
+        return str(found.name)

@@ -1,0 +1,128 @@
+"""A 2x2 pool as the largest of four maps: for runtimes that have no kernel for pools of some type.
+
+ONNX Runtime's CUDA provider has bfloat16 convolutions from opset 22 on, but pools only before it, and none in bfloat16;
+Slice, Concat and Max it has. Every value stays what it was, because a maximum rounds nothing.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.passes.edit import SPATIAL_AXES, Rewrite, add_constant, cut, node_after, static_shape, take_over
+from fcn_deploy.regions import Span
+
+_WANTED = {"kernel_shape": (2, 2), "strides": (2, 2), "dilations": (1, 1)}
+
+
+class PoolMaximum(Rewrite):
+    """The pass: the pixels of every 2x2 cell become four maps by strided Slices, and one Max takes the largest.
+
+    Where a pool rounds its size up (ceil mode, or padding at the end), the last row or column stands in for the missing
+    one.
+    """
+
+    name = "pool-maximum"
+    pattern = "a MaxPool of kernel 2 and stride 2"
+
+    def find(self, model: ir.Model) -> Sequence[ir.Node]:
+        """Every pool."""
+        return [node for node in model.graph if node.op_type == "MaxPool"]
+
+    def check(self, found: ir.Node) -> str | None:
+        """Refuse other pools, and maps whose size is not fixed."""
+        attributes = found.attributes
+        given = {name: tuple(attributes.get_ints(name, (1, 1)) or (1, 1)) for name in _WANTED}
+        strange = [f"{name} {given[name]}" for name, wanted in _WANTED.items() if given[name] != wanted]
+        if strange:
+            return f"it has {', '.join(strange)}"
+        pads = attributes.get_ints("pads", (0, 0, 0, 0)) or (0, 0, 0, 0)
+        if any(pads[:2]) or max(pads) > 1 or attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+            return f"it pads by {tuple(pads)}, not by one pixel at the end at most"
+        known = [static_shape(value) for value in (*found.inputs, *found.outputs) if value is not None]
+        fixed = len(known) == 2 and all(shape is not None and len(shape) == 4 for shape in known)
+        return None if fixed else "its shapes are not fixed, or it gives indices besides"
+
+    def rewrite(self, model: ir.Model, found: ir.Node) -> str:
+        """Make the map's size even, slice it, take the largest."""
+        name, source, pooled = str(found.name), found.inputs[0], found.outputs[0]
+        if source is None:
+            raise ValueError("a place that was refused")
+        shape = static_shape(pooled) or ()
+        for axis in SPATIAL_AXES:
+            source = _extended(model, source, axis, 2 * shape[axis], f"{name}/extend")
+        corners = [_every_second(model, source, first, shape, f"{name}/corner") for first in np.ndindex(2, 2)]
+        # Each went right behind the map, so that the first is the last of them.
+        take_over(pooled, node_after(corners[0], "Max", corners, name, shape))
+        model.graph.remove(found, safe=True)
+        return "the largest of four maps"
+
+    def node_name(self, found: ir.Node) -> str:
+        """The pool."""
+        return str(found.name)
+
+
+def _extended(model: ir.Model, value: ir.Value, axis: int, size: int, name: str) -> ir.Value:
+    """A map whose last row or column is doubled where one is missing to `size`."""
+    shape = list(static_shape(value) or ())
+    if shape[axis] >= size:
+        return value
+    window = [Span(0, shape[other] - 1) for other in SPATIAL_AXES]
+    window[SPATIAL_AXES.index(axis)] = Span(shape[axis] - 1, shape[axis] - 1)
+    last = cut(model, value, (window[0], window[1]), f"{name}/last")
+    shape[axis] = size
+    return node_after(last, "Concat", [value, last], name, shape, ir.AttrInt64("axis", axis))
+
+
+def _every_second(model: ir.Model, value: ir.Value, first: Sequence[int], shape: Sequence[int], name: str) -> ir.Value:
+    """Every second pixel along both axes from `first` on, as many as `shape` has."""
+    ends = [start + 2 * shape[axis] - 1 for start, axis in zip(first, SPATIAL_AXES, strict=True)]
+    bounds = {"starts": first, "ends": ends, "axes": SPATIAL_AXES, "steps": (2, 2)}
+    inputs = [add_constant(model, f"{name}/{what}", np.array(n, dtype=np.int64)) for what, n in bounds.items()]
+    return node_after(value, "Slice", [value, *inputs], name, shape)
+
+
+class ReluAfterPool(Rewrite):
+    """The pass: Relu, MaxPool becomes MaxPool, Relu.
+
+    For runtimes that run a ReLU as a node of its own. Others run it within the convolution, and lose by this.
+    """
+
+    name = "relu-after-pool"
+    pattern = "a Relu that a MaxPool reads"
+
+    def find(self, model: ir.Model) -> Sequence[ir.Node]:
+        """The pools that read a Relu."""
+        return [node for node in model.graph if node.op_type == "MaxPool" and _relu_before(node) is not None]
+
+    def check(self, found: ir.Node) -> str | None:
+        """Refuse where others read the Relu too, and pools that also say where the largest was."""
+        relu = _relu_before(found)
+        if relu is None or len(relu.outputs[0].uses()) > 1 or relu.outputs[0].is_graph_output():
+            return "others read the Relu too"
+        return "it gives indices besides" if len(found.outputs) > 1 else None
+
+    def rewrite(self, model: ir.Model, found: ir.Node) -> str:
+        """Let the pool read what the Relu read, and a new Relu read the pool."""
+        relu, pooled, graph = _relu_before(found), found.outputs[0], model.graph
+        if relu is None or relu.inputs[0] is None:
+            raise ValueError("a place that was refused")
+        found.replace_input_with(0, relu.inputs[0])
+        made = ir.Value(name=pooled.name, shape=pooled.shape, type=pooled.type)
+        pooled.replace_all_uses_with(made, replace_graph_outputs=True)
+        behind = ir.Node("", "Relu", [pooled], outputs=[made], name=found.name)
+        # What is known of the map's window goes with its name.
+        behind.metadata_props.update(found.metadata_props)
+        found.name = pooled.name = f"{found.name}/before_relu"
+        graph.insert_after(found, behind)
+        graph.remove(relu, safe=True)
+        return f"{relu.name} runs behind it"
+
+    def node_name(self, found: ir.Node) -> str:
+        """The pool."""
+        return str(found.name)
+
+
+def _relu_before(pool: ir.Node) -> ir.Node | None:
+    node = pool.inputs[0].producer() if pool.inputs and pool.inputs[0] is not None else None
+    return node if node is not None and node.op_type == "Relu" else None

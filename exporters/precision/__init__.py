@@ -1,0 +1,1 @@
+"""Half precision and 8 bits."""

@@ -1,0 +1,397 @@
+"""Quantising a graph with proof: calibrate, rank layers by their noise, keep the worst in float until labels agree."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import inf, log10
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from exporters.passes.edit import add_constant, constant, node_after, static_shape
+from exporters.precision.observe import BINS, Activation, observe, runs, threshold
+from exporters.precision.trunk import activation_of, constants_beside, is_constant, source_of, trunk_convolutions
+from fcn_deploy.choices import Calibration, Target
+from fcn_deploy.errors import ParityError, UsageError
+from fcn_deploy.metrics import Scores, confusion_matrix
+from fcn_deploy.model_info import MAX_CLASSES
+from fcn_deploy.onnx_file import write_model
+from fcn_deploy.progress import Advance, OnStep, quietly
+from fcn_deploy.runtime.base import labels_of
+from fcn_deploy.runtime.ort import OrtRunner
+
+# Largest magnitude of a symmetric int8, and of uint8.
+_SIGNED, _UNSIGNED = 127, 255
+# Float weights larger than this are worth keeping as float16.
+_LARGE_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a map is rounded: value = scale * (integer - zero point).
+
+    Attributes:
+        scale: a step.
+        zero_point: the integer of 0; its type is the map's.
+    """
+
+    scale: np.float32
+    zero_point: np.uint8 | np.int8
+
+
+def map_scale(found: Activation, method: Calibration, target: Target) -> Scale:
+    """The scale of a map.
+
+    ONNX Runtime on a CPU takes maps as uint8, and fuses a ReLU only into those whose zero is 0; TensorRT takes
+    symmetric int8 alone.
+    """
+    limit = threshold(found, method) or 1.0
+    if target is not Target.CPU:
+        return Scale(np.float32(limit / _SIGNED), np.int8(0))
+    # 0 is an integer of its own: paddings are zeros, also around a map that has none.
+    low, high = min(max(found.low, -limit), 0.0), max(min(found.high, limit), 0.0)
+    step = np.float32((high - low) / _UNSIGNED or 1.0)
+    return Scale(step, np.uint8(round(-low / float(step))))
+
+
+def quantized(model: ir.Model, scales: Mapping[str, Scale], layers: set[str]) -> ir.Model:
+    """`model` with the convolutions called `layers` in 8 bits; it is left as it was.
+
+    Args:
+        model: in float32.
+        scales: of the maps that `sources` names.
+        layers: names of trunk convolutions.
+    """
+    copy = model.clone()
+    chosen = {node for node in trunk_convolutions(copy) if node.name in layers}
+    rounded: dict[ir.Value, tuple[ir.Value, Scale]] = {}
+    roots = {source_of(node.inputs[0]) for node in chosen} | {activation_of(node) for node in chosen}
+    for value in copy.graph.inputs:
+        if value in roots:
+            rounded[value] = _rounded(copy, value, scales[str(value.name)])
+    for node in list(copy.graph):
+        if node in chosen:
+            _quantize_weights(copy, node)
+        _read_rounded(copy, node, rounded)
+        made = node.outputs[0]
+        if made in roots:
+            rounded[made] = _rounded(copy, made, scales[str(made.name)])
+        elif node.op_type in ("MaxPool", "Concat") and (scale := _scale_of(node, rounded)) is not None:
+            rounded[made] = _rounded(copy, made, scale)
+    _store_in_half(copy)
+    RemoveUnusedNodesPass()(copy)
+    return copy
+
+
+def map_names(model: ir.Model) -> list[str]:
+    """All maps that need a scale, in order."""
+    convolutions = list(trunk_convolutions(model))
+    names = [str(source_of(node.inputs[0]).name) for node in convolutions]
+    return list(dict.fromkeys([*names, *(str(activation_of(node).name) for node in convolutions)]))
+
+
+def _scale_of(node: ir.Node, rounded: Mapping[ir.Value, tuple[ir.Value, Scale]]) -> Scale | None:
+    return next((scale for made, scale in rounded.values() if made in node.inputs), None)
+
+
+def _read_rounded(model: ir.Model, node: ir.Node, rounded: dict[ir.Value, tuple[ir.Value, Scale]]) -> None:
+    """Let a node read the rounded versions of its inputs; constants beside a rounded map are rounded like it."""
+    for index, value in enumerate(node.inputs):
+        if value in rounded and node.op_type != "QuantizeLinear":
+            node.replace_input_with(index, rounded[value][0])
+    scale = _scale_of(node, rounded) if node.op_type == "Concat" else None
+    if scale is None:
+        return
+    for value in dict.fromkeys(v for v in node.inputs if v is not None and is_constant(v)):
+        made = _rounded_constant(model, node, value, scale)
+        for index in [index for index, given in enumerate(node.inputs) if given is value]:
+            node.replace_input_with(index, made)
+
+
+def _rounded_constant(model: ir.Model, node: ir.Node, value: ir.Value, scale: Scale) -> ir.Value:
+    """A constant beside a rounded map: as integers in the file, or rounded where it is spread out."""
+    found = constant(value)
+    if found is None:
+        return _rounded(model, value, scale)[0]
+    limits = np.iinfo(scale.zero_point.dtype)
+    integers = np.clip(np.rint(found / scale.scale) + scale.zero_point, limits.min, limits.max)
+    stored = add_constant(model, f"{value.name}/integers", integers.astype(scale.zero_point.dtype))
+    return _dequantized(model, node, [stored, *_parameters(model, value, scale)], str(value.name))
+
+
+def _rounded(model: ir.Model, value: ir.Value, scale: Scale) -> tuple[ir.Value, Scale]:
+    """Quantise and dequantise a value, right behind the node that makes it."""
+    parameters, shape = _parameters(model, value, scale), static_shape(value) or ()
+    integers = node_after(value, "QuantizeLinear", [value, *parameters], f"{value.name}/quantize", shape)
+    integers.type = ir.TensorType(ir.DataType.from_numpy(np.array(scale.zero_point).dtype))
+    made = node_after(integers, "DequantizeLinear", [integers, *parameters], f"{value.name}/dequantize", shape)
+    made.type = ir.TensorType(ir.DataType.FLOAT)
+    return made, scale
+
+
+def _parameters(model: ir.Model, value: ir.Value, scale: Scale) -> list[ir.Value]:
+    return [
+        add_constant(model, f"{value.name}/scale", np.array(scale.scale)),
+        add_constant(model, f"{value.name}/zero_point", np.array(scale.zero_point)),
+    ]
+
+
+def _dequantized(model: ir.Model, reader: ir.Node, inputs: list[ir.Value], name: str, *how: ir.Attr) -> ir.Value:
+    """Integers of the file as floats, right in front of the node that reads them."""
+    made = ir.Value(name=f"{name}/float", shape=inputs[0].shape, type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.Node("", "DequantizeLinear", inputs, how, outputs=[made], name=f"{name}/dequantize")
+    model.graph.insert_before(reader, node)
+    return made
+
+
+def _quantize_weights(model: ir.Model, node: ir.Node) -> None:
+    weight, image = constant(node.inputs[1]), node.inputs[0]
+    if weight is None or image is None:
+        raise ValueError(f"{node.name} has no constant weights")
+    integers, steps = rounded_weights(weight)
+    name = str(node.name)
+    parameters = [
+        add_constant(model, f"{name}/weight_int8", integers),
+        add_constant(model, f"{name}/weight_scale", steps),
+        add_constant(model, f"{name}/weight_zero_point", np.zeros(len(steps), np.int8)),
+    ]
+    made = _dequantized(model, node, parameters, f"{name}/weight", ir.AttrInt64("axis", 0))
+    node.replace_input_with(1, made)
+
+
+def _store_in_half(model: ir.Model) -> None:
+    """Keep large float weights, those of the up-sampling, as float16 in the file; they are computed with in float32.
+
+    Beside 8 bits elsewhere their rounding (2^-11) does not count, and they are a twentieth of the file.
+    """
+    for node in [node for node in model.graph if node.op_type in ("Conv", "ConvTranspose")]:
+        weight = constant(node.inputs[1])
+        if weight is None or weight.nbytes < _LARGE_BYTES or np.abs(weight).max() > np.finfo(np.float16).max:
+            continue
+        stored = add_constant(model, f"{node.name}/weight_half", weight.astype(np.float16))
+        made = ir.Value(name=f"{node.name}/weight_float", shape=stored.shape, type=ir.TensorType(ir.DataType.FLOAT))
+        to = [ir.AttrInt64("to", int(ir.DataType.FLOAT))]
+        model.graph.insert_before(node, ir.Node("", "Cast", [stored], to, outputs=[made], name=str(made.name)))
+        node.replace_input_with(1, made)
+
+
+def rounded_weights(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Integers of -127 to 127 and the step of each output channel."""
+    steps = np.abs(weight).reshape(len(weight), -1).max(axis=1) / np.float32(_SIGNED)
+    steps = np.where(steps > 0, steps, 1).astype(np.float32)
+    return np.rint(weight / steps.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8), steps
+
+
+# Calibration images that go along with the artifact: they take room, and time whenever it is verified.
+GO_ALONG = 4
+
+Array = npt.NDArray[Any]
+Feeds = Sequence[Mapping[str, Array]]
+Labels = npt.NDArray[np.uint8]
+Attempted = tuple[ir.Model, float]
+Attempt = Callable[[Collection[str]], Attempted]
+
+
+@dataclass(frozen=True)
+class LayerNoise:
+    """What rounding one convolution's weights and input to 8 bits adds.
+
+    Attributes:
+        name: of the convolution.
+        weights: noise over signal, both as sums of squares.
+        input: likewise, of the map it reads.
+        in_float: whether it was kept in float for it.
+    """
+
+    name: str
+    weights: float
+    input: float
+    in_float: bool = False
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantisation noise of the layer's output, in decibels, as if the two noises were independent."""
+        noise = self.weights + self.input
+        return -10 * log10(noise) if noise > 0 else inf
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What became of a graph in 8 bits.
+
+    Attributes:
+        method: how clipping thresholds were chosen.
+        images: how many the maps were observed on.
+        layers: the trunk's convolutions in order.
+        mean_iu: between the labels of the float and of the 8-bit graph, over all calibration images or over the first
+            `GO_ALONG`, whichever is less.
+        min_agreement: the least that was asked for.
+    """
+
+    method: Calibration
+    images: int
+    layers: tuple[LayerNoise, ...]
+    mean_iu: float
+    min_agreement: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, for JSON."""
+        layers = [asdict(layer) | {"sqnr_db": layer.sqnr_db} for layer in self.layers]
+        return asdict(self) | {"method": str(self.method), "layers": layers}
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How to quantise.
+
+    Attributes:
+        method: how clipping thresholds are chosen.
+        target: where the graph is to run, which decides the integers' type.
+        min_agreement: least mean IU between the labels of the two graphs.
+    """
+
+    method: Calibration
+    target: Target
+    min_agreement: float
+
+
+def quantize(
+    model: ir.Model, feeds: Feeds, options: QuantizeOptions, on_step: OnStep = quietly
+) -> tuple[ir.Model, Quantization]:
+    """`model` with as many of its trunk's convolutions in 8 bits as agree with it; it is left as it was.
+
+    Raises:
+        UsageError: the graph has no trunk.
+        ParityError: not even one layer in 8 bits agrees well enough.
+    """
+    if not any(trunk_convolutions(model)):
+        raise UsageError(
+            "no convolution is followed by a Relu alone, so there is no layer for 8 bits",
+            remedy="Pass --precision fp16.",
+        )
+    parts = (runs(model, _inner_maps(model)) + 1) * len(feeds)
+    with on_step(f"observe every layer on {len(feeds)} images", parts) as advance:
+        observed = observe_maps(model, feeds, advance)
+        expected = _labels(model, feeds, advance)
+    scales = {name: map_scale(found, options.method, options.target) for name, found in observed.items()}
+    noises = layer_noises(model, observed, scales)
+
+    def attempt(layers: Collection[str]) -> Attempted:
+        """The graph with those layers in 8 bits, and how well it agrees."""
+        with on_step(f"8 bits in {len(layers)} of {len(noises)} layers, compare labels", len(feeds)) as advance:
+            candidate = quantized(model, scales, set(layers))
+            return candidate, _agreement(expected, _labels(candidate, feeds, advance))
+
+    worst_first = [layer.name for layer in sorted(noises, key=lambda layer: layer.sqnr_db)]
+    layers, (candidate, mean_iu) = _as_many(attempt, worst_first, options.min_agreement)
+    if not mean_iu >= options.min_agreement:
+        raise ParityError(
+            f"8 bits in {layers[0]} alone leave a mean IU of {mean_iu:.4f} with the float graph, less than "
+            f"{options.min_agreement:g}",
+            remedy="Calibrate on images like those it is for, try another --calibration-method, or --precision fp16.",
+        )
+    marked = tuple(replace(layer, in_float=layer.name not in layers) for layer in noises)
+    return candidate, Quantization(options.method, len(feeds), marked, mean_iu, options.min_agreement)
+
+
+def _as_many(attempt: Attempt, worst_first: list[str], enough: float) -> tuple[list[str], Attempted]:
+    """As many layers as agree well enough, or else the one that agrees best."""
+    kept, found = _fewest(attempt, worst_first, enough)
+    if not found[1] >= enough:
+        # Noise does not say what labels hang on: where its order leads nowhere, every layer is tried by itself.
+        alone = {name: attempt([name])[1] for name in worst_first}
+        worst_first = sorted(worst_first, key=lambda name: alone[name])
+        kept, found = _fewest(attempt, worst_first, enough)
+    return worst_first[kept:], found
+
+
+def _fewest(attempt: Attempt, worst_first: Sequence[str], enough: float) -> tuple[int, Attempted]:
+    """The fewest layers to keep in float, by bisection, since each attempt runs every image; at most all but one."""
+    low, high = 0, len(worst_first) - 1
+    found = attempt(worst_first)
+    if found[1] >= enough:
+        return low, found
+    best = attempt(worst_first[high:])
+    while best[1] >= enough and high - low > 1:
+        middle = (low + high) // 2
+        found = attempt(worst_first[middle:])
+        if found[1] >= enough:
+            high, best = middle, found
+        else:
+            low = middle
+    return high, best
+
+
+def observe_maps(model: ir.Model, feeds: Feeds, advance: Advance = lambda: None) -> dict[str, Activation]:
+    """Every map that needs a scale, with the constants put around it; the graph's own input is read off the feeds."""
+    inputs = {str(value.name) for value in model.graph.inputs}
+    found = observe(model, _inner_maps(model), feeds, advance)
+    for name in inputs & set(map_names(model)):
+        found[name] = Activation()
+        for feed in feeds:
+            found[name].add(feed[name])
+    for source, beside in constants_beside(model):
+        if source in found:
+            found[source].add(beside)
+    return found
+
+
+def _inner_maps(model: ir.Model) -> list[str]:
+    inputs = {str(value.name) for value in model.graph.inputs}
+    return [name for name in map_names(model) if name not in inputs]
+
+
+def layer_noises(model: ir.Model, observed: Mapping[str, Activation], scales: Mapping[str, Scale]) -> list[LayerNoise]:
+    """The noise of every trunk convolution: of the weights exactly, of the input from its histogram."""
+    found = []
+    for node in trunk_convolutions(model):
+        weight, source = constant(node.inputs[1]), str(source_of(node.inputs[0]).name)
+        if weight is None:
+            raise ValueError(f"{node.name} has no constant weights")
+        integers, steps = rounded_weights(weight)
+        error = weight - integers * steps.reshape(-1, *[1] * (weight.ndim - 1))
+        share = float(np.square(error, dtype=np.float64).sum() / max(np.square(weight, dtype=np.float64).sum(), 1e-300))
+        found.append(LayerNoise(str(node.name), share, input_noise(observed[source], scales[source])))
+    return found
+
+
+def input_noise(found: Activation, scale: Scale) -> float:
+    """Noise over signal of a map.
+
+    A twelfth of a squared step where a value fits (uniform rounding), and what is cut off where it does not.
+    """
+    centres = (np.arange(BINS) + 0.5) * found.width
+    info = np.iinfo(scale.zero_point.dtype)
+    reach = float(scale.scale) * max(info.max - int(scale.zero_point), int(scale.zero_point) - info.min)
+    # The first bin holds the zeros a ReLU makes, which rounding leaves alone.
+    rounding = np.where(np.arange(BINS) > 0, float(scale.scale) ** 2 / 12, 0)
+    errors = np.where(centres > reach, (centres - reach) ** 2, rounding)
+    signal = float((found.counts * centres**2).sum())
+    return float((found.counts * errors).sum()) / signal if signal else 0.0
+
+
+def _labels(model: ir.Model, feeds: Feeds, advance: Advance) -> list[Labels]:
+    found = []
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_model(model, path)
+        with OrtRunner(path) as runner:
+            for feed in feeds:
+                found.append(labels_of(runner.run(feed)))
+                advance()
+    return found
+
+
+def _agreement(expected: Sequence[Array], found: Sequence[Array]) -> float:
+    """Mean IU over all images, or over the first few where that is less: by these the artifact is judged later on."""
+    return min(_mean_iu(expected, found), _mean_iu(expected[:GO_ALONG], found[:GO_ALONG]))
+
+
+def _mean_iu(expected: Sequence[Array], found: Sequence[Array]) -> float:
+    """Over all images together; a class that occurs nowhere does not count."""
+    counts = sum(confusion_matrix(e, f, MAX_CLASSES) for e, f in zip(expected, found, strict=True))
+    return Scores(np.asarray(counts)).mean_iu

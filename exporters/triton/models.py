@@ -1,0 +1,427 @@
+"""What Triton is told of a model, in this toolkit's own terms."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from exporters.tensorrt.build import require_signed
+from exporters.triton.graphs import (
+    pixels_to_labels,
+    postprocessing,
+    preprocessing,
+    require_same_labels,
+    with_free_batch,
+)
+from exporters.triton.options import PackageOptions
+from fcn_deploy.artifact.bundle import MANIFEST_FILE, MODEL_FILE, Bundle
+from fcn_deploy.artifact.engine import Engine, sidecar_path
+from fcn_deploy.choices import FlavourName, Precision, Provider, TritonBackend
+from fcn_deploy.errors import UsageError
+from fcn_deploy.model_info import LABELS_NAME, METADATA_PREFIX, PIXELS_NAME, TensorSpec
+from fcn_deploy.onnx_file import write_model
+from fcn_deploy.progress import OnStep
+from fcn_deploy.runtime.ort_options import OrtOptions
+from fcn_deploy.storage import file_sha256
+
+ANY = -1  # a size that every request chooses for itself
+
+
+@dataclass(frozen=True)
+class ServedTensor:
+    """An input or output as Triton's clients see it.
+
+    Attributes:
+        spec: name, sizes without the batch that Triton forms (`ANY` where they are free), and NumPy dtype.
+        model_shape: what the model itself takes or gives where that is not `spec.shape`.
+        ragged: whether requests of different sizes may run together.
+    """
+
+    spec: TensorSpec
+    model_shape: tuple[int, ...] | None = None
+    ragged: bool = False
+
+    @classmethod
+    def of(cls, spec: TensorSpec) -> "ServedTensor":
+        """A model's tensor of fixed sizes: a batch of one is left out of what clients see."""
+        if len(spec.shape) > 1 and spec.shape[0] == 1:
+            return cls(TensorSpec(spec.name, spec.shape[1:], spec.dtype), spec.shape)
+        return cls(spec)
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How Triton puts requests together.
+
+    Attributes:
+        size: the most images per run.
+        queue_delay_us: how long a request may wait for others, microseconds.
+    """
+
+    size: int
+    queue_delay_us: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where copies of a model run.
+
+    Attributes:
+        instances: how many at once.
+        gpu: whether on GPUs.
+        first_gpu_only: the runtime knows no other; Triton would use all.
+        accelerators: ONNX Runtime's providers, most wanted first, and their options as Triton names them.
+    """
+
+    instances: int = 1
+    gpu: bool = False
+    first_gpu_only: bool = False
+    accelerators: tuple[tuple[str, Mapping[str, str]], ...] = ()
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model of a repository.
+
+    Attributes:
+        name: what clients and ensembles call it.
+        backend: what runs it.
+        inputs: what it takes.
+        outputs: what it gives.
+        warm_up: the shape of the images that it is warmed up with, one shape a run, batch included.
+        placement: where it runs.
+        batching: how Triton puts requests together; None where it does not.
+        parameters: facts that travel with the configuration.
+    """
+
+    name: str
+    backend: TritonBackend
+    inputs: tuple[ServedTensor, ...]
+    outputs: tuple[ServedTensor, ...]
+    warm_up: tuple[tuple[int, ...], ...] = ()
+    placement: Placement = Placement()
+    batching: Batching | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Models of a repository in a row, the first input of each being the first output of the one before.
+
+    Attributes:
+        name: what clients call it.
+        steps: the models, in order.
+        parameters: facts that travel with the configuration.
+    """
+
+    name: str
+    steps: tuple[ServedModel, ...]
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> tuple[ServedTensor, ...]:
+        """What clients send."""
+        return self.steps[0].inputs
+
+    @property
+    def outputs(self) -> tuple[ServedTensor, ...]:
+        """What clients get."""
+        return self.steps[-1].outputs
+
+
+VERSION = "1"
+
+
+_QUEUE_DELAY_US = 1000
+
+
+@dataclass(frozen=True)
+class Work:
+    """An artifact on its way into a repository.
+
+    Attributes:
+        options: what was asked for.
+        artifact: the source, opened and checked.
+        repository: the directory that Triton is to be given.
+        on_step: told what is being done.
+    """
+
+    options: PackageOptions
+    artifact: Bundle | Engine
+    repository: Path
+    on_step: OnStep
+
+    @property
+    def name(self) -> str:
+        """What clients call the model."""
+        return self.options.model_name
+
+    @property
+    def batching(self) -> Batching | None:
+        """How requests come together, up to the artifact's batch; None where that is 1."""
+        batch, delay = self.artifact.input_shape[0], self.options.queue_delay_us
+        return Batching(batch, _QUEUE_DELAY_US if delay is None else delay) if batch > 1 else None
+
+    def version(self, name: str) -> Path:
+        """The folder of a model's only version, made."""
+        folder = self.repository / name / VERSION
+        folder.mkdir(parents=True)
+        return folder
+
+    def facts(self) -> Mapping[str, str]:
+        """The model's own, as in its metadata, and the hash of the file that they are of."""
+        sha256 = file_sha256(self.artifact.model_path)
+        return {**self.artifact.info.to_metadata(), f"{METADATA_PREFIX}model_sha256": sha256}
+
+
+_MIB = 2**20
+
+
+_PRECISION_MODES = {Precision.FP32: "FP32", Precision.FP16: "FP16", Precision.INT8: "INT8"}
+
+
+def onnx_placement(options: PackageOptions, precision: Precision, shape: tuple[int, int, int, int]) -> Placement:
+    """Where an ONNX model runs: on a CPU, or on every GPU with the options this toolkit compares models under.
+
+    Args:
+        options: what was asked for.
+        precision: what the model computes in; TensorRT is allowed nothing less.
+        shape: N, 3, H, W of the largest run.
+    """
+    provider = options.provider or Provider.CPU
+    if provider is Provider.CPU:
+        return Placement(options.instances)
+    # Triton's own default rounds products to TF32; and nodes that TensorRT leaves run under these options too.
+    cuda = ("cuda", OrtOptions(Provider.CUDA).provider_options())
+    if provider is Provider.CUDA:
+        return Placement(options.instances, gpu=True, accelerators=(cuda,))
+    tensorrt = ("tensorrt", _tensorrt_options(options, precision, shape))
+    return Placement(options.instances, gpu=True, accelerators=(tensorrt, cuda))
+
+
+def _tensorrt_options(
+    options: PackageOptions, precision: Precision, shape: tuple[int, int, int, int]
+) -> Mapping[str, str]:
+    chosen = {"precision_mode": _PRECISION_MODES[precision]}
+    if options.workspace_mb is not None:
+        chosen["max_workspace_size_bytes"] = str(options.workspace_mb * _MIB)
+    if options.engine_cache is not None:
+        chosen |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": options.engine_cache}
+    batch, _, height, width = shape
+    if batch > 1:
+        # One engine for every batch, built when the model is loaded instead of when a batch is first seen.
+        sizes = {"min": 1, "opt": batch, "max": batch}
+        profiles = {name: f"{PIXELS_NAME}:{size}x{height}x{width}x3" for name, size in sizes.items()}
+        chosen |= {f"trt_profile_{name}_shapes": profile for name, profile in profiles.items()}
+    return chosen
+
+
+def write_onnx_model(work: Work, bundle: Bundle) -> ServedModel:
+    """Write the graph: the artifact's own where it has these ends and a batch of one, else one made from it.
+
+    Raises:
+        UsageError: the graph cannot be given the ends or the batch that Triton needs.
+        ParityError: it labels pictures otherwise once it has been.
+    """
+    batch, _, height, width = shape = bundle.input_shape
+    _write_graph(work, bundle)
+    pixels, labels = (height, width, 3), (height, width)
+    inputs, outputs = _tensor(PIXELS_NAME, pixels, batch), _tensor(LABELS_NAME, labels, batch)
+    return ServedModel(
+        work.name,
+        TritonBackend.ONNXRUNTIME,
+        inputs=(inputs,),
+        outputs=(outputs,),
+        warm_up=((1, *pixels), (batch, *pixels)) if batch > 1 else (pixels,),
+        placement=onnx_placement(work.options, bundle.info.precision, shape),
+        batching=work.batching,
+        parameters=work.facts(),
+    )
+
+
+def _tensor(name: str, sizes: tuple[int, ...], batch: int) -> ServedTensor:
+    """Triton adds the dimension of a batch that it forms itself; a fixed one of 1 it is told of."""
+    return ServedTensor(TensorSpec(name, sizes, "uint8"), None if batch > 1 else (1, *sizes))
+
+
+def _write_graph(work: Work, bundle: Bundle) -> None:
+    version = work.version(work.name)
+    served = _served_graph(bundle)
+    if served is bundle.model:
+        with work.on_step(f"copy {bundle.model_path}"):
+            shutil.copyfile(bundle.model_path, version / MODEL_FILE)
+    else:
+        with work.on_step("compare the labels of the graph for Triton with the artifact's"):
+            require_same_labels(bundle.model_path, served, bundle.input_shape)
+        with work.on_step(f"write {MODEL_FILE}"):
+            write_model(served, version / MODEL_FILE)
+    if bundle.manifest is not None:
+        shutil.copyfile(bundle.path / MANIFEST_FILE, version / MANIFEST_FILE)
+
+
+def _served_graph(bundle: Bundle) -> ir.Model:
+    """The graph as Triton needs it, which may be the artifact's own."""
+    graph = bundle.model.graph
+    ends = graph.inputs[0].name, graph.outputs[0].name
+    model = bundle.model if ends == (PIXELS_NAME, LABELS_NAME) else pixels_to_labels(bundle.model)
+    return with_free_batch(model) if bundle.input_shape[0] > 1 else model
+
+
+PLAN_FILE = "model.plan"
+
+
+def write_engine_models(work: Work, engine: Engine) -> tuple[ServedModel | Ensemble, ...]:
+    """Write the engine and what it needs around it; what clients ask for comes last."""
+    (taken,), (given,) = engine.inputs, engine.outputs
+    before, after = taken.name != PIXELS_NAME, given.name != LABELS_NAME
+    facts = work.facts()
+    with work.on_step(f"copy {engine.path}"):
+        if not before and not after:
+            return (_engine(work, engine, work.name, facts),)
+        steps = [_engine(work, engine, f"{work.name}_engine", {})]
+    batch, _, height, width = engine.input_shape
+    if before:
+        pixels = TensorSpec(PIXELS_NAME, (batch, height, width, 3), "uint8")
+        steps.insert(0, _step(work, "pixels", (pixels, taken), preprocessing(batch, height, width)))
+    if after:
+        labels = TensorSpec(LABELS_NAME, (batch, height, width), "uint8")
+        steps.append(_step(work, "labels", (given, labels), postprocessing(batch, given.shape[1], height, width)))
+    # Triton wants a version folder of an ensemble too, and object stores lose folders that are empty.
+    shutil.copyfile(sidecar_path(engine.path), sidecar_path(work.version(work.name) / PLAN_FILE))
+    return (*steps, Ensemble(work.name, tuple(steps), facts))
+
+
+def _engine(work: Work, engine: Engine, name: str, facts: Mapping[str, str]) -> ServedModel:
+    plan = work.version(name) / PLAN_FILE
+    shutil.copyfile(engine.path, plan)
+    shutil.copyfile(sidecar_path(engine.path), sidecar_path(plan))
+    return _on_gpu(work, name, TritonBackend.TENSORRT, (engine.inputs[0], engine.outputs[0]), facts)
+
+
+def _step(work: Work, what: str, ends: tuple[TensorSpec, TensorSpec], graph: ir.Model) -> ServedModel:
+    name = f"{work.name}_{what}"
+    write_model(graph, work.version(name) / MODEL_FILE)
+    return _on_gpu(work, name, TritonBackend.ONNXRUNTIME, ends, {})
+
+
+def _on_gpu(
+    work: Work, name: str, backend: TritonBackend, ends: tuple[TensorSpec, TensorSpec], facts: Mapping[str, str]
+) -> ServedModel:
+    taken, given = (ServedTensor.of(end) for end in ends)
+    placement = Placement(work.options.instances, gpu=True)
+    return ServedModel(name, backend, (taken,), (given,), (taken.spec.shape,), placement, parameters=facts)
+
+
+_ARTIFACT = "artifact"
+_MODEL_PY = Path(__file__).parent / "python_backend" / "model.py"
+_PIXELS = TensorSpec(PIXELS_NAME, (ANY, ANY, 3), "uint8")
+_LABELS = TensorSpec(LABELS_NAME, (ANY, ANY), "uint8")
+
+
+def write_python_model(work: Work) -> ServedModel:
+    """Write the artifact and model.py; photos of any size go in, labels of their sizes come out."""
+    version, batching = work.version(work.name), work.batching
+    with work.on_step(f"copy {work.options.source}"):
+        shutil.copyfile(_MODEL_PY, version / "model.py")
+        copied = _copy_artifact(work.artifact, version)
+    _, _, height, width = work.artifact.input_shape
+    provider = work.options.provider or Provider.CPU
+    gpu = isinstance(work.artifact, Engine) or provider is not Provider.CPU
+    return ServedModel(
+        work.name,
+        TritonBackend.PYTHON,
+        inputs=(ServedTensor(_PIXELS, ragged=batching is not None),),
+        outputs=(ServedTensor(_LABELS),),
+        warm_up=((height, width, 3) if batching is None else (batching.size, height, width, 3),),
+        # The runtime takes the first GPU that it sees; Triton would put copies on all.
+        placement=Placement(work.options.instances, gpu=gpu, first_gpu_only=gpu),
+        batching=batching,
+        parameters={"artifact": copied, "provider": str(provider), **work.facts()},
+    )
+
+
+def _copy_artifact(artifact: Bundle | Engine, version: Path) -> str:
+    """Copy what `open_artifact` needs, no more; returns its name in `version`."""
+    if isinstance(artifact, Bundle) and artifact.manifest is not None:
+        for name in (*artifact.manifest["files"], MANIFEST_FILE):
+            copy = version / _ARTIFACT / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(artifact.path / name, copy)
+        return _ARTIFACT
+    copy = version / f"{_ARTIFACT}{artifact.model_path.suffix}"
+    shutil.copyfile(artifact.model_path, copy)
+    if isinstance(artifact, Engine):
+        shutil.copyfile(sidecar_path(artifact.path), sidecar_path(copy))
+    return copy.name
+
+
+def check_servable(options: PackageOptions, artifact: Bundle | Engine) -> None:
+    """Check that the backend asked for can serve an artifact as it is.
+
+    Raises:
+        UsageError: it cannot; says what can.
+        BundleError: a bare ONNX file that this toolkit did not write.
+    """
+    if isinstance(artifact, Engine):
+        _check_engine(options, artifact)
+    elif options.backend is TritonBackend.TENSORRT:
+        raise UsageError(
+            f"backend tensorrt serves engines, and {options.source} is an ONNX model",
+            remedy=f"Build one with `fcn-deploy tensorrt {options.source}`, or pass --backend onnxruntime "
+            "--provider tensorrt.",
+        )
+    elif options.backend is TritonBackend.ONNXRUNTIME:
+        _check_precision(options, artifact)
+    if options.queue_delay_us is not None and not _forms_batches(options, artifact):
+        raise UsageError(
+            f"{options.source} has no batch that requests could be put together in, so none waits in a queue",
+            remedy="Leave --queue-delay out, or export with --batch 2 or more.",
+        )
+
+
+def _forms_batches(options: PackageOptions, artifact: Bundle | Engine) -> bool:
+    return artifact.input_shape[0] > 1 and options.backend is not TritonBackend.TENSORRT
+
+
+def _check_engine(options: PackageOptions, engine: Engine) -> None:
+    if options.backend is TritonBackend.ONNXRUNTIME:
+        raise UsageError(
+            f"{options.source} is a TensorRT engine; backend onnxruntime serves ONNX models",
+            remedy="Pass --backend tensorrt, or the bundle that the engine was built from.",
+        )
+    if options.backend is TritonBackend.TENSORRT and engine.flavour is FlavourName.RTX:
+        raise UsageError(
+            f"{options.source} was built by TensorRT-RTX, whose engines Triton's TensorRT backend cannot read",
+            remedy="Build it with `fcn-deploy tensorrt --flavour tensorrt` on the GPU that is to serve it, "
+            "or pass --backend python.",
+        )
+    if options.provider is not None:
+        raise UsageError(
+            f"provider {options.provider}: {options.source} is an engine, which runs with the TensorRT that built it",
+            remedy="Leave --provider out: it is for ONNX models.",
+        )
+
+
+def _check_precision(options: PackageOptions, bundle: Bundle) -> None:
+    """Where Triton's ONNX Runtime would compute something else than this toolkit's parity check judged."""
+    precision, provider = bundle.info.precision, options.provider or Provider.CPU
+    if provider is Provider.CPU and precision is Precision.INT8:
+        raise UsageError(
+            f"{options.source} is int8: on CPUs without VNNI its 8-bit products would saturate, and Triton's "
+            "ONNX Runtime backend has no option against it",
+            remedy="Pass --backend python, which has it.",
+        )
+    if provider is Provider.CPU and precision is not Precision.FP32:
+        raise UsageError(
+            f"{options.source} is {precision}, for which ONNX Runtime has no kernels on CPUs",
+            remedy="Pass --provider cuda, or --backend python, which rounds on a CPU as a GPU does.",
+        )
+    if provider is Provider.TENSORRT and precision is Precision.BF16:
+        raise UsageError(
+            f"{options.source} is bf16, which is none of the precisions that Triton lets TensorRT have",
+            remedy="Pass --provider cuda, or build an engine with `fcn-deploy tensorrt` and pass --backend tensorrt.",
+        )
+    if provider is Provider.TENSORRT:
+        require_signed(bundle, str(options.source))

@@ -1,0 +1,184 @@
+"""The artifact: a directory of `model.onnx` and `manifest.json`, written in one move and checked on opening.
+
+The manifest holds the model's facts, the SHA-256 of every file, the record of the parity check, and its own SHA-256.
+Beside the model of an int8 artifact lie some of the photos it was calibrated on, to prove it and time it with.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from fcn_deploy.errors import BundleError, CheckpointError, UsageError
+from fcn_deploy.model_info import PIXELS_NAME, ModelInfo, Provenance
+from fcn_deploy.onnx_file import read_model
+from fcn_deploy.storage import file_sha256
+
+SCHEMA_VERSION = 1
+MODEL_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"
+PHOTOS_FOLDER = "calibration"
+_SELF_HASH = "manifest_sha256"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened artifact.
+
+    Attributes:
+        path: as the user named it: a bundle's directory, or a bare ONNX file.
+        model_path: the ONNX file.
+        model: its graph; large weights stay in the file until they are asked for.
+        manifest: the bundle's manifest, or None for a bare file.
+    """
+
+    path: Path
+    model_path: Path
+    model: ir.Model
+    manifest: Mapping[str, Any] | None
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model's facts.
+
+        Raises:
+            BundleError: a bare file that this toolkit did not write.
+        """
+        return ModelInfo.from_metadata(self.model.metadata_props, str(self.model_path))
+
+    @property
+    def model_sha256(self) -> str:
+        """SHA-256 of the model's file, in hex; of a bare file, which has to be read for it."""
+        return str(self.manifest["files"][MODEL_FILE]["sha256"]) if self.manifest else file_sha256(self.model_path)
+
+    @property
+    def photos(self) -> tuple[Path, ...]:
+        """The photos that lie beside the model, which is calibrated on them; empty where it needs none."""
+        files = self.manifest["files"] if self.manifest is not None else ()
+        return tuple(self.path / name for name in sorted(files) if name.startswith(f"{PHOTOS_FOLDER}/"))
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """N, 3, H and W of the first input, which are fixed.
+
+        Raises:
+            BundleError: the model has no such input.
+        """
+        shape = self.model.graph.inputs[0].shape if self.model.graph.inputs else None
+        sizes = tuple(shape) if shape is not None else ()
+        if len(sizes) != 4 or not all(isinstance(n, int) for n in sizes):
+            raise BundleError(
+                f"{self.model_path}: its input is {shape}, not a fixed N x 3 x H x W",
+                remedy="Export it with fixed sizes.",
+            )
+        batch, *rest = (int(str(n)) for n in sizes)
+        # Pixels come with their channels last.
+        channels, height, width = rest if self.model.graph.inputs[0].name != PIXELS_NAME else (rest[2], *rest[:2])
+        return batch, channels, height, width
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle's directory, or a bare ONNX file, and check everything that can be checked.
+
+    Raises:
+        BundleError: missing, incomplete, of another schema version, or not what its manifest says.
+    """
+    if path.is_file():
+        return Bundle(path, path, read_model(path), None)
+    if not path.is_dir():
+        raise BundleError(f"{path} is neither a bundle nor an ONNX file", remedy="Write one with `fcn-deploy export`.")
+    manifest = _read_manifest(path / MANIFEST_FILE)
+    for name, record in manifest["files"].items():
+        _check_file(path / name, record["bytes"], record["sha256"])
+    bundle = Bundle(path, path / MODEL_FILE, read_model(path / MODEL_FILE), manifest)
+    if dict(bundle.model.metadata_props) != manifest["model"]:
+        raise BundleError(
+            f"{path}: manifest and {MODEL_FILE} describe different models", remedy="Export the bundle again."
+        )
+    return bundle
+
+
+def check_checkpoint(made_from: Provenance, path: Path | None, sha256: str | None = None) -> None:
+    """Check that `path` can be the checkpoint an artifact was exported from: given exactly when there was one.
+
+    Args:
+        made_from: the artifact's provenance.
+        path: the checkpoint the user names, or None.
+        sha256: of that file; None leaves its content unchecked.
+
+    Raises:
+        CheckpointError: the artifact came from a checkpoint and none, or another one, is given.
+        UsageError: it came from random weights and a checkpoint is given.
+    """
+    if made_from.checkpoint_sha256 is None:
+        if path is not None:
+            raise UsageError("this artifact was exported from no checkpoint", remedy="Leave --checkpoint out.")
+        return
+    if path is None:
+        raise CheckpointError(
+            f"this artifact was exported from a checkpoint (SHA-256 {made_from.checkpoint_sha256})",
+            remedy="Pass that file with --checkpoint: the proof needs the network as it was trained.",
+        )
+    if sha256 is not None and sha256 != made_from.checkpoint_sha256:
+        raise CheckpointError(
+            f"checkpoint {path} has SHA-256 {sha256}; the artifact was exported from {made_from.checkpoint_sha256}",
+            remedy="Pass the checkpoint it was exported from, or export this one.",
+        )
+
+
+def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Write the manifest of what is in `directory`: `facts`, the files' hashes, and its own."""
+    found = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST_FILE)
+    files = {
+        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in found
+    }
+    manifest = {"schema_version": SCHEMA_VERSION, **facts, "files": files}
+    manifest[_SELF_HASH] = _self_hash(manifest)
+    (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_such_number)
+        version = manifest["schema_version"]
+    except OSError as error:
+        raise BundleError(
+            f"{path.parent} is no bundle: {path.name}: {error.strerror}", remedy="Pass what `fcn-deploy export` wrote."
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleError(f"{path} is damaged: {error}", remedy="Export the bundle again.") from error
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {version}; this fcn-deploy reads {SCHEMA_VERSION}",
+            remedy="Export the bundle again with this version.",
+        )
+    if manifest.get(_SELF_HASH) != _self_hash(manifest):
+        raise BundleError(f"{path} was edited after it was written", remedy="Export the bundle again.")
+    return dict(manifest)
+
+
+def _no_such_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _self_hash(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != _SELF_HASH}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _check_file(path: Path, size: int, sha256: str) -> None:
+    found = path.stat().st_size if path.is_file() else None
+    if found != size:
+        raise BundleError(
+            f"{path} has {'no file' if found is None else f'{found} bytes'}; its manifest says {size} bytes",
+            remedy="Copy the bundle again, or export it again.",
+        )
+    if file_sha256(path) != sha256:
+        raise BundleError(
+            f"{path} is not the file the manifest describes (SHA-256 differs)", remedy="Export the bundle again."
+        )

@@ -1,0 +1,107 @@
+"""What a user chooses from by name, as enums; importing this loads nothing."""
+
+from enum import StrEnum
+
+# Of a TensorRT engine on disk.
+PLAN_SUFFIX = ".plan"
+
+
+class FlavourName(StrEnum):
+    """The two products; also what `pip install 'fcn-deploy[...]'` calls them."""
+
+    TENSORRT = "tensorrt"
+    RTX = "tensorrt-rtx"
+
+
+class ImageInput(StrEnum):
+    """What a graph takes."""
+
+    FLOAT = "float"  # `image`: N x 3 x H x W float32, BGR less the mean
+    UINT8 = "uint8"  # `pixels`: N x H x W x 3 uint8, RGB
+
+
+class Precision(StrEnum):
+    """What a graph computes in; what it takes and gives does not depend on it."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"  # the trunk; scores and up-sampling in float32
+    INT8 = "int8"  # likewise
+
+
+class Head(StrEnum):
+    """What a graph gives."""
+
+    LOGITS = "logits"  # N x K x H x W float32
+    LABELS = "labels"  # N x H x W uint8
+
+
+class Variant(StrEnum):
+    """The three FCNs, named after the stride of their final up-sampling."""
+
+    FCN32S = "32s"
+    FCN16S = "16s"
+    FCN8S = "8s"
+
+
+class Geometry(StrEnum):
+    """How pools round odd sizes, and with it every size downstream."""
+
+    FLOOR = "floor"
+    CAFFE = "caffe"
+
+
+class OutputFormat(StrEnum):
+    """What is written for each photo."""
+
+    PNG = "png"  # NAME.labels.png, a palette image of the labels, and NAME.overlay.png
+    NPZ = "npz"  # NAME.npz: `labels`, h x w uint8
+    RLE_JSON = "rle-json"  # NAME.json: COCO run lengths of each class
+    PARQUET = "parquet"  # rows of part-*.parquet, labels as PNG
+
+
+class EngineName(StrEnum):
+    """What runs the stages."""
+
+    LOCAL = "local"  # threads of this process
+    RAY = "ray"  # tasks and actors of a Ray cluster
+
+
+class TritonBackend(StrEnum):
+    """What runs the model inside Triton."""
+
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    PYTHON = "python"  # a generated model.py over this toolkit's own runtime
+
+
+class Optimize(StrEnum):
+    """The levels, each of which includes the one before."""
+
+    NONE = "none"
+    SIMPLIFY = "simplify"
+    EXACT = "exact"
+
+
+class Target(StrEnum):
+    """What a rewritten graph is to run on: it decides which of several exact rewrites is the cheapest."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"
+
+
+class Calibration(StrEnum):
+    """How the threshold of a map is chosen, beyond which its values are clipped."""
+
+    MINMAX = "minmax"  # nothing is clipped
+    PERCENTILE = "percentile"  # the largest 0.001 % are
+    ENTROPY = "entropy"  # least Kullback-Leibler divergence between the values and their 8-bit versions
+
+
+class Provider(StrEnum):
+    """Where ONNX Runtime runs a model."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"

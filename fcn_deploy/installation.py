@@ -1,0 +1,77 @@
+"""The version of fcn-deploy, in one place, and those of the packages an artifact depends on."""
+
+import functools
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distributions, version
+
+from fcn_deploy.errors import FcnDeployError, UsageError
+
+__version__ = "0.1.0"
+
+_RECORDED = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "numpy", "pillow", "onnxruntime-gpu", "onnxruntime")
+
+
+def package_versions(more: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of fcn-deploy and of what makes and runs its artifacts, by distribution name; absent ones left out.
+
+    Args:
+        more: further distributions to look for.
+    """
+    found = {"fcn-deploy": __version__}
+    for name in (*_RECORDED, *more):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """An installed distribution: its name, its version, and the folder it lies in."""
+
+    name: str
+    version: str
+    folder: str
+
+
+# Reading what is installed takes 80 ms, and it does not change while a process runs.
+@functools.cache
+def onnxruntime_wheels() -> tuple[Wheel, ...]:
+    """Every installed distribution that provides `onnxruntime`, in the order in which Python looks for them."""
+    found = [
+        Wheel(d.metadata["Name"].lower().replace("_", "-"), d.version, str(d.locate_file("")))
+        for d in distributions()
+        if d.metadata["Name"]
+    ]
+    return tuple(wheel for wheel in found if wheel.name.split("-")[0] == "onnxruntime")
+
+
+def missing_packages(modules: Iterable[str]) -> tuple[str, ...]:
+    """Those of `modules` that cannot be imported here; none of them is imported to find out."""
+    return tuple(name for name in modules if importlib.util.find_spec(name) is None)
+
+
+def require_extra(
+    purpose: str, extra: str, modules: Iterable[str], *, error: type[FcnDeployError] = UsageError
+) -> None:
+    """Check that the packages of an optional extra are installed.
+
+    Args:
+        purpose: what they are needed for, e.g. `--engine ray`.
+        extra: the extra of fcn-deploy that installs them.
+        modules: top-level modules that have to be importable.
+        error: raised when one is missing.
+
+    Raises:
+        UsageError: a package is missing; names it and the extra.
+    """
+    missing = missing_packages(modules)
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise error(
+            f"{purpose} needs {' and '.join(missing)}, which {verb} not installed",
+            remedy=f"pip install 'fcn-deploy[{extra}]'",
+        )

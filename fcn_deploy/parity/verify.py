@@ -1,0 +1,249 @@
+"""Prove an artifact: rebuild the network it was exported from, run both on hard inputs, compare."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fcn_deploy.artifact import open_artifact
+from fcn_deploy.artifact.bundle import Bundle
+from fcn_deploy.artifact.engine import Engine
+from fcn_deploy.choices import PLAN_SUFFIX, Head, ImageInput, Precision, Provider
+from fcn_deploy.errors import ImageError, OutputError, UsageError
+from fcn_deploy.images import SAMPLE_PHOTO
+from fcn_deploy.model_info import ModelInfo
+from fcn_deploy.models.weights import rebuild
+from fcn_deploy.parity.bisect import LayerReport, compare_layers
+from fcn_deploy.parity.compare import LabelComparison, compare_outputs
+from fcn_deploy.parity.inputs import ParityInput, Shape, hard_inputs, noise_input, photo_input, pixel_noise_input
+from fcn_deploy.parity.report import ExactErrors, ParityReport
+from fcn_deploy.parity.tolerance import tier_of
+from fcn_deploy.progress import OnStep, quietly
+from fcn_deploy.runtime.base import Runner
+from fcn_deploy.runtime.eager import EagerRunner
+from fcn_deploy.runtime.open import check_runnable, runner_for
+from fcn_deploy.runtime.ort_options import OrtOptions
+from fcn_deploy.storage import staged_file
+
+Outputs = dict[str, npt.NDArray[Any]]
+
+
+def run_all(runner: Runner, inputs: Sequence[ParityInput], on_step: OnStep) -> list[Outputs]:
+    """Open `runner`, run it on every input, close it, so that no two runtimes hold memory at once."""
+    outputs = []
+    with on_step(f"run {runner.name} on {_names(inputs)}", len(inputs)) as advance, runner:
+        for given in inputs:
+            spec = runner.inputs[0]
+            outputs.append(runner.run({spec.name: given.feed(spec)}))
+            advance()
+    return outputs
+
+
+def compare_all(
+    inputs: Sequence[ParityInput], references: Sequence[Outputs], candidates: Sequence[Outputs]
+) -> tuple[LabelComparison, ...]:
+    """Compare the outputs of two runners, input by input.
+
+    Raises:
+        ParityError: names or shapes of the outputs differ.
+    """
+    triples = zip(inputs, references, candidates, strict=True)
+    return tuple(compare_outputs(given.name, expected, actual) for given, expected, actual in triples)
+
+
+def _names(inputs: Sequence[ParityInput]) -> str:
+    few = len(inputs) <= 2
+    return " and ".join(given.name for given in inputs) if few else f"{len(inputs)} inputs"
+
+
+WORST_INPUT_FILE = "worst-input.npy"
+# Inputs and both sides' outputs are held until they are compared: 45 MB a sample at full size.
+MAX_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What an artifact is compared with, and on what.
+
+    Attributes:
+        checkpoint: the checkpoint it was exported from; must be given exactly when there was one.
+        images: photos, or inputs saved earlier as .npy; empty takes those the artifact was calibrated on, or
+            else the photo that comes along.
+        samples: number of noise inputs.
+        provider: where ONNX Runtime runs the artifact.
+        exact: also measure both sides against the network in float64 (minutes and gigabytes at full size).
+        layers: also compare every layer with PyTorch's on the worst input, to find the first that goes wrong.
+        save_worst: where to save the worst input; None saves it only when the check fails, beside the model.
+    """
+
+    checkpoint: Path | None = None
+    images: tuple[Path, ...] = ()
+    samples: int = 1
+    provider: Provider = Provider.CPU
+    exact: bool = False
+    layers: bool = False
+    save_worst: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.samples <= MAX_SAMPLES:
+            raise UsageError(
+                f"{self.samples} noise samples: 1 to {MAX_SAMPLES} are run at a time",
+                remedy="Pass a --samples within these bounds.",
+            )
+        if self.save_worst is not None and self.save_worst.suffix != ".npy":
+            raise UsageError(
+                f"{self.save_worst} does not end in .npy, which --image needs to replay it", remedy="Name it *.npy."
+            )
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The outcome of a verification.
+
+    Attributes:
+        info: facts of the model that was verified.
+        parity: the comparison.
+        worst_input: where the worst input was saved, or None when it was not.
+        placement: number of nodes per execution provider, as ONNX Runtime's session says.
+        layers: every layer on the worst input, or None when that was not asked for.
+    """
+
+    info: ModelInfo
+    parity: ParityReport
+    worst_input: Path | None
+    placement: Mapping[str, int]
+    layers: LayerReport | None = None
+
+    def require(self) -> None:
+        """Do nothing when the check passed.
+
+        Raises:
+            ParityError: it did not; names the worst input, every broken bound, and the layer where it began if known.
+        """
+        self.parity.require(self.layers.verdict if self.layers is not None else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, for JSON."""
+        saved = str(self.worst_input) if self.worst_input else None
+        facts = {"model": self.info.to_metadata(), "placement": dict(self.placement)}
+        layers = self.layers.to_dict() if self.layers is not None else None
+        return {**facts, "parity": self.parity.to_dict(), "layers": layers, "worst_input_file": saved}
+
+
+def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = quietly) -> Verification:
+    """Compare a bundle, an ONNX file or a TensorRT engine of this toolkit with the PyTorch network it was made from.
+
+    A check that fails is returned, not raised: see `Verification.parity`.
+
+    Raises:
+        BundleError: the artifact is missing, damaged, or not what its manifest says.
+        CheckpointError: the checkpoint is missing where it is needed, or another than the artifact was exported from.
+        ProviderError: the provider asked for would not run.
+    """
+    options = options or VerifyOptions()
+    if options.layers and path.suffix == PLAN_SUFFIX:
+        raise UsageError(f"{path} is an engine, whose layers are fused", remedy="Leave --layers out.")
+    check_runnable(path, options.provider)
+    with on_step(f"check {path}"):
+        bundle = open_artifact(path)
+        info, shape = bundle.info, bundle.input_shape
+    inputs = parity_inputs(options, info, shape, bundle.photos)
+    reference_name, references, exact = _reference_outputs(info, options, inputs, shape, on_step)
+    candidate = runner_for(bundle.model_path, options.provider)
+    outputs = run_all(candidate, inputs, on_step)
+    with on_step("compare"):
+        comparisons = compare_all(inputs, references, outputs)
+        distances = _distances(inputs, references, outputs, exact)
+    parity = ParityReport(reference_name, candidate.name, tier_of(info), comparisons, distances)
+    placement = {name: len(nodes) for name, nodes in candidate.placement.items()}
+    worst = inputs[comparisons.index(parity.worst)]
+    layers = None
+    if options.layers:
+        network, how = rebuild(info, options.checkpoint), OrtOptions(options.provider)
+        layers = compare_layers(bundle.model_path, network, worst, parity.tier.max_error, options=how, on_step=on_step)
+    return Verification(info, parity, _save_worst(bundle, options, parity, worst), placement, layers)
+
+
+def parity_inputs(
+    options: VerifyOptions, info: ModelInfo, shape: Shape, photos: Sequence[Path] = ()
+) -> tuple[ParityInput, ...]:
+    """What a model of these facts is verified on; one that takes pixels, on pictures alone, one in int8, on photos.
+
+    Args:
+        options: what is asked for.
+        info: the model's facts.
+        shape: of its input.
+        photos: what came along with the model, when no images are asked for.
+
+    Raises:
+        UsageError: errors in float64 are asked for of a model that gives labels.
+        ImageError: an image cannot be read, or is no picture where one is needed.
+    """
+    if options.exact and info.head is Head.LABELS:
+        raise UsageError("the model gives labels, which have no error in float64", remedy="Leave --exact out.")
+    paths = list(dict.fromkeys(options.images)) or list(photos) or [SAMPLE_PHOTO]
+    names = Counter(path.name for path in paths)
+    shown = [photo_input(path, shape, path.name if names[path.name] == 1 else str(path)) for path in paths]
+    on_pixels = info.image_input is ImageInput.UINT8
+    for photo in shown:
+        if on_pixels and photo.pixels is None:
+            raise ImageError(
+                f"saved input {photo.name} is of floats; this model takes uint8 pixels",
+                remedy="Replay it on the model it was saved from.",
+            )
+    if info.precision is Precision.INT8:
+        return tuple(shown)
+    noise = [(pixel_noise_input if on_pixels else noise_input)(seed, shape) for seed in range(options.samples)]
+    inputs = (*shown, *noise, *hard_inputs(shape))
+    return tuple(given for given in inputs if given.pixels is not None) if on_pixels else inputs
+
+
+def _reference_outputs(
+    info: ModelInfo, options: VerifyOptions, inputs: Sequence[ParityInput], shape: Shape, on_step: OnStep
+) -> tuple[str, list[Outputs], list[Outputs]]:
+    """The network's outputs in float32 and, if asked for, in float64; it is gone from memory afterwards."""
+    with on_step(f"rebuild {info.network}, {info.provenance}"):
+        network = rebuild(info, options.checkpoint)
+    runner = EagerRunner(network, shape)
+    references = run_all(runner, inputs, on_step)
+    exact: list[Outputs] = []
+    if options.exact:
+        exact = run_all(EagerRunner(network.double(), shape), inputs, on_step)
+    return runner.name, references, exact
+
+
+def _distances(
+    inputs: Sequence[ParityInput], references: list[Outputs], candidates: list[Outputs], exact: list[Outputs]
+) -> tuple[ExactErrors, ...]:
+    if not exact:
+        return ()
+    pairs = zip(compare_all(inputs, exact, references), compare_all(inputs, exact, candidates), strict=True)
+    return tuple(ExactErrors(ours.input_name, ours.severity, theirs.severity) for ours, theirs in pairs)
+
+
+def _save_worst(
+    bundle: Bundle | Engine, options: VerifyOptions, parity: ParityReport, worst: ParityInput
+) -> Path | None:
+    as_pixels = bundle.info.image_input is ImageInput.UINT8
+    if options.save_worst is not None:
+        _save(worst, options.save_worst, as_pixels)
+        return options.save_worst
+    if parity.passed:
+        return None
+    path = bundle.model_path.parent / WORST_INPUT_FILE
+    try:
+        _save(worst, path, as_pixels)
+    except OutputError:
+        # The verdict matters more than the copy: a bundle may well lie where nobody may write.
+        return None
+    return path
+
+
+def _save(given: ParityInput, path: Path, as_pixels: bool) -> None:
+    """Save an input as the model takes it."""
+    with staged_file(path) as staging, staging.open("wb") as file:
+        np.save(file, given.image if given.pixels is None or not as_pixels else given.pixels)

@@ -1,0 +1,188 @@
+"""Results appear in one move: they are written beside their place and renamed into it when they are complete."""
+
+import contextlib
+import glob
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from fcn_deploy.errors import OutputError
+
+_PARTIAL = ".partial-"
+_ASIDE = ".old-"
+
+
+@contextlib.contextmanager
+def staged_directory(target: Path, *, marker: str, force: bool) -> Iterator[Path]:
+    """A new directory beside `target` that becomes it, in one move, when the block ends without an error.
+
+    With `force` an existing `target` is replaced if it holds a file named `marker`, or nothing. However the block
+    ends, `target` is either what it was or complete. What killed runs left behind is cleared up first.
+
+    Raises:
+        OutputError: `target` exists (without `force`), is no bundle, or cannot be written.
+    """
+    place = target.resolve()
+    with contextlib.ExitStack() as cleanup:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(place.parent):
+                _sweep(place)
+                _check_target(target, marker, force=force)
+                staging = Path(tempfile.mkdtemp(prefix=f".{place.name}{_PARTIAL}", dir=place.parent))
+                cleanup.callback(shutil.rmtree, staging, ignore_errors=True)
+                # Held as long as this process lives: by it a running export is told from a leftover.
+                cleanup.enter_context(_locked(staging))
+            yield staging
+            for file in filter(Path.is_file, staging.rglob("*")):
+                _flush(file)
+            with _locked(place.parent):
+                # It may have appeared since.
+                _check_target(target, marker, force=force)
+                _publish(staging, place)
+        except OSError as error:
+            raise unwritable(target, error) from error
+
+
+@contextlib.contextmanager
+def staged_file(target: Path) -> Iterator[Path]:
+    """A path beside `target` for the block to write to, which becomes `target` when the block ends without an error.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    staging = target.with_name(f".{target.stem}.partial{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield staging
+        _flush(staging)
+        staging.replace(target)
+    except OSError as error:
+        raise unwritable(target, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            staging.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def sole_writer(directory: Path) -> Iterator[None]:
+    """Hold a directory, made if needed, for one run that writes several files into it; on Windows nothing is held.
+
+    Raises:
+        OutputError: it cannot be made, or another run holds it.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            held.enter_context(_locked(directory, wait=sys.platform == "win32"))
+        except BlockingIOError as error:
+            raise OutputError(
+                f"another run is writing to {directory}", remedy="Wait for it to end, or choose another --output."
+            ) from error
+        except OSError as error:
+            raise unwritable(directory, error) from error
+        yield
+
+
+def check_writable(target: Path) -> None:
+    """Check that a file could be written to `target`, before the work whose result it is to hold.
+
+    Raises:
+        OutputError: its directory cannot be made or written to, or `target` is a directory.
+    """
+    existing = next(parent for parent in target.absolute().parents if parent.exists())
+    if target.is_dir() or not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "it is a directory" if target.is_dir() else f"{existing} is no directory that you may write to"
+        raise OutputError(f"cannot write {target}: {reason}", remedy="Choose another path.")
+
+
+def _check_target(target: Path, marker: str, *, force: bool) -> None:
+    if not target.exists():
+        return
+    if not force:
+        raise OutputError(f"{target} exists already", remedy="Pass --force to replace it, or another --output.")
+    if not target.is_dir() or (any(target.iterdir()) and not (target / marker).is_file()):
+        raise OutputError(
+            f"{target} is no bundle (it has no {marker}), so --force does not replace it",
+            remedy="Choose another --output, or remove it yourself.",
+        )
+
+
+def unwritable(target: Path, error: OSError) -> OutputError:
+    """What to raise when the system refuses to write `target`: says why, how much room there is, and what to do."""
+    problem = f"cannot write {target}: {error.strerror or error}"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return OutputError(problem, remedy="A part of this path is a file: choose another --output.")
+    room = next((parent for parent in target.absolute().parents if parent.is_dir()), Path.cwd())
+    free = f"{shutil.disk_usage(room).free / 1e6:.0f} MB free"
+    return OutputError(f"{problem}; {free}", remedy="Choose an --output with room that you may write to.")
+
+
+def _publish(staging: Path, place: Path) -> None:
+    """A directory cannot be replaced in one move: the old one steps aside, and comes back if anything goes wrong."""
+    staging.chmod(0o755)
+    if not place.exists():
+        staging.rename(place)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{place.name}{_ASIDE}", dir=place.parent))
+    try:
+        place.rename(aside / place.name)
+        staging.rename(place)
+    except BaseException:
+        _restore(aside, place)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _restore(aside: Path, place: Path) -> None:
+    if (aside / place.name).exists() and not place.exists():
+        (aside / place.name).rename(place)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sweep(place: Path) -> None:
+    """Bring back what a killed run had moved aside, and remove what killed runs left; the kernel freed their locks."""
+    name = glob.escape(f".{place.name}")
+    for aside in place.parent.glob(f"{name}{_ASIDE}*"):
+        _restore(aside, place)
+    for leftover in place.parent.glob(f"{name}{_PARTIAL}*"):
+        with contextlib.suppress(BlockingIOError), _locked(leftover, wait=False):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock on a directory.
+
+    Raises:
+        BlockingIOError: another process holds it and `wait` is False.
+    """
+    if sys.platform == "win32":
+        # Directories cannot be locked there, so that leftovers are never known to be leftovers.
+        if not wait:
+            raise BlockingIOError
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _flush(file: Path) -> None:
+    with file.open("r+b") as opened:
+        os.fsync(opened.fileno())
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex; raises OSError when it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
