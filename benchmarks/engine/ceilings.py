@@ -1,11 +1,9 @@
 """Measures what a device can do at best: a large matrix product per precision, and a large copy."""
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +14,8 @@ from benchmarks.engine.cases import Precision
 from benchmarks.engine.peers.pytorch import set_tf32
 from fcn_deploy.choices import Provider
 from fcn_deploy.graph import Layer
-from fcn_deploy.onnx_file import write_model
-from fcn_deploy.runtime.ort import OrtRunner
 from fcn_deploy.runtime.ort_options import OrtOptions
+from fcn_deploy.runtime.run_graph import open_graph
 
 
 @dataclass(frozen=True)
@@ -126,13 +123,10 @@ def _product_s(precision: Precision, rows: int, device: torch.device, seconds: f
 
 def _onnxruntime_product_s(rows: int, threads: int | None, seconds: float) -> float:
     left = np.random.default_rng(0).standard_normal((rows, rows), dtype=np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "product.onnx"
-        write_model(product_graph(rows), path)
-        with OrtRunner(path, OrtOptions(threads=threads)) as runner:
-            bound = runner.bind()
-            bound.upload({"left": left})
-            return _best(bound.run, torch.device("cpu"), seconds)
+    with open_graph(product_graph(rows), OrtOptions(threads=threads)) as runner:
+        bound = runner.bind()
+        bound.upload({"left": left})
+        return _best(bound.run, torch.device("cpu"), seconds)
 
 
 def product_graph(rows: int) -> ir.Model:
