@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.sample_accuracy import CALIBRATED, write_scenes
 from benchmarks.train_sample import Split
 from exporters.export import ExportOptions, export
-from exporters.precision.reduce import PrecisionOptions
+from exporters.precision.options import PrecisionOptions
 from fcn_deploy.choices import Precision, Target, Variant
 from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.parity.inputs import photo_input

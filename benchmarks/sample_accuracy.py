@@ -16,8 +16,8 @@ from PIL import Image
 
 from benchmarks.train_sample import CLASSES, Scene, Split, scene
 from exporters.export import ExportOptions, export
-from exporters.onnx import OnnxOptions
-from exporters.precision.reduce import PrecisionOptions, default_opset
+from exporters.onnx import OnnxOptions, default_opset
+from exporters.precision.options import PrecisionOptions
 from fcn_deploy.assets import SAMPLE_CHECKPOINT
 from fcn_deploy.choices import Precision, Variant
 from fcn_deploy.metrics import Scores, confusion_matrix

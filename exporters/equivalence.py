@@ -1,4 +1,4 @@
-"""Whether two graphs compute the same: equal by structure as far as they are, by numbers where they are not.
+"""Whether a graph is valid, and whether two compute the same: by structure where it is equal, by numbers elsewhere.
 
 Values of the two graphs that are made by the same operators, from the same inputs and weights, are equal by
 construction. Only what lies between such values (for a simplified FCN its merged crops, for a live window the blocks
@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 
 from fcn_deploy.errors import ParityError
+from fcn_deploy.graph import typed_skeleton
 from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.onnx_file import LARGE_TENSOR_BYTES
 from fcn_deploy.parity.inputs import noise_input, photo_input
@@ -27,6 +29,18 @@ SAME_GRAPH_ERROR = 1e-6
 
 Array = npt.NDArray[Any]
 Keys = dict[ir.Value, Hashable]
+
+
+def check_graph(model: ir.Model) -> None:
+    """Run ONNX's own checker, with full shape inference, on a graph.
+
+    Raises:
+        ParityError: the graph is not valid.
+    """
+    try:
+        onnx.checker.check_model(typed_skeleton(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ParityError(f"ONNX's checker refuses the graph: {error}", remedy="Try --optimize none.") from error
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from fcn_deploy.errors import UsageError
+from fcn_deploy.choices import Precision
+from fcn_deploy.errors import UsageError, check_range
 from fcn_deploy.model_info import INPUT_NAME, OUTPUT_NAME
 from fcn_deploy.models.vgg import INPUT_CHANNELS
 
@@ -97,6 +98,8 @@ def _drop_notes(model: ir.Model) -> None:
 # The exporter writes 18 natively and newer opsets by conversion; newer ones miss CUDA kernels in ONNX Runtime.
 DEFAULT_OPSET = 18
 OPSETS = range(18, 24)
+# bfloat16 convolutions came with this operator set.
+BF16_OPSET = 22
 MAX_PIXELS = 4096 * 4096
 
 
@@ -120,24 +123,37 @@ class OnnxOptions:
     opset: int = DEFAULT_OPSET
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise UsageError(f"batch {self.batch} is below 1", remedy="Pass a --batch of at least 1.")
+        check_range("batch", self.batch, 1, option="--batch")
         if self.batch * self.height * self.width > MAX_PIXELS:
             raise UsageError(
                 f"{self.batch} x {self.height} x {self.width} pixels: at most {MAX_PIXELS} fit one run "
                 "(conv1_1's map alone then takes 4 GB)",
                 remedy="Pass a smaller --size or --batch.",
             )
-        if self.opset not in OPSETS:
-            raise UsageError(
-                f"opset {self.opset} is not between {OPSETS[0]} and {OPSETS[-1]}",
-                remedy=f"Leave --opset out: {DEFAULT_OPSET} has kernels in every ONNX Runtime provider.",
-            )
+        check_range("opset", self.opset, OPSETS[0], OPSETS[-1], option="--opset")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """N x 3 x H x W of the input."""
         return self.batch, INPUT_CHANNELS, self.height, self.width
+
+
+def default_opset(precision: Precision) -> int:
+    """Return the oldest operator set that has the precision: the one that most runtimes support."""
+    return BF16_OPSET if precision is Precision.BF16 else DEFAULT_OPSET
+
+
+def check_opset(opset: int, precision: Precision) -> None:
+    """Refuse operator sets that lack the precision.
+
+    Raises:
+        UsageError: bfloat16 before opset 22.
+    """
+    if precision is Precision.BF16 and opset < BF16_OPSET:
+        raise UsageError(
+            f"opset {opset} has no bfloat16 convolutions; {BF16_OPSET} and later do",
+            remedy=f"Pass --opset {BF16_OPSET}, or --precision fp16.",
+        )
 
 
 class ExportWrapper(nn.Module):

@@ -14,7 +14,7 @@ from fcn_deploy.onnx_file import read_model, write_model
 from fcn_deploy.progress import OnStep, quietly
 from fcn_deploy.storage import check_writable, staged_file
 
-# From here on Slice, Pad and Clip take their bounds as inputs, as the rewrites write them.
+# Since this opset the bounds of Slice, Pad and Clip are inputs, as the rewrites write them.
 OLDEST_OPSET = 13
 
 
@@ -26,8 +26,8 @@ class Optimized:
         path: where it is.
         file_bytes: its size.
         grown_bytes: by how much it is larger than the file it was made from.
-        simplification: what became of the graph before the rewrites.
-        rewriting: what the rewrites did.
+        simplification: what simplifying changed.
+        rewriting: what the exact rewrites did.
     """
 
     path: Path
@@ -37,7 +37,7 @@ class Optimized:
     rewriting: Rewriting
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, for JSON."""
+        """Return every figure, for JSON."""
         facts = {"path": str(self.path), "file_bytes": self.file_bytes, "grown_bytes": self.grown_bytes}
         return facts | {"simplification": asdict(self.simplification), "rewriting": self.rewriting.to_dict()}
 
@@ -45,14 +45,14 @@ class Optimized:
 def optimize(
     source: Path, target_path: Path, target: Target | None = None, *, force: bool = False, on_step: OnStep = quietly
 ) -> Optimized:
-    """Write to `target_path` what the model in `source` computes, rewritten; the two are compared pass by pass.
+    """Simplify and rewrite the model in `source`, comparing it pass by pass, and write it to `target_path`.
 
     Args:
         source: an ONNX file.
         target_path: the file to write.
-        target: what the rewrites are chosen for; None takes what this machine has.
+        target: what the rewrites are chosen for; None takes this machine's.
         force: replace an existing file.
-        on_step: told what is being done.
+        on_step: called with every step.
 
     Raises:
         BundleError: `source` is no ONNX file, of an opset before 13, or not valid.
@@ -78,7 +78,7 @@ def _check_opset(source: Path, model: ir.Model) -> None:
     opset = model.opset_imports.get("", 0)
     if opset < OLDEST_OPSET:
         raise BundleError(
-            f"{source} is of opset {opset}; rewrites need {OLDEST_OPSET} or newer",
+            f"{source} has opset {opset}; rewrites need {OLDEST_OPSET} or newer",
             remedy="Convert it with onnx.version_converter, or export it again.",
         )
 

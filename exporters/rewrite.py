@@ -1,14 +1,13 @@
-"""The exact rewrites of a graph, one after the other, each compared with the graph before and undone if it differs."""
+"""Applies the exact rewrites one after the other: each is compared with the graph before, and undone if it differs."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
-from exporters.equivalence import SAME_GRAPH_ERROR, Difference, compare_graphs
+from exporters.equivalence import SAME_GRAPH_ERROR, check_graph, compare_graphs
 from exporters.passes.cost import machine_of
 from exporters.passes.edit import Rewrite, RewriteResult, Site
 from exporters.passes.fold_crop import FoldCrop
@@ -18,14 +17,14 @@ from exporters.passes.pools import ReluAfterPool
 from exporters.passes.upsample import Upsample
 from fcn_deploy.choices import Head, ImageInput, Precision, Target
 from fcn_deploy.errors import BundleError, ParityError, UsageError
-from fcn_deploy.graph import layers, typed_skeleton
+from fcn_deploy.graph import layers
 from fcn_deploy.progress import OnStep, quietly
 from fcn_deploy.runtime.nvidia import driver_cuda_version
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What one run of a graph takes.
+    """The cost of one run of a graph.
 
     Attributes:
         nodes: number of nodes.
@@ -40,13 +39,13 @@ class Totals:
 
 @dataclass(frozen=True)
 class PassReport:
-    """What became of one rewrite.
+    """The outcome of one rewrite.
 
     Attributes:
         name: of the rewrite.
         sites: the places where its pattern was found, with what was done there or why nothing was.
         undone: why the rewritten graph is not used, or None.
-        compared_nodes: how many nodes differ in structure and were run to compare them with the graph before.
+        compared_nodes: nodes that differ in structure, and were run to compare them with the graph before.
         difference: largest error over its value's range between the two graphs; 0 when equal by structure.
         inputs: what both were run on.
     """
@@ -60,13 +59,13 @@ class PassReport:
 
     @property
     def applied(self) -> bool:
-        """Whether the graph was changed, and stayed so."""
+        """Return whether the graph was changed, and the change was kept."""
         return self.undone is None and any(site.applied for site in self.sites)
 
 
 @dataclass(frozen=True)
 class Rewriting:
-    """What became of a graph.
+    """The outcome of all rewrites of a graph.
 
     Attributes:
         target: what the rewrites were chosen for.
@@ -81,16 +80,16 @@ class Rewriting:
     passes: tuple[PassReport, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, for JSON."""
+        """Return every figure, for JSON."""
         return asdict(self) | {"target": str(self.target)}
 
 
 def exact_passes(target: Target, precision: Precision = Precision.FP32) -> tuple[Rewrite, ...]:
-    """The rewrites that compute the same, in the order in which they help one another.
+    """Return the exact rewrites, in the order in which they help one another.
 
     Args:
         target: what the graph is to run on.
-        precision: what it is to compute in afterwards; the rewrites themselves are of the float32 graph.
+        precision: what it is to compute in later; the rewrites themselves run on the float32 graph.
     """
     machine = machine_of(target, precision)
     passes = LiveWindow(machine), FoldCrop(machine), Upsample(machine)
@@ -102,10 +101,10 @@ def exact_passes(target: Target, precision: Precision = Precision.FP32) -> tuple
 def rewrite(
     model: ir.Model, target: Target, passes: Sequence[Rewrite] | None = None, on_step: OnStep = quietly
 ) -> tuple[ir.Model, Rewriting]:
-    """Apply exact rewrites to `model`, which is left as it was; the result shares its weights.
+    """Apply exact rewrites to a copy of `model` that shares its weights.
 
     Every rewritten graph passes ONNX's checker with full shape inference and computes what the graph before it does, on
-    noise and on a photo; where it does not, the graph before it goes on, and the report says why.
+    noise and on a photo; where it does not, the rewrite is undone, and the report says why.
 
     Raises:
         BundleError: the model itself is not valid.
@@ -121,7 +120,7 @@ def rewrite(
 
 
 def totals(model: ir.Model) -> Totals:
-    """What one run of a graph takes."""
+    """Count the cost of one run of a graph."""
     found = layers(model)
     return Totals(len(found), sum(n.multiply_adds for n in found), sum(n.moved_bytes for n in found))
 
@@ -134,33 +133,25 @@ def _applied(one: Rewrite, model: ir.Model) -> tuple[ir.Model, PassReport]:
         return model, PassReport(one.name, sites)
     RemoveUnusedNodesPass()(candidate)
     try:
-        onnx.checker.check_model(typed_skeleton(candidate), full_check=True)
+        check_graph(candidate)
         found = compare_graphs(model, candidate)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return model, PassReport(one.name, sites, undone=f"ONNX's checker refuses the rewritten graph: {error}")
     except (ParityError, BundleError) as error:
         return model, PassReport(one.name, sites, undone=error.problem)
-    return _judged(one, model, candidate, sites, found)
-
-
-def _judged(
-    one: Rewrite, model: ir.Model, candidate: ir.Model, sites: tuple[Site, ...], found: Difference
-) -> tuple[ir.Model, PassReport]:
-    report = PassReport(one.name, sites, None, found.compared_nodes, found.relative_error, found.inputs)
-    if found.relative_error <= SAME_GRAPH_ERROR:
-        return candidate, report
-    undone = (
-        f"the rewritten graph differs from the one before by {found.relative_error:.2g} of the range; "
-        f"at most {SAME_GRAPH_ERROR:g} is rounding"
-    )
-    return model, PassReport(one.name, sites, undone, found.compared_nodes, found.relative_error, found.inputs)
+    undone = None
+    if not found.relative_error <= SAME_GRAPH_ERROR:
+        undone = (
+            f"the rewritten graph differs from the one before by {found.relative_error:.2g} of the range; "
+            f"at most {SAME_GRAPH_ERROR:g} is rounding"
+        )
+    report = PassReport(one.name, sites, undone, found.compared_nodes, found.relative_error, found.inputs)
+    return model if undone else candidate, report
 
 
 def with_heads(model: ir.Model, image_input: ImageInput, head: Head) -> ir.Model:
-    """`model` with the ends asked for; it is left as it was, and the result shares its weights.
+    """Add the input and output heads to a copy of `model` that shares its weights.
 
     Raises:
-        UsageError: the graph cannot have such an end; says why.
+        UsageError: the graph cannot have such a head; says why.
     """
     wanted: list[Rewrite] = [PixelHead()] if image_input is ImageInput.UINT8 else []
     wanted += [LabelHead()] if head is Head.LABELS else []
@@ -174,5 +165,5 @@ def with_heads(model: ir.Model, image_input: ImageInput, head: Head) -> ir.Model
 
 
 def target_of_this_machine() -> Target:
-    """CUDA where an NVIDIA driver is installed, the CPU elsewhere."""
+    """Return CUDA where an NVIDIA driver is installed, the CPU elsewhere."""
     return Target.CPU if driver_cuda_version() is None else Target.CUDA

@@ -1,4 +1,4 @@
-"""Graph simplification by onnxsim on the skeleton alone, and a comparison of what it made with what it was given."""
+"""Simplifies a graph with onnxsim, without its weights, and compares the result with the original."""
 
 from dataclasses import dataclass
 
@@ -12,20 +12,20 @@ from fcn_deploy.errors import BundleError, ParityError
 from fcn_deploy.graph import operator_counts, typed_skeleton
 from fcn_deploy.onnx_file import large_initializers
 
-# A simplifier that folds constants may write out large ones; a skeleton has no reason to grow beyond this.
+# Folding may write out large constants; the graph without its weights has no reason to grow beyond this.
 MAX_GROWTH_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
 class Simplification:
-    """What became of a graph.
+    """The outcome of simplifying a graph.
 
     Attributes:
         before: nodes per operator as exported.
         after: nodes per operator as simplified.
         refused: why the simplified graph is not used, or None when it is.
         difference: max error / range between the two, where they are not equal by structure.
-        compared_nodes: how many nodes differ in structure and were run to compare them.
+        compared_nodes: nodes that differ in structure, and were run to compare them.
     """
 
     before: dict[str, int]
@@ -36,20 +36,20 @@ class Simplification:
 
     @property
     def nodes_before(self) -> int:
-        """Number of nodes as exported."""
+        """Return the number of nodes as exported."""
         return sum(self.before.values())
 
     @property
     def nodes_after(self) -> int:
-        """Number of nodes as simplified."""
+        """Return the number of nodes as simplified."""
         return sum(self.after.values())
 
 
 def simplify(model: ir.Model) -> tuple[ir.Model, Simplification]:
-    """Simplify `model` without touching its weights; the result shares them.
+    """Simplify a copy of `model` that shares its weights.
 
-    The simplified graph passes ONNX's checker with full shape inference, has not grown, and computes what the given
-    one does; where any of that fails, the given model comes back with the reason.
+    The simplified graph passes ONNX's checker with full shape inference, has not grown, and computes what `model`
+    does; where any of that fails, `model` itself is returned with the reason.
     """
     skeleton = typed_skeleton(model)
     try:
@@ -93,7 +93,7 @@ def _with_weights(simplified: onnx.ModelProto, original: ir.Model) -> ir.Model:
         value.const_value = tensors[value.name or ""]
         result.graph.inputs.remove(value)
         result.graph.initializers.add(value)
-    # onnxsim adds its settings and a log under node names that are ours to give.
+    # onnxsim adds its settings and a log.
     result.metadata_props.clear()
     result.metadata_props.update(original.metadata_props)
     return result

@@ -1,6 +1,5 @@
-"""A picture of what every map of a network is made of: live, moat and rim, map by map."""
+"""Draws the parts of every map of a network: live, moat and rim."""
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from exporters.passes.trace import trace
 from fcn_deploy.artifact.bundle import Bundle, open_bundle
 from fcn_deploy.errors import BundleError, UsageError
+from fcn_deploy.installation import require_extra
 from fcn_deploy.regions import Region, map_regions
 from fcn_deploy.storage import staged_file
 
@@ -26,13 +26,13 @@ _PANEL_IN = 1.55
 
 @dataclass(frozen=True)
 class MapRegions:
-    """One map.
+    """The regions of one map.
 
     Attributes:
-        name: of the layer that makes it.
+        name: of the layer that computes it.
         height: its regions along the height.
         width: its regions along the width.
-        ends_block: whether the next map begins another block: a pool's does.
+        ends_block: whether it is the last of its block, as the map of a pool is.
     """
 
     name: str
@@ -42,12 +42,12 @@ class MapRegions:
 
     @property
     def live_share(self) -> float:
-        """Share of the map's pixels that depend on the image."""
+        """Return the share of the map's pixels that depend on the image."""
         return self.height.live.size * self.width.live.size / (self.height.size * self.width.size)
 
 
 def regions_of(bundle: Bundle) -> tuple[MapRegions, ...]:
-    """The maps of a network as it was trained, from its facts; of a file without facts, those of its graph.
+    """Return the maps of the network as it was trained, or of the graph when the file states no network.
 
     Raises:
         BundleError: nothing in the graph frames an image.
@@ -64,17 +64,13 @@ def draw_regions(path: Path, picture: Path) -> Path:
     """Draw the maps of a bundle, or of any ONNX file of fixed shapes, to a PNG or SVG file; returns that file.
 
     Raises:
-        UsageError: the picture's name ends in neither, or matplotlib is not installed.
+        UsageError: the picture has another suffix, or matplotlib is not installed.
         BundleError: the artifact is missing or damaged, or nothing in it frames an image.
         OutputError: the picture cannot be written.
     """
     if picture.suffix not in SUFFIXES:
         raise UsageError(f"{picture} ends in neither .png nor .svg", remedy="Name the picture *.png or *.svg.")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError(
-            "a picture needs matplotlib, which is not installed",
-            remedy="pip install 'fcn-deploy[report]', or leave --picture out.",
-        )
+    require_extra("--picture", "report", ["matplotlib"])
     maps = regions_of(open_bundle(path))
     figure = _figure(maps)
     with staged_file(picture) as staging:
@@ -121,7 +117,7 @@ def _figure(maps: Sequence[MapRegions]) -> "Figure":
 
 
 def _draw_map(axes: "Axes", one: MapRegions) -> None:
-    """One map, whatever its size as large as the others: the shares are what counts."""
+    """Draw one map, at the same size as the others whatever its own."""
     from matplotlib.patches import Rectangle
 
     height, width = one.height, one.width

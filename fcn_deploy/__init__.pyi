@@ -16,12 +16,12 @@ from exporters.export import ExportOptions as ExportOptions
 from exporters.export import ExportResult as ExportResult
 from exporters.export import export as export
 from exporters.onnx import OnnxOptions as OnnxOptions
+from exporters.onnx import default_opset as default_opset
 from exporters.optimize_file import Optimized as Optimized
 from exporters.optimize_file import optimize as optimize
 from exporters.precision.half import HalfReport as HalfReport
 from exporters.precision.int8 import Quantization as Quantization
-from exporters.precision.reduce import PrecisionOptions as PrecisionOptions
-from exporters.precision.reduce import default_opset as default_opset
+from exporters.precision.options import PrecisionOptions as PrecisionOptions
 from exporters.rewrite import Rewriting as Rewriting
 from exporters.tensorrt.build import EngineBuild as EngineBuild
 from exporters.tensorrt.build import build_engine as build_engine

@@ -72,13 +72,6 @@ class Region:
         """Every index that is not rim: there the map is what it would be if the frame went on for ever."""
         return Span(self.rim[0], self.size - 1 - self.rim[1])
 
-    @property
-    def moats(self) -> tuple[Span, ...]:
-        """The moat before and behind the live part, as far as there is any."""
-        settled = self.settled
-        sides = (Span(settled.first, self.live.first - 1), Span(self.live.last + 1, settled.last))
-        return tuple(side for side in sides if side.size > 0)
-
 
 def image_region(size: int) -> Region:
     """The region of the image itself: everything is live."""

@@ -49,16 +49,16 @@ def picture(path: Path, value: int) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
-    (("--precision", "int8"), 2, "int8 has to see what values occur, and no calibration images are given"),
+    (("--precision", "int8"), 2, "int8 is calibrated on images, and no calibration images are given"),
     (("--precision", "int8", "--calibration", "nowhere"), 3, "image nowhere is not a file"),
     (("--precision", "int8", "--calibration", "empty"), 3, "empty names no image"),
     (("--precision", "int8", "--calibration", "grey"), 3, "all 2 calibration images are of one colour"),
     (("--precision", "int8", "--calibration", "grey", "--min-agreement", "1.5"), 2, "min agreement 1.5 is not above 0"),
     (("--precision", "bf16", "--opset", "18"), 2, "opset 18 has no bfloat16 convolutions; 22 and later do"),
     (("--precision", "fp8"), 2, ""),
-    (("--calibration", "grey"), 2, "calibration images with fp32, which has no use for it"),
+    (("--calibration", "grey"), 2, "fp32 does not use calibration images"),
     (("--precision", "fp16", "--calibration-method", "entropy"), 2, "a calibration method with fp16"),
-    (("--precision", "bf16", "--min-agreement", "0.9"), 2, "a least agreement with bf16"),
+    (("--precision", "bf16", "--min-agreement", "0.9"), 2, "bf16 does not use a minimum agreement"),
     (("--num-classes", "21"), 3, "does not fit FCN-8s"),
 ])  # fmt: skip
 def test_what_is_refused(call_cli: Call, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str) -> None:

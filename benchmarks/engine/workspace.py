@@ -12,20 +12,12 @@ import numpy.typing as npt
 from benchmarks.engine.cases import Graph
 from fcn_deploy.artifact.bundle import Bundle
 from fcn_deploy.artifact.engine import Engine, open_engine, plan_beside
-from fcn_deploy.choices import ImageInput, Precision
 from fcn_deploy.errors import BundleError
 from fcn_deploy.images import SAMPLE_PHOTO, Pixels, read_image, resize
 from fcn_deploy.model_info import OUTPUT_NAME, ModelInfo
 from fcn_deploy.models.weights import rebuild
 from fcn_deploy.onnx_file import write_model
-from fcn_deploy.parity.inputs import (
-    ParityInput,
-    Shape,
-    noise_input,
-    photo_input,
-    pixel_noise_input,
-    rolled_batch,
-)
+from fcn_deploy.parity.inputs import ParityInput, Shape, parity_inputs, photo_inputs, rolled_batch
 from fcn_deploy.parity.verify import run_all
 from fcn_deploy.progress import quietly
 from fcn_deploy.runtime.eager import EagerRunner
@@ -86,14 +78,8 @@ class Workspace:
         return self.photos or (SAMPLE_PHOTO,)
 
     def inputs(self) -> tuple[ParityInput, ...]:
-        """What every row is run on: the photo, then noise, of pixels where the bundle takes pixels.
-
-        Noise is not what 8 bits are good for.
-        """
-        if self.info.precision is Precision.INT8:
-            return tuple(photo_input(path, self.shape) for path in self._photos)
-        noise = pixel_noise_input if self.info.image_input is ImageInput.UINT8 else noise_input
-        return photo_input(SAMPLE_PHOTO, self.shape), noise(0, self.shape)
+        """What every row is run on: photos, and noise where the bundle is not in int8."""
+        return parity_inputs(self.info, self.shape, photo_inputs(self._photos, self.shape))
 
     def references(self) -> tuple[npt.NDArray[np.float32], ...]:
         """The reference's logits for `inputs`, mapped from their files."""
@@ -121,7 +107,8 @@ def prepare(workspace: Workspace, graphs: frozenset[Graph]) -> None:
         return
     # Here, because bundles that are measured alone do without the exporter.
     from exporters.onnx import OnnxOptions, export_graph
-    from exporters.precision.reduce import PrecisionOptions, calibration_inputs, reduced
+    from exporters.precision.options import PrecisionOptions
+    from exporters.precision.reduce import calibration_inputs, reduce_precision
     from exporters.simplify import simplify
     from fcn_deploy.choices import Target
 
@@ -130,7 +117,7 @@ def prepare(workspace: Workspace, graphs: frozenset[Graph]) -> None:
     write_model(model, workspace.graph_path(Graph.PLAIN))
     if Graph.PLAIN_HALF in graphs:
         options = PrecisionOptions(workspace.info.precision)
-        half, _ = reduced(model, options, calibration_inputs(options, workspace.shape), Target.CUDA)
+        half, _ = reduce_precision(model, options, calibration_inputs(options, workspace.shape), Target.CUDA)
         write_model(half, workspace.graph_path(Graph.PLAIN_HALF))
     if Graph.SIMPLIFIED in graphs:
         write_model(simplify(model)[0], workspace.graph_path(Graph.SIMPLIFIED))

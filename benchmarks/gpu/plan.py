@@ -15,8 +15,8 @@ from benchmarks.engine.processes import Failure, Process
 from benchmarks.engine.schedule import graphs_of
 from benchmarks.engine.workspace import Workspace, prepare, workspace_of
 from exporters.export import ExportOptions, export
-from exporters.onnx import OnnxOptions
-from exporters.precision.reduce import PrecisionOptions, default_opset
+from exporters.onnx import OnnxOptions, default_opset
+from exporters.precision.options import PrecisionOptions
 from fcn_deploy.artifact.bundle import open_bundle
 from fcn_deploy.choices import Head, ImageInput, Precision, Provider, Target, Variant
 from fcn_deploy.errors import FcnDeployError

@@ -35,7 +35,7 @@ def constants_of(model: ir.Model, trace: Trace, values: Sequence[ir.Value]) -> d
 
 def _probe(trace: Trace, values: Sequence[ir.Value], axis: int) -> int:
     """The smallest image in whose maps all of `values` have the rims they have, with something between them."""
-    raster = prod(step.motions[axis].stride for step in trace.steps if step.motions is not None)
+    raster = prod(step.slidings[axis].stride for step in trace.steps if step.slidings is not None)
     shape = static_shape(trace.steps[0].source)
     image = shape[2 + axis] if shape is not None else 0
     for size in range(image % raster or raster, image, raster):
@@ -50,7 +50,7 @@ def _regions(trace: Trace, axis: int, size: int) -> dict[ir.Value, Region]:
     found: dict[ir.Value, Region] = {}
     for step in trace.steps:
         given = found.get(step.source) or image_region(size)
-        found[step.output] = step.motions[axis].region(given) if step.motions is not None else given
+        found[step.output] = step.slidings[axis].region(given) if step.slidings is not None else given
     return found
 
 

@@ -1,4 +1,4 @@
-"""The edits that rewrites are made of: constants, nodes at a place, maps made larger and smaller."""
+"""The tools of a rewrite: reading shapes and constants, adding nodes, widening and cutting maps; and its base class."""
 
 from abc import abstractmethod
 from collections.abc import Container, Sequence
@@ -15,30 +15,32 @@ from fcn_deploy.regions import Span
 
 SPATIAL_AXES = (2, 3)
 
+Array = npt.NDArray[Any]
+Attribute = int | str | Sequence[int]
 Window = tuple[Span, Span]
 
 
 def static_shape(value: ir.Value) -> tuple[int, ...] | None:
-    """The sizes of a value, or None unless all are known."""
+    """Return the sizes of a value, or None unless all are known."""
     if value.shape is None or not all(isinstance(size, int) for size in value.shape):
         return None
     return tuple(int(str(size)) for size in value.shape)
 
 
 def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
-    """The content of a constant value, or None when it is none."""
+    """Return the content of a constant value, or None when it is not constant."""
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     return tensor.numpy() if tensor is not None else None
 
 
 def constant_ints(value: ir.Value | None) -> tuple[int, ...] | None:
-    """The integers of a constant one-dimensional value, or None when it is none."""
+    """Return the integers of a constant one-dimensional value, or None when it is not constant."""
     found = constant(value)
     return tuple(int(n) for n in found.ravel()) if found is not None else None
 
 
 def slice_window(node: ir.Node) -> Window | None:
-    """What a Slice keeps of height and width; None unless it is static, of step 1, and leaves other axes whole."""
+    """Return what a Slice keeps of height and width; None unless it is static, of step 1, and of these axes only."""
     if node.op_type != "Slice":
         return None
     shape = static_shape(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
@@ -62,11 +64,8 @@ def _slice_arguments(bounds: Sequence[tuple[int, ...]]) -> tuple[Sequence[int], 
     return starts, ends, axes, bounds[3] if len(bounds) > 3 else (1,) * len(starts)
 
 
-Array = npt.NDArray[Any]
-
-
 def add_constant(model: ir.Model, name: str, array: Array) -> ir.Value:
-    """A new initializer of that name, or of the first free `name_2`, `name_3`, ..."""
+    """Add an initializer of that name, or of the first free `name_2`, `name_3`, ..."""
     free = _free_name(name, model.graph.initializers)
     tensor = ir.tensor(np.asarray(array, order="C"), name=free)
     value = ir.Value(name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
@@ -85,15 +84,15 @@ def node_after(
     inputs: Sequence[ir.Value],
     name: str,
     shape: Sequence[int],
-    *attributes: ir.Attr,
+    **attributes: Attribute,
 ) -> ir.Value:
-    """Insert a node right behind the one that makes `place`; returns its output, of the dtype of `place`."""
+    """Insert a node right behind the producer of `place`; returns its output, of the dtype of `place`."""
     producer, graph = place.producer(), place.graph
     if not isinstance(graph, ir.Graph):
         raise ValueError(f"{place.name} belongs to no graph")
     free = _free_name(name, {value.name for node in graph for value in node.outputs})
     output = ir.Value(name=free, shape=ir.Shape(shape), type=place.type)
-    node = ir.Node("", operator, inputs, attributes, outputs=[output], name=free)
+    node = ir.node(operator, inputs, attributes, outputs=[output], name=free)
     if producer is None:
         graph.insert_before(graph[0], node)
     else:
@@ -102,25 +101,25 @@ def node_after(
 
 
 def window_shape(value: ir.Value, window: Window) -> tuple[int, ...]:
-    """The shape of a window of a map."""
+    """Return the shape of a window of a map."""
     shape = static_shape(value) or (1, 1)
     return *shape[:2], window[0].size, window[1].size
 
 
 def relative(window: Window, within: Window) -> Window:
-    """`window` in indices that count from the beginning of `within`."""
+    """Return `window` in indices that count from the beginning of `within`."""
     return window[0].since(within[0].first), window[1].since(within[1].first)
 
 
-def widened(model: ir.Model, value: ir.Value, have: Window, want: Window, *, constants: Array, name: str) -> ir.Value:
-    """The window `want` of a map of which `value` is the smaller window `have`.
+def widen(model: ir.Model, value: ir.Value, have: Window, want: Window, *, constants: Array, name: str) -> ir.Value:
+    """Widen `value`, the window `have` of a map, to the window `want` by constants around it.
 
     Args:
         model: what the map belongs to.
         value: the window, N x C x height x width.
         have: where the window lies.
-        want: what it is made; contains `have`.
-        constants: 1 x C x height x width of the whole map, right wherever the window is not.
+        want: the window to return; contains `have`.
+        constants: 1 x C x height x width of the whole map, valid outside the window.
         name: of the nodes that are added.
     """
     sides = _parts(constants, [(have[0], side) for side in _beyond(have[1], want[1])])
@@ -138,7 +137,7 @@ def _parts(constants: Array, windows: Sequence[Window]) -> list[Array]:
 
 
 def _concatenated(model: ir.Model, value: ir.Value, sides: Sequence[Array], axis: int, name: str) -> ir.Value:
-    """Put constants before and behind a map along `axis`, right behind its node; an empty side is left out."""
+    """Concatenate constants before and behind a map along `axis`, right behind its node; empty sides are left out."""
     before, behind = sides
     shape, place = list(static_shape(value) or ()), value
     made: list[ir.Value] = []
@@ -147,17 +146,17 @@ def _concatenated(model: ir.Model, value: ir.Value, sides: Sequence[Array], axis
             made.append(made[0])
         elif side.shape[axis]:
             made.append(_spread(model, place, side, shape[0], f"{name}/{where}"))
-            # Nodes go behind one another, so that the Concat comes behind all it reads.
+            # Each node goes behind the last, so that the Concat comes behind all of its inputs.
             place = made[-1] if made[-1].producer() is not None else place
     if not made:
         return value
     shape[axis] += before.shape[axis] + behind.shape[axis]
     made.insert(1 if before.shape[axis] else 0, value)
-    return node_after(place, "Concat", made, name, shape, ir.AttrInt64("axis", axis))
+    return node_after(place, "Concat", made, name, shape, axis=axis)
 
 
 def _spread(model: ir.Model, place: ir.Value, part: Array, batch: int, name: str) -> ir.Value:
-    """A constant for every image of the batch; in the file, a moat takes one number per channel."""
+    """Add a constant for every image of the batch; in the file, a moat takes one number per channel."""
     shape = (batch, *part.shape[1:])
     stored = part[:, :, :1, :1] if (part == part[:, :, :1, :1]).all() else part
     if part.nbytes < LARGE_TENSOR_BYTES or stored.shape == shape:
@@ -174,15 +173,15 @@ def cut(model: ir.Model, value: ir.Value, window: Window, name: str) -> ir.Value
     return node_after(value, "Slice", [value, *inputs], name, window_shape(value, window))
 
 
-def take_over(old: ir.Value, new: ir.Value) -> None:
-    """Let `new` stand wherever `old` did, under its name; `old` stays behind unused."""
+def replace_value(old: ir.Value, new: ir.Value) -> None:
+    """Use `new` wherever `old` was, under its name; `old` is left unused."""
     new.name, old.name = old.name, None
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 @dataclass(frozen=True)
 class Site:
-    """What became of one place where a pattern was found.
+    """The outcome at one place where a pattern was found.
 
     Attributes:
         node: name of the node at the place.
@@ -207,10 +206,10 @@ class RewriteResult(ir.passes.PassResult):
 
 
 class Rewrite(ir.passes.InPlacePass):
-    """A pass of onnx_ir that finds places, checks each, and rewrites those that pass.
+    """A pass of onnx_ir that finds places, checks each, and rewrites those that pass the check.
 
     Attributes:
-        name: what users call it.
+        name: its name in reports.
         pattern: what it looks for, in words.
     """
 
@@ -228,16 +227,16 @@ class Rewrite(ir.passes.InPlacePass):
 
     @abstractmethod
     def find(self, model: ir.Model) -> Sequence[Any]:
-        """Every place where the pattern occurs."""
+        """Return every place where the pattern occurs."""
 
     @abstractmethod
     def check(self, found: Any) -> str | None:
-        """Why the place is not to be rewritten, or None when it is."""
+        """Return why the place is not to be rewritten, or None when it is."""
 
     @abstractmethod
     def rewrite(self, model: ir.Model, found: Any) -> str:
-        """Rewrite the place; says what was done, in a few words."""
+        """Rewrite the place; returns what was done, in a few words."""
 
     @abstractmethod
     def node_name(self, found: Any) -> str:
-        """The node that stands for the place in reports."""
+        """Return the name of the node that stands for the place in reports."""

@@ -12,7 +12,7 @@ from math import prod
 import onnx_ir as ir
 
 from exporters.passes.cost import Machine
-from exporters.passes.edit import Rewrite, Window, cut, slice_window, static_shape, take_over, window_shape
+from exporters.passes.edit import Rewrite, Window, cut, replace_value, slice_window, static_shape, window_shape
 from fcn_deploy.model_info import WINDOW_KEY
 from fcn_deploy.regions import Span
 
@@ -20,7 +20,7 @@ Pads = tuple[int, int, int, int]  # top, left, bottom, right
 
 
 @dataclass(frozen=True)
-class Crop:
+class FoldableCrop:
     """A Slice of height and width, and the convolution that it alone reads."""
 
     node: ir.Node
@@ -37,17 +37,17 @@ class FoldCrop(Rewrite):
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
 
-    def find(self, model: ir.Model) -> Sequence[Crop]:
+    def find(self, model: ir.Model) -> Sequence[FoldableCrop]:
         """Every crop behind a convolution of either kind."""
         found = []
         for node in model.graph:
             kept = slice_window(node)
             maker = node.inputs[0].producer() if kept is not None and node.inputs[0] is not None else None
             if maker is not None and maker.op_type in ("Conv", "ConvTranspose") and kept is not None:
-                found.append(Crop(node, maker, kept))
+                found.append(FoldableCrop(node, maker, kept))
         return found
 
-    def check(self, found: Crop) -> str | None:
+    def check(self, found: FoldableCrop) -> str | None:
         """Refuse where others read the uncropped map, where nothing is known, and where nothing is saved."""
         value = found.maker.outputs[0]
         if len(value.uses()) > 1 or value.is_graph_output():
@@ -61,7 +61,7 @@ class FoldCrop(Rewrite):
             return "every input cell reaches the crop, and padding a transposed convolution is no gain on the target"
         return None
 
-    def rewrite(self, model: ir.Model, found: Crop) -> str:
+    def rewrite(self, model: ir.Model, found: FoldableCrop) -> str:
         """Cut before the convolution what need not be computed; the Slice keeps what is left to cut."""
         maker, source = found.maker, found.maker.inputs[0]
         if source is None:
@@ -81,11 +81,11 @@ class FoldCrop(Rewrite):
         self._end(model, found, made, left)
         return f"{maker.name}: {', '.join(done)}"
 
-    def node_name(self, found: Crop) -> str:
+    def node_name(self, found: FoldableCrop) -> str:
         """The Slice."""
         return str(found.node.name)
 
-    def _check_convolution(self, found: Crop) -> str | None:
+    def _check_convolution(self, found: FoldableCrop) -> str | None:
         if not is_pointwise(found.maker):
             return f"{found.maker.name} is no 1x1 convolution"
         before, after = self._convolution_seconds(found)
@@ -93,7 +93,7 @@ class FoldCrop(Rewrite):
             return f"cutting in front takes longer: {after * 1e6:.0f} us against {before * 1e6:.0f} us on the target"
         return None
 
-    def _convolution_seconds(self, found: Crop) -> tuple[float, float]:
+    def _convolution_seconds(self, found: FoldableCrop) -> tuple[float, float]:
         """What a 1x1 convolution and the Slice behind it take, and a Slice and the convolution behind it."""
         value, machine = found.maker.outputs[0], self._machine
         weight = prod(static_shape(found.maker.inputs[1]) or (1,)) if found.maker.inputs[1] is not None else 1
@@ -105,7 +105,7 @@ class FoldCrop(Rewrite):
         in_front = machine.copies_per_widening * machine.seconds(0, 2 * channels_in * kept)
         return before, in_front + machine.seconds(weight * kept, channels * kept)
 
-    def _plan(self, found: Crop) -> tuple[Window, Pads]:
+    def _plan(self, found: FoldableCrop) -> tuple[Window, Pads]:
         """The input cells that reach the crop, and what the transposed convolution is to leave out of its output."""
         strides, kernels, pads = _deconvolution(found.maker) or ((1, 1), (1, 1), (0, 0, 0, 0))
         cells, begins, ends = [], [], []
@@ -124,10 +124,10 @@ class FoldCrop(Rewrite):
             ends.append(end if as_it_is else even)
         return (cells[0], cells[1]), (begins[0], begins[1], ends[0], ends[1])
 
-    def _end(self, model: ir.Model, found: Crop, made: ir.Value, left: Window | None = None) -> None:
+    def _end(self, model: ir.Model, found: FoldableCrop, made: ir.Value, left: Window | None = None) -> None:
         if left is not None and window_shape(made, left) != static_shape(made):
             made = cut(model, made, left, str(found.node.name))
-        take_over(found.node.outputs[0], made)
+        replace_value(found.node.outputs[0], made)
         model.graph.remove(found.node, safe=True)
 
 

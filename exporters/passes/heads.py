@@ -1,7 +1,8 @@
-"""The pixel head: uint8 RGB pixels in, as decoders give them; the graph subtracts the mean itself.
+"""Heads: uint8 RGB pixels as the input, as decoders return them, and labels as the output.
 
-The order of channels folds into the first convolution's weights. The mean does not fold into its bias: the network pads
-after the subtraction, with zeros that stand for the mean colour, so a bias would be wrong wherever a tap reads padding.
+With pixels, the graph subtracts the mean itself. The order of channels folds into the first convolution's weights. The
+mean does not fold into its bias: the network pads after the subtraction, with zeros that stand for the mean colour, so
+a bias would be wrong wherever a tap reads padding.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from fcn_deploy.model_info import LABELS_NAME, MAX_CLASSES, MEAN_BGR, PIXELS_NAM
 
 
 class PixelHead(Rewrite):
-    """The pass: the input, N x 3 x H x W float BGR less the mean, becomes `pixels`, N x H x W x 3 uint8 RGB."""
+    """the input, N x 3 x H x W float BGR less the mean, becomes `pixels`, N x H x W x 3 uint8 RGB."""
 
     name = "pixels"
     pattern = "the graph's only input, N x 3 x H x W float, read by one Conv, perhaps through one Pad"
@@ -36,7 +37,7 @@ class PixelHead(Rewrite):
         return None
 
     def rewrite(self, model: ir.Model, found: ir.Value) -> str:
-        """Cast, subtract the mean, transpose; turn the first weights round."""
+        """Cast, subtract the mean, transpose; reverse the channels of the first weights."""
         convolution, (batch, _, height, width) = _first_convolution(found), static_shape(found) or (0, 0, 0, 0)
         weight = constant(convolution.inputs[1]) if convolution is not None else None
         if convolution is None or weight is None or found.dtype is None:
@@ -46,32 +47,23 @@ class PixelHead(Rewrite):
         mean = add_constant(model, "image/mean_rgb", np.array(MEAN_BGR[::-1], dtype=found.dtype.numpy()))
         shape = (batch, height, width, 3)
         pixels = ir.Value(name=PIXELS_NAME, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.UINT8))
-        cast = _made("Cast", [pixels], "image/cast", shape, found, ir.AttrInt64("to", int(found.dtype)))
-        centred = _made("Sub", [cast.outputs[0], mean], "image/centre", shape, found)
-        order = ir.AttrInt64s("perm", [0, 3, 1, 2])
-        planes = _made("Transpose", [centred.outputs[0]], "image", (batch, 3, height, width), found, order)
-        found.replace_all_uses_with(planes.outputs[0])
-        first = model.graph[0]
-        for node in (cast, centred, planes):
-            model.graph.insert_before(first, node)
+        values = [
+            ir.Value(name=name, shape=ir.Shape(shape), type=found.type) for name in ("image/cast", "image/centre")
+        ]
+        planes = ir.Value(name="image", shape=ir.Shape((batch, 3, height, width)), type=found.type)
+        nodes = [
+            ir.node("Cast", [pixels], {"to": int(found.dtype)}, outputs=values[:1], name="image/cast"),
+            ir.node("Sub", [values[0], mean], outputs=values[1:], name="image/centre"),
+            ir.node("Transpose", values[1:], {"perm": [0, 3, 1, 2]}, outputs=[planes], name="image"),
+        ]
+        found.replace_all_uses_with(planes)
+        model.graph.insert_before(model.graph[0], nodes)
         model.graph.inputs[0] = pixels
         return f"{found.name} becomes pixels, {batch} x {height} x {width} x 3 bytes of RGB"
 
     def node_name(self, found: ir.Value) -> str:
         """The input."""
         return str(found.name)
-
-
-def _made(
-    operator: str,
-    inputs: Sequence[ir.Value],
-    name: str,
-    shape: tuple[int, ...],
-    like: ir.Value,
-    *attributes: ir.Attr,
-) -> ir.Node:
-    output = ir.Value(name=name, shape=ir.Shape(shape), type=like.type)
-    return ir.Node("", operator, inputs, attributes, outputs=[output], name=name)
 
 
 def _first_convolution(image: ir.Value) -> ir.Node | None:
@@ -90,7 +82,7 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
 
 
 class LabelHead(Rewrite):
-    """The pass: N x K x H x W float logits become N x H x W uint8 labels, called `labels`.
+    """N x K x H x W float logits become N x H x W uint8 labels, called `labels`.
 
     Of equal logits the lowest class wins, as in NumPy. A label map is 1/(4 K) of the logits it is chosen from.
     """
@@ -119,10 +111,9 @@ class LabelHead(Rewrite):
         shape = ir.Shape((batch, height, width))
         largest = ir.Value(name="labels/argmax", shape=shape, type=ir.TensorType(ir.DataType.INT64))
         labels = ir.Value(name=LABELS_NAME, shape=shape, type=ir.TensorType(ir.DataType.UINT8))
-        how = [ir.AttrInt64("axis", 1), ir.AttrInt64("keepdims", 0)]
-        to = [ir.AttrInt64("to", int(ir.DataType.UINT8))]
-        model.graph.append(ir.Node("", "ArgMax", [found], how, outputs=[largest], name="labels/argmax"))
-        model.graph.append(ir.Node("", "Cast", [largest], to, outputs=[labels], name=LABELS_NAME))
+        argmax = ir.node("ArgMax", [found], {"axis": 1, "keepdims": 0}, outputs=[largest], name=largest.name)
+        cast = ir.node("Cast", [largest], {"to": int(ir.DataType.UINT8)}, outputs=[labels], name=LABELS_NAME)
+        model.graph.extend([argmax, cast])
         model.graph.outputs[0] = labels
         return f"{found.name} becomes labels, {batch} x {height} x {width} bytes"
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from exporters.passes.constants import constants_of
 from exporters.passes.cost import Machine
-from exporters.passes.edit import Rewrite, Window, add_constant, cut, relative, take_over, widened, window_shape
+from exporters.passes.edit import Rewrite, Window, add_constant, cut, relative, replace_value, widen, window_shape
 from exporters.passes.trace import Step, Trace, trace
 from exporters.passes.window_plan import WindowPlan, cheapest_plan, plan_windows
 from fcn_deploy.model_info import WINDOW_KEY
@@ -25,7 +25,7 @@ Constants = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Found:
+class Frame:
     """A frame of constants around the image.
 
     Attributes:
@@ -48,23 +48,23 @@ class LiveWindow(Rewrite):
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
 
-    def find(self, model: ir.Model) -> Sequence[Found]:
+    def find(self, model: ir.Model) -> Sequence[Frame]:
         """The frame of the first padded map; no place where nothing frames a map."""
         found = trace(model)
         if not found.steps:
             return ()
         plan = cheapest_plan(found, self._machine)
         gain = 1 - plan.seconds(self._machine) / plan_windows(found, frozenset()).seconds(self._machine)
-        return (Found(found, plan, gain),)
+        return (Frame(found, plan, gain),)
 
-    def check(self, found: Found) -> str | None:
+    def check(self, found: Frame) -> str | None:
         """Refuse a plan that saves next to nothing, as where the frame is thin."""
         if found.gain < _LEAST_GAIN:
-            ends = "; ".join(found.trace.ends) or "the frame reaches the end of the graph"
-            return f"the cheapest windows save {found.gain:.1%} of the time, less than {_LEAST_GAIN:.0%} ({ends})"
+            stops = "; ".join(found.trace.stops) or "the frame reaches the end of the graph"
+            return f"the cheapest windows save {found.gain:.1%} of the time, less than {_LEAST_GAIN:.0%} ({stops})"
         return None
 
-    def rewrite(self, model: ir.Model, found: Found) -> str:
+    def rewrite(self, model: ir.Model, found: Frame) -> str:
         """Shrink the frame, compute windows, widen them where they are read."""
         plan, steps = found.plan, found.trace.steps
         # Everything that is read off the whole maps comes before the first of them shrinks.
@@ -88,13 +88,13 @@ class LiveWindow(Rewrite):
             maker = made.producer()
             if made is not value and maker is not None:
                 maker.name = node.name
-            take_over(node.outputs[0], made)
+            replace_value(node.outputs[0], made)
             model.graph.remove(node, safe=True)
         for value in plan.completed:
             _complete(model, value, plan, constants)
         return f"windows of {len(plan.windows)} maps, widened {plan.widened + len(plan.completed)} times"
 
-    def node_name(self, found: Found) -> str:
+    def node_name(self, found: Frame) -> str:
         """Where the frame begins."""
         return str(found.trace.steps[0].node.name)
 
@@ -122,7 +122,7 @@ def _pad_with(model: ir.Model, step: Step, pads: list[int]) -> None:
         top, left, bottom, right = pads
         amounts = np.array([0, 0, top, left, 0, 0, bottom, right], dtype=np.int64)
         node.replace_input_with(1, add_constant(model, f"{node.name}/pads", amounts))
-    elif step.motions is not None:
+    elif step.slidings is not None:
         node.attributes.add(ir.AttrInt64s("pads", pads))
     if node.op_type == "MaxPool":
         # What ceil would add is in the padding.
@@ -136,7 +136,7 @@ def _moved(
     taken = value
     if value in constants:
         high = have[0].hull(want[0]), have[1].hull(want[1])
-        taken, have = widened(model, value, have, high, constants=constants[value], name=name), high
+        taken, have = widen(model, value, have, high, constants=constants[value], name=name), high
     return taken if have == want else cut(model, taken, relative(want, have), f"{name}/cut")
 
 

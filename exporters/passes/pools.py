@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes.edit import SPATIAL_AXES, Rewrite, add_constant, cut, node_after, static_shape, take_over
+from exporters.passes.edit import SPATIAL_AXES, Rewrite, add_constant, cut, node_after, replace_value, static_shape
 from fcn_deploy.regions import Span
 
 _WANTED = {"kernel_shape": (2, 2), "strides": (2, 2), "dilations": (1, 1)}
@@ -41,7 +41,7 @@ class PoolMaximum(Rewrite):
             return f"it pads by {tuple(pads)}, not by one pixel at the end at most"
         known = [static_shape(value) for value in (*found.inputs, *found.outputs) if value is not None]
         fixed = len(known) == 2 and all(shape is not None and len(shape) == 4 for shape in known)
-        return None if fixed else "its shapes are not fixed, or it gives indices besides"
+        return None if fixed else "its shapes are not fixed, or it also outputs indices"
 
     def rewrite(self, model: ir.Model, found: ir.Node) -> str:
         """Make the map's size even, slice it, take the largest."""
@@ -53,7 +53,7 @@ class PoolMaximum(Rewrite):
             source = _extended(model, source, axis, 2 * shape[axis], f"{name}/extend")
         corners = [_every_second(model, source, first, shape, f"{name}/corner") for first in np.ndindex(2, 2)]
         # Each went right behind the map, so that the first is the last of them.
-        take_over(pooled, node_after(corners[0], "Max", corners, name, shape))
+        replace_value(pooled, node_after(corners[0], "Max", corners, name, shape))
         model.graph.remove(found, safe=True)
         return "the largest of four maps"
 
@@ -71,7 +71,7 @@ def _extended(model: ir.Model, value: ir.Value, axis: int, size: int, name: str)
     window[SPATIAL_AXES.index(axis)] = Span(shape[axis] - 1, shape[axis] - 1)
     last = cut(model, value, (window[0], window[1]), f"{name}/last")
     shape[axis] = size
-    return node_after(last, "Concat", [value, last], name, shape, ir.AttrInt64("axis", axis))
+    return node_after(last, "Concat", [value, last], name, shape, axis=axis)
 
 
 def _every_second(model: ir.Model, value: ir.Value, first: Sequence[int], shape: Sequence[int], name: str) -> ir.Value:
@@ -99,8 +99,8 @@ class ReluAfterPool(Rewrite):
         """Refuse where others read the Relu too, and pools that also say where the largest was."""
         relu = _relu_before(found)
         if relu is None or len(relu.outputs[0].uses()) > 1 or relu.outputs[0].is_graph_output():
-            return "others read the Relu too"
-        return "it gives indices besides" if len(found.outputs) > 1 else None
+            return "the Relu has other readers"
+        return "it also outputs indices" if len(found.outputs) > 1 else None
 
     def rewrite(self, model: ir.Model, found: ir.Node) -> str:
         """Let the pool read what the Relu read, and a new Relu read the pool."""
@@ -110,7 +110,7 @@ class ReluAfterPool(Rewrite):
         found.replace_input_with(0, relu.inputs[0])
         made = ir.Value(name=pooled.name, shape=pooled.shape, type=pooled.type)
         pooled.replace_all_uses_with(made, replace_graph_outputs=True)
-        behind = ir.Node("", "Relu", [pooled], outputs=[made], name=found.name)
+        behind = ir.node("Relu", [pooled], outputs=[made], name=found.name)
         # What is known of the map's window goes with its name.
         behind.metadata_props.update(found.metadata_props)
         found.name = pooled.name = f"{found.name}/before_relu"

@@ -14,11 +14,11 @@ from fcn_deploy.regions import Region, Sliding, image_region
 
 POINTWISE = frozenset({"Relu", "Clip", "BatchNormalization"})
 
-Motions = tuple[Sliding, Sliding]
+Slidings = tuple[Sliding, Sliding]
 
 
-def motions_of(node: ir.Node, *, first: bool) -> Motions | str | None:
-    """How a node slides; None for one that treats every pixel alike, text for one that is not known here.
+def slidings_of(node: ir.Node, *, first: bool) -> Slidings | str | None:
+    """Return how a node slides; None for one that treats every pixel alike, the reason for one that is not followed.
 
     Padding is neutral where the frame begins (it makes the moat), and in a max pool (which ignores it).
     """
@@ -37,22 +37,22 @@ def _pointwise(node: ir.Node) -> str | None:
     return f"{node.op_type} has inputs that are not constant" if dynamic else None
 
 
-def _conv(node: ir.Node, first: bool) -> Motions | str:
+def _conv(node: ir.Node, first: bool) -> Slidings | str:
     return _window_operator(node, node.inputs[1], neutral=first)
 
 
-def _pool(node: ir.Node, first: bool) -> Motions | str:
+def _pool(node: ir.Node, first: bool) -> Slidings | str:
     del first
-    return "MaxPool gives indices" if len(node.outputs) > 1 else _window_operator(node, None, neutral=True)
+    return "MaxPool outputs indices" if len(node.outputs) > 1 else _window_operator(node, None, neutral=True)
 
 
-def _window_operator(node: ir.Node, weight: ir.Value | None, *, neutral: bool) -> Motions | str:
+def _window_operator(node: ir.Node, weight: ir.Value | None, *, neutral: bool) -> Slidings | str:
     if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return f"{node.op_type} with auto_pad"
     shape = static_shape(weight) if weight is not None else None
     kernels = node.attributes.get_ints("kernel_shape", shape[2:] if shape else ()) or ()
     if len(kernels) != 2 or (weight is not None and ir.convenience.get_const_tensor(weight) is None):
-        return f"{node.op_type} is not of two dimensions and constant weights"
+        return f"{node.op_type} is not two-dimensional with constant weights"
     strides = node.attributes.get_ints("strides", (1, 1)) or (1, 1)
     dilations = node.attributes.get_ints("dilations", (1, 1)) or (1, 1)
     pads = node.attributes.get_ints("pads", (0, 0, 0, 0)) or (0, 0, 0, 0)
@@ -63,16 +63,16 @@ def _window_operator(node: ir.Node, weight: ir.Value | None, *, neutral: bool) -
     return height, width
 
 
-def _pad(node: ir.Node, first: bool) -> Motions | str:
+def _pad(node: ir.Node, first: bool) -> Slidings | str:
     if node.attributes.get_string("mode", "constant") != "constant":
         return "Pad is not constant"
     amounts = constant_ints(node.inputs[1]) if len(node.inputs) > 1 else None
     if amounts is None or len(amounts) != 8 or len(node.inputs) > 3:
-        return "Pad is not static, of four dimensions and without axes"
+        return "Pad is not static with four dimensions and no axes"
     if any(amounts[i] for i in (0, 1, 4, 5)) or min(amounts) < 0:
         return "Pad reaches beyond height and width, or crops"
     if not first and any(_fill_values(node)):
-        return "Pad fills with something else than 0"
+        return "Pad fills with a value other than 0"
     return Sliding(1, begin=amounts[2], end=amounts[6], neutral=first), Sliding(
         1, begin=amounts[3], end=amounts[7], neutral=first
     )
@@ -84,7 +84,7 @@ def _fill_values(node: ir.Node) -> tuple[float, ...]:
 
 
 def constant_fill(node: ir.Node) -> float:
-    """What a Pad, or a Conv with padding, fills with."""
+    """Return the fill value of a Pad, or of a Conv's padding."""
     return (_fill_values(node) or (0.0,))[0] if node.op_type == "Pad" else 0.0
 
 
@@ -93,43 +93,43 @@ Regions = tuple[Region, Region]
 
 @dataclass(frozen=True)
 class Step:
-    """One node on the way, from `source` to `output`.
+    """One node of a trace, from `source` to `output`.
 
     Attributes:
         node: the node.
         source: the map it reads.
-        output: the map it makes.
-        motions: how it slides along height and width, or None when it treats every pixel alike.
+        output: the map it computes.
+        slidings: how it slides along height and width, or None when it treats every pixel alike.
     """
 
     node: ir.Node
     source: ir.Value
     output: ir.Value
-    motions: Motions | None
+    slidings: Slidings | None
 
     def read_by(self, outputs: Window) -> Window:
-        """The window of the source that a window of the output is computed from."""
-        if self.motions is None:
+        """Return the window of the source that a window of the output is computed from."""
+        if self.slidings is None:
             return outputs
-        return self.motions[0].read_by(outputs[0]), self.motions[1].read_by(outputs[1])
+        return self.slidings[0].read_by(outputs[0]), self.slidings[1].read_by(outputs[1])
 
     @property
     def is_local(self) -> bool:
-        """Whether every pixel of the output depends on the pixel at its own place alone."""
-        return self.motions is None or all(m.kernel == m.stride == 1 and m.begin == m.end == 0 for m in self.motions)
+        """Return whether every pixel of the output depends on the pixel at its own place alone."""
+        return self.slidings is None or all(m.kernel == m.stride == 1 and m.begin == m.end == 0 for m in self.slidings)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What is known of a graph's maps.
+    """The maps of a graph between its image and the last map with a constant part.
 
     Attributes:
         steps: nodes in order; the first frames the image.
-        regions: of every map on the way, height then width; the last of each branch may be all live.
-        slices: what reads a map of the trace and keeps a static part of height and width, with that part.
-        whole_readers: the other nodes behind the trace that read a map, all of it.
+        regions: of every map of the trace, height then width; the last of each branch may be all live.
+        slices: the Slices that keep a static window of a map, each with that window.
+        whole_readers: the other nodes outside the trace that read a map, all of it.
         outputs: the maps that are outputs of the graph.
-        ends: why no map behind these is known, one reason per place where the trace ends.
+        stops: why the trace stops, one reason per place.
     """
 
     steps: tuple[Step, ...] = ()
@@ -137,19 +137,19 @@ class Trace:
     slices: Mapping[ir.Value, tuple[tuple[ir.Node, Window], ...]] = field(default_factory=dict)
     whole_readers: Mapping[ir.Value, tuple[ir.Node, ...]] = field(default_factory=dict)
     outputs: frozenset[ir.Value] = frozenset()
-    ends: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()
 
     def whole(self, value: ir.Value) -> Window:
-        """All of a map, or of the image."""
+        """Return all of a map, or of the image."""
         height, width = self.regions.get(value) or _image(value) or (image_region(0), image_region(0))
         return height.whole, width.whole
 
     def is_read_whole(self, value: ir.Value) -> bool:
-        """Whether something behind the trace needs all of a map."""
+        """Return whether something outside the trace needs all of a map."""
         return value in self.outputs or bool(self.whole_readers[value])
 
     def is_read_outside(self, value: ir.Value) -> bool:
-        """Whether anything behind the trace reads a map."""
+        """Return whether anything outside the trace reads a map."""
         return self.is_read_whole(value) or bool(self.slices[value])
 
 
@@ -157,30 +157,30 @@ def trace(model: ir.Model) -> Trace:
     """Follow the frame through `model`, whose values have shapes; nothing is changed."""
     steps: list[Step] = []
     regions: dict[ir.Value, Regions] = {}
-    ends: list[str] = []
+    stops: list[str] = []
     for node in model.graph:
         source = node.inputs[0] if node.inputs else None
-        if source is None or (steps and source not in regions) or (steps and _flooded(regions[source])):
+        if source is None or (steps and source not in regions) or (steps and _all_live(regions[source])):
             continue
         given = regions.get(source) or _image(source)
-        motions = motions_of(node, first=not steps)
-        if given is None or (not steps and not _frames(motions)):
+        slidings = slidings_of(node, first=not steps)
+        if given is None or (not steps and not _pads_every_side(slidings)):
             continue
-        if isinstance(motions, str):
-            ends.append(f"{node.name}: {motions}")
+        if isinstance(slidings, str):
+            stops.append(f"{node.name}: {slidings}")
             continue
-        found = given if motions is None else (motions[0].region(given[0]), motions[1].region(given[1]))
+        found = given if slidings is None else (slidings[0].region(given[0]), slidings[1].region(given[1]))
         if any(region.size < 1 for region in found):
             continue
-        steps.append(Step(node, source, node.outputs[0], motions))
-        if _flooded(found):
-            ends.append(f"{node.name}: all of its map depends on the image")
+        steps.append(Step(node, source, node.outputs[0], slidings))
+        if _all_live(found):
+            stops.append(f"{node.name}: all of its map depends on the image")
         regions[node.outputs[0]] = found
     slices = {value: tuple(_slices(value)) for value in regions}
     known = {step.node for step in steps} | {node for found in slices.values() for node, _ in found}
     readers = {value: tuple(use.node for use in value.uses() if use.node not in known) for value in regions}
     outputs = frozenset(value for value in regions if value.is_graph_output())
-    return Trace(tuple(steps), regions, slices, readers, outputs, tuple(ends))
+    return Trace(tuple(steps), regions, slices, readers, outputs, tuple(stops))
 
 
 def _slices(value: ir.Value) -> Iterator[tuple[ir.Node, Window]]:
@@ -197,11 +197,11 @@ def _image(value: ir.Value) -> Regions | None:
     return image_region(shape[2]), image_region(shape[3])
 
 
-def _frames(motions: Motions | str | None) -> bool:
+def _pads_every_side(slidings: Slidings | str | None) -> bool:
     """Whether a node can be where the frame begins: it pads each side of both axes."""
-    return isinstance(motions, tuple) and all(motion.begin > 0 and motion.end > 0 for motion in motions)
+    return isinstance(slidings, tuple) and all(sliding.begin > 0 and sliding.end > 0 for sliding in slidings)
 
 
-def _flooded(regions: Regions) -> bool:
+def _all_live(regions: Regions) -> bool:
     """Whether nothing constant is left along either axis."""
     return all(region.live == region.whole for region in regions)

@@ -1,6 +1,6 @@
 """A transposed convolution of kernel 2s and stride s as a 2x2 convolution: the same sums without a strided scatter.
 
-Output pixel s*q + r gets the input cells q and q - 1, each through one tap of the kernel: tap r and tap s + r. Taking
+Output pixel s*q + r sums the input cells q and q - 1, each through one tap of the kernel: tap r and tap s + r. Taking
 the s*s remainders r as channels makes that an ordinary 2x2 convolution, padded by one cell, whose K*s*s channels
 DepthToSpace lays out (order CRD: class, row, column). Where the kernel is exactly diagonal, as a bilinear one that was
 never trained across classes is, every class is a group of its own.
@@ -22,16 +22,16 @@ from exporters.passes.edit import (
     constant,
     cut,
     node_after,
+    replace_value,
     slice_window,
     static_shape,
-    take_over,
 )
 from fcn_deploy.regions import Span
 
 
 @dataclass(frozen=True)
-class Upsampling:
-    """One transposed convolution, and the Slice that alone reads it, if one does."""
+class UpsampleSite:
+    """One transposed convolution, and the Slice that is its only reader, if there is one."""
 
     node: ir.Node
     crop: ir.Node | None
@@ -69,12 +69,12 @@ class Upsample(Rewrite):
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
 
-    def find(self, model: ir.Model) -> Sequence[Upsampling]:
+    def find(self, model: ir.Model) -> Sequence[UpsampleSite]:
         """Every transposed convolution."""
         nodes = [node for node in model.graph if node.op_type == "ConvTranspose" and node.domain == ""]
-        return [Upsampling(node, _only_slice(node)) for node in nodes]
+        return [UpsampleSite(node, _only_slice(node)) for node in nodes]
 
-    def check(self, found: Upsampling) -> str | None:
+    def check(self, found: UpsampleSite) -> str | None:
         """Refuse other kernels, what is not static, and what would not be cheaper."""
         weight, stride, attributes = found.weight, found.stride, found.node.attributes
         if weight is None or found.shapes is None or weight.ndim != 4:
@@ -93,7 +93,7 @@ class Upsample(Rewrite):
             return f"a 2x2 convolution takes longer: {then * 1e6:.0f} us against {now * 1e6:.0f} us on the target"
         return None
 
-    def rewrite(self, model: ir.Model, found: Upsampling) -> str:
+    def rewrite(self, model: ir.Model, found: UpsampleSite) -> str:
         """Put a convolution, or a transposed one with groups, in the place of the node."""
         weight = found.weight
         if weight is None or found.shapes is None:
@@ -104,11 +104,11 @@ class Upsample(Rewrite):
             return _group(model, found, weight)
         return _convolve(model, found, weight, diagonal)
 
-    def node_name(self, found: Upsampling) -> str:
+    def node_name(self, found: UpsampleSite) -> str:
         """The transposed convolution."""
         return str(found.node.name)
 
-    def _seconds(self, found: Upsampling, diagonal: bool) -> tuple[float, float]:
+    def _seconds(self, found: UpsampleSite, diagonal: bool) -> tuple[float, float]:
         """What a transposed convolution takes, and a 2x2 convolution with DepthToSpace."""
         (given, made), stride = found.shapes or ((), ()), found.stride
         groups = given[1] if diagonal else 1
@@ -157,7 +157,7 @@ def _only_slice(node: ir.Node) -> ir.Node | None:
     return reader if reader.op_type == "Slice" and slice_window(reader) is not None else None
 
 
-def _group(model: ir.Model, found: Upsampling, weight: npt.NDArray[Any]) -> str:
+def _group(model: ir.Model, found: UpsampleSite, weight: npt.NDArray[Any]) -> str:
     """Keep the transposed convolution, one group per class."""
     channels = weight.shape[0]
     kernel = np.ascontiguousarray(weight[range(channels), range(channels)][:, None])
@@ -166,7 +166,7 @@ def _group(model: ir.Model, found: Upsampling, weight: npt.NDArray[Any]) -> str:
     return f"diagonal: {channels} groups"
 
 
-def _convolve(model: ir.Model, found: Upsampling, weight: npt.NDArray[Any], diagonal: bool) -> str:
+def _convolve(model: ir.Model, found: UpsampleSite, weight: npt.NDArray[Any], diagonal: bool) -> str:
     node, stride = found.node, found.stride
     given, (batch, channels, height, width) = found.shapes or ((), (0, 0, 0, 0))
     name, source, output = str(node.name), node.inputs[0], node.outputs[0]
@@ -180,19 +180,18 @@ def _convolve(model: ir.Model, found: Upsampling, weight: npt.NDArray[Any], diag
         inputs.append(add_constant(model, f"{name}/convolve/bias", spread.astype(weight.dtype)))
     grid = given[2] + 1, given[3] + 1
     groups = channels if diagonal else 1
-    pads = [ir.AttrInt64s("pads", [1, 1, 1, 1]), ir.AttrInt64("group", groups)]
-    shape = (batch, channels * stride**2, *grid)
-    cells = node_after(output, "Conv", inputs, f"{name}/convolve", shape, *pads)
-    layout = [ir.AttrInt64("blocksize", stride), ir.AttrString("mode", "CRD")]
-    full = node_after(cells, "DepthToSpace", [cells], name, (batch, channels, *(stride * n for n in grid)), *layout)
+    products = batch, channels * stride**2, *grid
+    cells = node_after(output, "Conv", inputs, f"{name}/convolve", products, pads=[1, 1, 1, 1], group=groups)
+    shape = batch, channels, *(stride * n for n in grid)
+    full = node_after(cells, "DepthToSpace", [cells], name, shape, blocksize=stride, mode="CRD")
     _crop(model, found, full, (Span(0, height - 1), Span(0, width - 1)))
     return (
         f"a 2x2 convolution of {channels * stride**2} channels{f', {groups} groups' if diagonal else ''}, DepthToSpace"
     )
 
 
-def _crop(model: ir.Model, found: Upsampling, full: ir.Value, whole: Window) -> None:
-    """Cut what the node, and the Slice behind it, gave out of what `full` is."""
+def _crop(model: ir.Model, found: UpsampleSite, full: ir.Value, whole: Window) -> None:
+    """Cut the output of the node, or of the Slice behind it, out of `full`."""
     kept = (slice_window(found.crop) if found.crop is not None else None) or whole
     last = found.crop if found.crop is not None else found.node
     top, left = found.pads[:2]
@@ -201,7 +200,7 @@ def _crop(model: ir.Model, found: Upsampling, full: ir.Value, whole: Window) -> 
     cropped = full
     if window != (Span(0, size[2] - 1), Span(0, size[3] - 1)):
         cropped = cut(model, full, window, str(last.name) if found.crop is not None else f"{found.node.name}/crop")
-    take_over(last.outputs[0], cropped)
+    replace_value(last.outputs[0], cropped)
     for node in (last, found.node):
         if node.graph is not None:
             node.graph.remove(node, safe=True)

@@ -138,7 +138,7 @@ def _hull(one: Window | None, other: Window) -> Window:
 
 def _step_seconds(step: Step, reads: Window, makes: Window, machine: Machine) -> float:
     """What one step costs; an activation runs within the convolution before it."""
-    if step.motions is None:
+    if step.slidings is None:
         return 0.0
     moved = _elements(step.source, reads) + _elements(step.output, makes)
     weight = step.node.inputs[1] if step.node.op_type == "Conv" else None

@@ -1,10 +1,10 @@
-"""Half precision: the graph in float16 or bfloat16 throughout, with one cast at each end.
+"""Half precision: the graph in float16 or bfloat16 throughout, with one cast at its input and one at its output.
 
-The types are explicit on every value (strongly typed), not hints: what the file says is what a runtime computes in.
+The types are explicit on every value (strongly typed), not hints: a runtime computes in what the file states.
 """
 
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from math import ceil, log2
 from typing import Any
 
@@ -13,19 +13,22 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from exporters.passes.edit import add_constant, constant, node_after, static_shape
-from exporters.precision.observe import Activation
-from exporters.precision.trunk import (
+from exporters.precision.observe import (
+    Activation,
+    Feeds,
     activation_of,
-    head_nodes,
+    is_activated,
     is_constant,
-    moved_by,
-    prologue_nodes,
+    observe,
+    rearranged_input,
+    runs,
     source_of,
     trunk_convolutions,
 )
 from fcn_deploy.choices import Precision
 from fcn_deploy.errors import UsageError
 from fcn_deploy.model_info import SCALE_KEY
+from fcn_deploy.progress import OnStep, quietly
 
 DTYPES = {Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
 # Largest finite values (IEEE 754 binary16; bfloat16 has float32's exponent).
@@ -34,7 +37,7 @@ LIMITS = {Precision.FP16: 65504.0, Precision.BF16: 3.3895314e38}
 
 @dataclass(frozen=True)
 class HalfReport:
-    """What became of a graph in half precision.
+    """How a graph was converted to half precision.
 
     Attributes:
         precision: float16 or bfloat16.
@@ -52,16 +55,119 @@ class HalfReport:
 
     @property
     def limit(self) -> float:
-        """The largest magnitude the type has."""
+        """Return the largest finite magnitude of the type."""
         return LIMITS[self.precision]
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, for JSON."""
+        """Return every figure, for JSON."""
         return asdict(self) | {"limit": self.limit}
 
 
-def in_half(model: ir.Model, precision: Precision, observed: dict[str, Activation]) -> tuple[ir.Model, HalfReport]:
-    """`model` with weights and maps in half precision; it is left as it was.
+def convert_to_half(
+    model: ir.Model, precision: Precision, feeds: Feeds, on_step: OnStep = quietly
+) -> tuple[ir.Model, HalfReport]:
+    """Convert a copy of `model`, rescaled where its maps on `feeds` come near the limit of the type.
+
+    Raises:
+        UsageError: a weight, or a map that cannot be rescaled, is beyond the limit.
+        ParityError: a map is infinite or not a number in float32 already.
+    """
+    names, limit = observed_names(model), LIMITS[precision]
+    with on_step(f"observe every layer on {len(feeds)} images", runs(model, names) * len(feeds)) as advance:
+        observed = observe(model, names, feeds, advance)
+    scales = rescale_factors(model, observed, limit)
+    _check_fits(model, observed, scales, limit)
+    with on_step(f"convert to {precision}"):
+        converted, report = cast_to_half(rescale(model, scales), precision, observed)
+    return converted, replace(report, rescaled=scales)
+
+
+def observed_names(model: ir.Model) -> list[str]:
+    """Return the maps in which new values arise; all others hold some of these."""
+    return [str(node.outputs[0].name) for node in model.graph if node.op_type in ("Conv", "ConvTranspose", "Add")]
+
+
+# Maps may be this many times as large on images that were not observed.
+HEADROOM = 8
+
+
+def rescale_factors(model: ir.Model, observed: Mapping[str, Activation], limit: float) -> dict[str, float]:
+    """Return powers of two by the name of the trunk convolution whose output they scale; only those other than 1.
+
+    Args:
+        model: the graph in float32.
+        observed: the convolutions' outputs.
+        limit: the largest finite value of the type it is to be converted to.
+    """
+    found = {}
+    for node in trunk_convolutions(model):
+        largest = observed[str(node.outputs[0].name)].largest
+        if largest * HEADROOM > limit and _only_convolutions_read(activation_of(node)):
+            found[str(node.name)] = 2.0 ** -ceil(log2(largest * HEADROOM / limit))
+    return found
+
+
+def _check_fits(
+    model: ir.Model, observed: Mapping[str, Activation], by_layer: Mapping[str, float], limit: float
+) -> None:
+    """Refuse maps beyond the limit that cannot be rescaled, such as scores."""
+    for node in model.graph:
+        name, found = str(node.outputs[0].name), observed.get(str(node.outputs[0].name))
+        if found is not None and found.largest * by_layer.get(str(node.name), 1.0) > limit:
+            raise UsageError(
+                f"{name} reaches {found.largest:g} and cannot be rescaled; the limit of the type is {limit:g}",
+                remedy="Pass --precision bf16 or fp32.",
+            )
+
+
+def rescale(model: ir.Model, by_layer: Mapping[str, float]) -> ir.Model:
+    """Scale the outputs of some trunk convolutions in a copy of `model`, and scale back where they are read."""
+    copy = model.clone()
+    scales = {activation_of(node): by_layer.get(str(node.name), 1.0) for node in trunk_convolutions(copy)}
+    for output, scale in scales.items():
+        maker = output.producer()
+        if scale != 1 and maker is not None:
+            maker.metadata_props[SCALE_KEY] = f"{scale:g}"
+    for node in list(copy.graph):
+        if node.op_type == "Conv":
+            before = scales.get(source_of(node.inputs[0]), 1.0)
+            after = by_layer.get(str(node.name), 1.0)
+            _multiply(copy, node, 1, after / before)
+            _multiply(copy, node, 2, after)
+        elif node.op_type == "Concat":
+            scale = scales.get(source_of(node.outputs[0]), 1.0)
+            # One Expand may stand on both sides of a map.
+            for holder, index in _constant_inputs(node):
+                _multiply(copy, holder, index, scale)
+    return copy
+
+
+def _only_convolutions_read(value: ir.Value) -> bool:
+    """Whether every reader of a map, over whatever moves its values, can scale it back."""
+    if value.is_graph_output():
+        return False
+    readers = [use.node for use in value.uses()]
+    return all(n.op_type == "Conv" or (rearranged_input(n) and _only_convolutions_read(n.outputs[0])) for n in readers)
+
+
+def _constant_inputs(node: ir.Node) -> Iterable[tuple[ir.Node, int]]:
+    """Find the constants of a Concat: its own inputs, or those of the Expands that spread them, each once."""
+    found = [(v.producer(), i) for i, v in enumerate(node.inputs) if v is not None and is_constant(v)]
+    return dict.fromkeys((maker, 0) if maker is not None else (node, index) for maker, index in found)
+
+
+def _multiply(model: ir.Model, node: ir.Node, index: int, factor: float) -> None:
+    """Multiply a constant input of a node by `factor`, in a new constant: weights are shared with other graphs."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    found = constant(value)
+    if factor == 1 or value is None or found is None:
+        return
+    name = f"{value.name}/scaled"
+    node.replace_input_with(index, add_constant(model, name, found * np.asarray(factor, found.dtype)))
+
+
+def cast_to_half(model: ir.Model, precision: Precision, observed: dict[str, Activation]) -> tuple[ir.Model, HalfReport]:
+    """Convert the weights and maps of a copy of `model` to half precision.
 
     In bfloat16 the head stays in float32: not every runtime has bfloat16 transposed convolutions, and 8 bits of
     scores decide labels badly.
@@ -93,7 +199,7 @@ def _convert(
     limit: float,
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value],
 ) -> None:
-    """Give a node constants, inputs and outputs of `dtype` wherever they are of float32."""
+    """Convert the float32 constants, inputs and outputs of a node to `dtype`."""
     for index, value in enumerate(node.inputs):
         if value is None or value.dtype is not ir.DataType.FLOAT:
             continue
@@ -116,24 +222,24 @@ def _constant_in(model: ir.Model, value: ir.Value, dtype: ir.DataType, limit: fl
     largest = float(np.abs(found).max(initial=0))
     if not largest <= limit:
         raise UsageError(
-            f"{value.name} reaches {largest:g}; {dtype.name.lower()} ends at {limit:g}",
-            remedy="Export it with --precision bf16 or fp32.",
+            f"{value.name} reaches {largest:g}; the limit of {dtype.name.lower()} is {limit:g}",
+            remedy="Pass --precision bf16 or fp32.",
         )
     return add_constant(model, name, found.astype(dtype.numpy()))
 
 
 def _cast(value: ir.Value, dtype: ir.DataType, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]) -> ir.Value:
-    """One cast of a value however many nodes read it."""
+    """Cast a value once, however many nodes read it."""
     if (value, dtype) not in casts:
         name = f"{value.name}/{dtype.name.lower()}"
-        made = node_after(value, "Cast", [value], name, static_shape(value) or (), ir.AttrInt64("to", int(dtype)))
+        made = node_after(value, "Cast", [value], name, static_shape(value) or (), to=int(dtype))
         made.type = ir.TensorType(dtype)
         casts[value, dtype] = made
     return casts[value, dtype]
 
 
 def _restore_outputs(model: ir.Model, dtype: ir.DataType) -> None:
-    """Give outputs that were of float32 back as such, under their names."""
+    """Cast outputs that were float32 back to it, under their names."""
     for index, value in enumerate(model.graph.outputs):
         if value.dtype is dtype:
             name, value.name = str(value.name), f"{value.name}/{dtype.name.lower()}"
@@ -142,89 +248,26 @@ def _restore_outputs(model: ir.Model, dtype: ir.DataType) -> None:
             model.graph.outputs[index] = made
 
 
-def observed_names(model: ir.Model, among: Container[str] = ("Conv", "ConvTranspose", "Add")) -> list[str]:
-    """The maps that new values arise in; all others hold some of these."""
-    return [str(node.outputs[0].name) for node in model.graph if node.op_type in among]
+def head_nodes(model: ir.Model) -> set[ir.Node]:
+    """Find the head: convolutions that no Relu follows, and everything behind them.
 
-
-# Maps may grow by this on images nobody observed.
-HEADROOM = 8
-
-
-def factors(model: ir.Model, observed: Mapping[str, Activation], limit: float) -> dict[str, float]:
-    """Powers of two, by the name of the trunk convolution whose output they scale; only those that are not 1.
-
-    Args:
-        model: the graph in float32.
-        observed: the convolutions' outputs.
-        limit: the largest finite value of the type it is to be converted to.
+    Its sums of few large scores decide the labels, and take a hundredth of the work.
     """
-    found = {}
-    for node in trunk_convolutions(model):
-        largest = observed[str(node.outputs[0].name)].largest
-        if largest * HEADROOM > limit and _only_convolutions_read(activation_of(node)):
-            found[str(node.name)] = 2.0 ** -ceil(log2(largest * HEADROOM / limit))
+    found: set[ir.Node] = set()
+    for node in model.graph:
+        behind = any(value is not None and value.producer() in found for value in node.inputs)
+        scores = node.op_type in ("Conv", "ConvTranspose") and not is_activated(node)
+        if behind or scores:
+            found.add(node)
     return found
 
 
-def require_fitting(
-    model: ir.Model, observed: Mapping[str, Activation], by_layer: Mapping[str, float], limit: float
-) -> None:
-    """Refuse maps that are beyond a type's limit where nothing can be scaled back, as scores.
-
-    Raises:
-        UsageError: names the map.
-    """
+def prologue_nodes(model: ir.Model) -> set[ir.Node]:
+    """Find what precedes the first convolution and its padding: casts and sums that make an image of pixels."""
+    found: set[ir.Node] = set()
     for node in model.graph:
-        name, found = str(node.outputs[0].name), observed.get(str(node.outputs[0].name))
-        if found is not None and found.largest * by_layer.get(str(node.name), 1.0) > limit:
-            raise UsageError(
-                f"{name} reaches {found.largest:g} and cannot be scaled; the type ends at {limit:g}",
-                remedy="Export it with --precision bf16 or fp32.",
-            )
-
-
-def rescaled(model: ir.Model, by_layer: Mapping[str, float]) -> ir.Model:
-    """`model` with the outputs of some trunk convolutions scaled, computing the same; it is left as it was."""
-    copy = model.clone()
-    scales = {activation_of(node): by_layer.get(str(node.name), 1.0) for node in trunk_convolutions(copy)}
-    for output, scale in scales.items():
-        maker = output.producer()
-        if scale != 1 and maker is not None:
-            maker.metadata_props[SCALE_KEY] = f"{scale:g}"
-    for node in list(copy.graph):
-        if node.op_type == "Conv":
-            before = scales.get(source_of(node.inputs[0]), 1.0)
-            after = by_layer.get(str(node.name), 1.0)
-            _multiply(copy, node, 1, after / before)
-            _multiply(copy, node, 2, after)
-        elif node.op_type == "Concat":
-            scale = scales.get(source_of(node.outputs[0]), 1.0)
-            # One Expand may stand on both sides of a map.
-            for holder, index in _spreads(node):
-                _multiply(copy, holder, index, scale)
-    return copy
-
-
-def _only_convolutions_read(value: ir.Value) -> bool:
-    """Whether every reader of a map, over whatever moves its values, can scale it back."""
-    if value.is_graph_output():
-        return False
-    readers = [use.node for use in value.uses()]
-    return all(n.op_type == "Conv" or (moved_by(n) and _only_convolutions_read(n.outputs[0])) for n in readers)
-
-
-def _spreads(node: ir.Node) -> Iterable[tuple[ir.Node, int]]:
-    """Where the constants of a Concat stand: its own inputs, or those of the Expands that spread them, each once."""
-    found = [(v.producer(), i) for i, v in enumerate(node.inputs) if v is not None and is_constant(v)]
-    return dict.fromkeys((maker, 0) if maker is not None else (node, index) for maker, index in found)
-
-
-def _multiply(model: ir.Model, node: ir.Node, index: int, factor: float) -> None:
-    """Let a node read a constant input times `factor`; the weights of the graph before are not written into."""
-    value = node.inputs[index] if index < len(node.inputs) else None
-    found = constant(value)
-    if factor == 1 or value is None or found is None:
-        return
-    name = f"{value.name}/scaled"
-    node.replace_input_with(index, add_constant(model, name, found * np.asarray(factor, found.dtype)))
+        made_from = [v for v in node.inputs if v is not None and not v.is_initializer()]
+        early = made_from and all(v.is_graph_input() or v.producer() in found for v in made_from)
+        if early and node.op_type in ("Cast", "Sub", "Transpose"):
+            found.add(node)
+    return found

@@ -1,6 +1,6 @@
-"""Quantising a graph with proof: calibrate, rank layers by their noise, keep the worst in float until labels agree."""
+"""Quantization to 8 bits with proof: calibrate, rank layers by noise, keep the worst in float until labels agree."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf, log10
 from typing import Any
@@ -10,9 +10,21 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from exporters.passes.edit import add_constant, constant, node_after, static_shape
-from exporters.precision.observe import BINS, Activation, observe, runs, threshold
-from exporters.precision.trunk import activation_of, constants_beside, is_constant, source_of, trunk_convolutions
+from exporters.passes.edit import Attribute, add_constant, constant, node_after, static_shape
+from exporters.precision.observe import (
+    BINS,
+    Activation,
+    Array,
+    Feeds,
+    activation_of,
+    is_constant,
+    observe,
+    rearranged_input,
+    runs,
+    source_of,
+    threshold,
+    trunk_convolutions,
+)
 from fcn_deploy.choices import Calibration, Target
 from fcn_deploy.errors import ParityError, UsageError
 from fcn_deploy.metrics import Scores, confusion_matrix
@@ -29,11 +41,11 @@ _LARGE_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class Scale:
-    """How a map is rounded: value = scale * (integer - zero point).
+    """How a map is quantized: value = scale * (integer - zero point).
 
     Attributes:
-        scale: a step.
-        zero_point: the integer of 0; its type is the map's.
+        scale: size of one step.
+        zero_point: the integer that stands for 0; its type is that of the map.
     """
 
     scale: np.float32
@@ -41,26 +53,26 @@ class Scale:
 
 
 def map_scale(found: Activation, method: Calibration, target: Target) -> Scale:
-    """The scale of a map.
+    """Return the scale of a map.
 
-    ONNX Runtime on a CPU takes maps as uint8, and fuses a ReLU only into those whose zero is 0; TensorRT takes
-    symmetric int8 alone.
+    ONNX Runtime on a CPU has kernels for uint8 maps, and fuses a ReLU only where the zero point is 0; TensorRT supports
+    symmetric int8 only.
     """
     limit = threshold(found, method) or 1.0
     if target is not Target.CPU:
         return Scale(np.float32(limit / _SIGNED), np.int8(0))
-    # 0 is an integer of its own: paddings are zeros, also around a map that has none.
+    # 0 has its own integer: paddings are zeros, also around a map that has none.
     low, high = min(max(found.low, -limit), 0.0), max(min(found.high, limit), 0.0)
     step = np.float32((high - low) / _UNSIGNED or 1.0)
     return Scale(step, np.uint8(round(-low / float(step))))
 
 
-def quantized(model: ir.Model, scales: Mapping[str, Scale], layers: set[str]) -> ir.Model:
-    """`model` with the convolutions called `layers` in 8 bits; it is left as it was.
+def quantize_layers(model: ir.Model, scales: Mapping[str, Scale], layers: set[str]) -> ir.Model:
+    """Quantize the convolutions called `layers` in a copy of `model`.
 
     Args:
         model: in float32.
-        scales: of the maps that `sources` names.
+        scales: of the maps that `map_names` returns.
         layers: names of trunk convolutions.
     """
     copy = model.clone()
@@ -85,7 +97,7 @@ def quantized(model: ir.Model, scales: Mapping[str, Scale], layers: set[str]) ->
 
 
 def map_names(model: ir.Model) -> list[str]:
-    """All maps that need a scale, in order."""
+    """Return all maps that need a scale, in order."""
     convolutions = list(trunk_convolutions(model))
     names = [str(source_of(node.inputs[0]).name) for node in convolutions]
     return list(dict.fromkeys([*names, *(str(activation_of(node).name) for node in convolutions)]))
@@ -96,7 +108,7 @@ def _scale_of(node: ir.Node, rounded: Mapping[ir.Value, tuple[ir.Value, Scale]])
 
 
 def _read_rounded(model: ir.Model, node: ir.Node, rounded: dict[ir.Value, tuple[ir.Value, Scale]]) -> None:
-    """Let a node read the rounded versions of its inputs; constants beside a rounded map are rounded like it."""
+    """Replace the inputs of a node by their quantized versions; constants beside a map get the scale of the map."""
     for index, value in enumerate(node.inputs):
         if value in rounded and node.op_type != "QuantizeLinear":
             node.replace_input_with(index, rounded[value][0])
@@ -110,7 +122,7 @@ def _read_rounded(model: ir.Model, node: ir.Node, rounded: dict[ir.Value, tuple[
 
 
 def _rounded_constant(model: ir.Model, node: ir.Node, value: ir.Value, scale: Scale) -> ir.Value:
-    """A constant beside a rounded map: as integers in the file, or rounded where it is spread out."""
+    """Quantize a constant beside a map: to integers in the file, or after the Expand that spreads it."""
     found = constant(value)
     if found is None:
         return _rounded(model, value, scale)[0]
@@ -121,7 +133,7 @@ def _rounded_constant(model: ir.Model, node: ir.Node, value: ir.Value, scale: Sc
 
 
 def _rounded(model: ir.Model, value: ir.Value, scale: Scale) -> tuple[ir.Value, Scale]:
-    """Quantise and dequantise a value, right behind the node that makes it."""
+    """Quantize and dequantize a value, right behind its producer."""
     parameters, shape = _parameters(model, value, scale), static_shape(value) or ()
     integers = node_after(value, "QuantizeLinear", [value, *parameters], f"{value.name}/quantize", shape)
     integers.type = ir.TensorType(ir.DataType.from_numpy(np.array(scale.zero_point).dtype))
@@ -137,10 +149,12 @@ def _parameters(model: ir.Model, value: ir.Value, scale: Scale) -> list[ir.Value
     ]
 
 
-def _dequantized(model: ir.Model, reader: ir.Node, inputs: list[ir.Value], name: str, *how: ir.Attr) -> ir.Value:
-    """Integers of the file as floats, right in front of the node that reads them."""
+def _dequantized(
+    model: ir.Model, reader: ir.Node, inputs: list[ir.Value], name: str, **attributes: Attribute
+) -> ir.Value:
+    """Dequantize integers of the file right in front of the node that reads them."""
     made = ir.Value(name=f"{name}/float", shape=inputs[0].shape, type=ir.TensorType(ir.DataType.FLOAT))
-    node = ir.Node("", "DequantizeLinear", inputs, how, outputs=[made], name=f"{name}/dequantize")
+    node = ir.node("DequantizeLinear", inputs, attributes, outputs=[made], name=f"{name}/dequantize")
     model.graph.insert_before(reader, node)
     return made
 
@@ -156,14 +170,14 @@ def _quantize_weights(model: ir.Model, node: ir.Node) -> None:
         add_constant(model, f"{name}/weight_scale", steps),
         add_constant(model, f"{name}/weight_zero_point", np.zeros(len(steps), np.int8)),
     ]
-    made = _dequantized(model, node, parameters, f"{name}/weight", ir.AttrInt64("axis", 0))
+    made = _dequantized(model, node, parameters, f"{name}/weight", axis=0)
     node.replace_input_with(1, made)
 
 
 def _store_in_half(model: ir.Model) -> None:
-    """Keep large float weights, those of the up-sampling, as float16 in the file; they are computed with in float32.
+    """Store large float weights, those of the up-sampling, as float16; they are cast to float32 when run.
 
-    Beside 8 bits elsewhere their rounding (2^-11) does not count, and they are a twentieth of the file.
+    Their rounding (2^-11) is negligible beside 8 bits elsewhere, and they are a twentieth of the file.
     """
     for node in [node for node in model.graph if node.op_type in ("Conv", "ConvTranspose")]:
         weight = constant(node.inputs[1])
@@ -171,23 +185,21 @@ def _store_in_half(model: ir.Model) -> None:
             continue
         stored = add_constant(model, f"{node.name}/weight_half", weight.astype(np.float16))
         made = ir.Value(name=f"{node.name}/weight_float", shape=stored.shape, type=ir.TensorType(ir.DataType.FLOAT))
-        to = [ir.AttrInt64("to", int(ir.DataType.FLOAT))]
-        model.graph.insert_before(node, ir.Node("", "Cast", [stored], to, outputs=[made], name=str(made.name)))
+        cast = ir.node("Cast", [stored], {"to": int(ir.DataType.FLOAT)}, outputs=[made], name=made.name)
+        model.graph.insert_before(node, cast)
         node.replace_input_with(1, made)
 
 
 def rounded_weights(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Integers of -127 to 127 and the step of each output channel."""
+    """Return integers of -127 to 127 and the step of each output channel."""
     steps = np.abs(weight).reshape(len(weight), -1).max(axis=1) / np.float32(_SIGNED)
     steps = np.where(steps > 0, steps, 1).astype(np.float32)
     return np.rint(weight / steps.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8), steps
 
 
-# Calibration images that go along with the artifact: they take room, and time whenever it is verified.
-GO_ALONG = 4
+# Calibration images that are bundled with the artifact: they take room, and time whenever it is verified.
+BUNDLED_PHOTOS = 4
 
-Array = npt.NDArray[Any]
-Feeds = Sequence[Mapping[str, Array]]
 Labels = npt.NDArray[np.uint8]
 Attempted = tuple[ir.Model, float]
 Attempt = Callable[[Collection[str]], Attempted]
@@ -195,13 +207,13 @@ Attempt = Callable[[Collection[str]], Attempted]
 
 @dataclass(frozen=True)
 class LayerNoise:
-    """What rounding one convolution's weights and input to 8 bits adds.
+    """The noise that one convolution has from rounding its weights and input to 8 bits.
 
     Attributes:
         name: of the convolution.
         weights: noise over signal, both as sums of squares.
         input: likewise, of the map it reads.
-        in_float: whether it was kept in float for it.
+        in_float: whether it was kept in float.
     """
 
     name: str
@@ -211,22 +223,22 @@ class LayerNoise:
 
     @property
     def sqnr_db(self) -> float:
-        """Signal to quantisation noise of the layer's output, in decibels, as if the two noises were independent."""
+        """Return signal to quantization noise of the output, in decibels, taking the two noises as independent."""
         noise = self.weights + self.input
         return -10 * log10(noise) if noise > 0 else inf
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """What became of a graph in 8 bits.
+    """How a graph was quantized.
 
     Attributes:
         method: how clipping thresholds were chosen.
-        images: how many the maps were observed on.
+        images: number of calibration images.
         layers: the trunk's convolutions in order.
         mean_iu: between the labels of the float and of the 8-bit graph, over all calibration images or over the first
-            `GO_ALONG`, whichever is less.
-        min_agreement: the least that was asked for.
+            `BUNDLED_PHOTOS`, whichever is less.
+        min_agreement: the least `mean_iu` that was required.
     """
 
     method: Calibration
@@ -236,30 +248,29 @@ class Quantization:
     min_agreement: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, for JSON."""
+        """Return every figure, for JSON."""
         layers = [asdict(layer) | {"sqnr_db": layer.sqnr_db} for layer in self.layers]
         return asdict(self) | {"method": str(self.method), "layers": layers}
 
 
-@dataclass(frozen=True)
-class QuantizeOptions:
-    """How to quantise.
+def quantize(
+    model: ir.Model,
+    feeds: Feeds,
+    *,
+    method: Calibration,
+    target: Target,
+    min_agreement: float,
+    on_step: OnStep = quietly,
+) -> tuple[ir.Model, Quantization]:
+    """Quantize as many of the trunk's convolutions, in a copy of `model`, as keep the labels.
 
-    Attributes:
+    Args:
+        model: in float32.
+        feeds: the calibration images, as inputs by name.
         method: how clipping thresholds are chosen.
         target: where the graph is to run, which decides the integers' type.
         min_agreement: least mean IU between the labels of the two graphs.
-    """
-
-    method: Calibration
-    target: Target
-    min_agreement: float
-
-
-def quantize(
-    model: ir.Model, feeds: Feeds, options: QuantizeOptions, on_step: OnStep = quietly
-) -> tuple[ir.Model, Quantization]:
-    """`model` with as many of its trunk's convolutions in 8 bits as agree with it; it is left as it was.
+        on_step: called with every step.
 
     Raises:
         UsageError: the graph has no trunk.
@@ -267,39 +278,39 @@ def quantize(
     """
     if not any(trunk_convolutions(model)):
         raise UsageError(
-            "no convolution is followed by a Relu alone, so there is no layer for 8 bits",
+            "no convolution is followed by a Relu alone, so no layer can be quantized",
             remedy="Pass --precision fp16.",
         )
     parts = (runs(model, _inner_maps(model)) + 1) * len(feeds)
     with on_step(f"observe every layer on {len(feeds)} images", parts) as advance:
         observed = observe_maps(model, feeds, advance)
         expected = _labels(model, feeds, advance)
-    scales = {name: map_scale(found, options.method, options.target) for name, found in observed.items()}
+    scales = {name: map_scale(found, method, target) for name, found in observed.items()}
     noises = layer_noises(model, observed, scales)
 
     def attempt(layers: Collection[str]) -> Attempted:
-        """The graph with those layers in 8 bits, and how well it agrees."""
+        """Quantize those layers; returns the graph and its mean IU."""
         with on_step(f"8 bits in {len(layers)} of {len(noises)} layers, compare labels", len(feeds)) as advance:
-            candidate = quantized(model, scales, set(layers))
+            candidate = quantize_layers(model, scales, set(layers))
             return candidate, _agreement(expected, _labels(candidate, feeds, advance))
 
     worst_first = [layer.name for layer in sorted(noises, key=lambda layer: layer.sqnr_db)]
-    layers, (candidate, mean_iu) = _as_many(attempt, worst_first, options.min_agreement)
-    if not mean_iu >= options.min_agreement:
+    layers, (candidate, mean_iu) = _as_many(attempt, worst_first, min_agreement)
+    if not mean_iu >= min_agreement:
         raise ParityError(
             f"8 bits in {layers[0]} alone leave a mean IU of {mean_iu:.4f} with the float graph, less than "
-            f"{options.min_agreement:g}",
-            remedy="Calibrate on images like those it is for, try another --calibration-method, or --precision fp16.",
+            f"{min_agreement:g}",
+            remedy="Calibrate on images like those it is for, or pass another --calibration-method, or fp16.",
         )
     marked = tuple(replace(layer, in_float=layer.name not in layers) for layer in noises)
-    return candidate, Quantization(options.method, len(feeds), marked, mean_iu, options.min_agreement)
+    return candidate, Quantization(method, len(feeds), marked, mean_iu, min_agreement)
 
 
 def _as_many(attempt: Attempt, worst_first: list[str], enough: float) -> tuple[list[str], Attempted]:
-    """As many layers as agree well enough, or else the one that agrees best."""
+    """Return as many layers as agree well enough, or else the one that agrees best."""
     kept, found = _fewest(attempt, worst_first, enough)
     if not found[1] >= enough:
-        # Noise does not say what labels hang on: where its order leads nowhere, every layer is tried by itself.
+        # Noise does not tell which layers decide labels: where its order fails, every layer is tried by itself.
         alone = {name: attempt([name])[1] for name in worst_first}
         worst_first = sorted(worst_first, key=lambda name: alone[name])
         kept, found = _fewest(attempt, worst_first, enough)
@@ -307,7 +318,7 @@ def _as_many(attempt: Attempt, worst_first: list[str], enough: float) -> tuple[l
 
 
 def _fewest(attempt: Attempt, worst_first: Sequence[str], enough: float) -> tuple[int, Attempted]:
-    """The fewest layers to keep in float, by bisection, since each attempt runs every image; at most all but one."""
+    """Find the fewest layers to keep in float, at most all but one, by bisection: each attempt runs every image."""
     low, high = 0, len(worst_first) - 1
     found = attempt(worst_first)
     if found[1] >= enough:
@@ -324,17 +335,29 @@ def _fewest(attempt: Attempt, worst_first: Sequence[str], enough: float) -> tupl
 
 
 def observe_maps(model: ir.Model, feeds: Feeds, advance: Advance = lambda: None) -> dict[str, Activation]:
-    """Every map that needs a scale, with the constants put around it; the graph's own input is read off the feeds."""
+    """Observe every map that needs a scale, with its surrounding constants; the input is from the feeds."""
     inputs = {str(value.name) for value in model.graph.inputs}
     found = observe(model, _inner_maps(model), feeds, advance)
     for name in inputs & set(map_names(model)):
         found[name] = Activation()
         for feed in feeds:
             found[name].add(feed[name])
-    for source, beside in constants_beside(model):
+    for source, beside in _constants_beside(model):
         if source in found:
             found[source].add(beside)
     return found
+
+
+def _constants_beside(model: ir.Model) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Find the constants that surround maps, each with the name of the map whose values it surrounds."""
+    for node in model.graph:
+        if node.op_type != "Concat" or rearranged_input(node) is None:
+            continue
+        for value in dict.fromkeys(v for v in node.inputs if v is not None and is_constant(v)):
+            spread = value.producer()
+            found = constant(spread.inputs[0] if spread is not None else value)
+            if found is not None:
+                yield str(source_of(node.outputs[0]).name), found
 
 
 def _inner_maps(model: ir.Model) -> list[str]:
@@ -343,7 +366,7 @@ def _inner_maps(model: ir.Model) -> list[str]:
 
 
 def layer_noises(model: ir.Model, observed: Mapping[str, Activation], scales: Mapping[str, Scale]) -> list[LayerNoise]:
-    """The noise of every trunk convolution: of the weights exactly, of the input from its histogram."""
+    """Return the noise of every trunk convolution: of the weights exactly, of the input from its histogram."""
     found = []
     for node in trunk_convolutions(model):
         weight, source = constant(node.inputs[1]), str(source_of(node.inputs[0]).name)
@@ -357,14 +380,14 @@ def layer_noises(model: ir.Model, observed: Mapping[str, Activation], scales: Ma
 
 
 def input_noise(found: Activation, scale: Scale) -> float:
-    """Noise over signal of a map.
+    """Return noise over signal of a map.
 
-    A twelfth of a squared step where a value fits (uniform rounding), and what is cut off where it does not.
+    Uniform rounding adds a twelfth of a squared step where a value fits; elsewhere the clipped part counts.
     """
     centres = (np.arange(BINS) + 0.5) * found.width
     info = np.iinfo(scale.zero_point.dtype)
     reach = float(scale.scale) * max(info.max - int(scale.zero_point), int(scale.zero_point) - info.min)
-    # The first bin holds the zeros a ReLU makes, which rounding leaves alone.
+    # The first bin holds the zeros of a ReLU, which rounding does not change.
     rounding = np.where(np.arange(BINS) > 0, float(scale.scale) ** 2 / 12, 0)
     errors = np.where(centres > reach, (centres - reach) ** 2, rounding)
     signal = float((found.counts * centres**2).sum())
@@ -381,11 +404,11 @@ def _labels(model: ir.Model, feeds: Feeds, advance: Advance) -> list[Labels]:
 
 
 def _agreement(expected: Sequence[Array], found: Sequence[Array]) -> float:
-    """Mean IU over all images, or over the first few where that is less: by these the artifact is judged later on."""
-    return min(_mean_iu(expected, found), _mean_iu(expected[:GO_ALONG], found[:GO_ALONG]))
+    """Return mean IU over all images, or over the bundled ones if less: the artifact is judged by these later."""
+    return min(_mean_iu(expected, found), _mean_iu(expected[:BUNDLED_PHOTOS], found[:BUNDLED_PHOTOS]))
 
 
 def _mean_iu(expected: Sequence[Array], found: Sequence[Array]) -> float:
-    """Over all images together; a class that occurs nowhere does not count."""
+    """Return mean IU over all images together; a class that occurs nowhere does not count."""
     counts = sum(confusion_matrix(e, f, MAX_CLASSES) for e, f in zip(expected, found, strict=True))
     return Scores(np.asarray(counts)).mean_iu

@@ -1,4 +1,7 @@
-"""What the maps of a graph hold on real images: extremes and a histogram, streamed so that memory does not grow."""
+"""The maps of a graph: which layer each belongs to, what it holds on real images, and where to clip it.
+
+Values are counted in a streamed histogram, so that memory does not grow with the number of images.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,17 +19,73 @@ from fcn_deploy.graph import prefix
 from fcn_deploy.runtime.run_graph import open_graph
 
 Array = npt.NDArray[Any]
+Feeds = Sequence[Mapping[str, Array]]
+
+
+def is_activated(node: ir.Node) -> bool:
+    """Return whether one Relu is the only reader of a node's output, directly or behind one pool."""
+    return _relu_behind(node) is not None
+
+
+def trunk_convolutions(model: ir.Model) -> Iterator[ir.Node]:
+    """Return the convolutions that a Relu follows, in order."""
+    return (node for node in model.graph if node.op_type == "Conv" and is_activated(node))
+
+
+def activation_of(convolution: ir.Node) -> ir.Value:
+    """Return the output of the Relu behind a trunk convolution."""
+    relu = _relu_behind(convolution)
+    if relu is None:
+        raise ValueError(f"no Relu follows {convolution.name} alone")
+    return relu.outputs[0]
+
+
+def _relu_behind(node: ir.Node) -> ir.Node | None:
+    readers = [use.node for use in node.outputs[0].uses()]
+    if len(readers) != 1 or node.outputs[0].is_graph_output():
+        return None
+    if readers[0].op_type == "MaxPool":
+        return _relu_behind(readers[0])
+    return readers[0] if readers[0].op_type == "Relu" else None
+
+
+def source_of(value: ir.Value | None) -> ir.Value:
+    """Return the map whose values `value` holds, followed back over pools, slices and surrounding constants."""
+    if value is None:
+        raise ValueError("a node without its first input")
+    node = value.producer()
+    before = rearranged_input(node) if node is not None else None
+    return value if before is None else source_of(before)
+
+
+def rearranged_input(node: ir.Node) -> ir.Value | None:
+    """Return the one map whose values a node only moves, perhaps with constants around them; None if it does more.
+
+    A Concat of several maps is a new map: they need not have one scale.
+    """
+    if node.op_type in ("MaxPool", "Slice"):
+        return node.inputs[0]
+    maps = [value for value in node.inputs if value is not None and not is_constant(value)]
+    return maps[0] if node.op_type == "Concat" and len(maps) == 1 else None
+
+
+def is_constant(value: ir.Value) -> bool:
+    """Return whether a value is an initializer, or an expanded one."""
+    node = value.producer()
+    source = node.inputs[0] if node is not None and node.op_type == "Expand" else None
+    return value.is_initializer() or (source is not None and is_constant(source))
+
 
 BINS = 2048
-# Histograms count every so manieth value; extremes see all. A map of 500x500 has tens of millions.
+# Histograms count every 7th value, extremes every one: a map of 500x500 has tens of millions.
 _STRIDE = 7
-# Maps given out by one session, so that a few hundred megabytes are held at a time.
+# Size of the maps that are outputs of one session.
 _CHUNK_BYTES = 400e6
 
 
 @dataclass
 class Activation:
-    """One map over all images.
+    """The values of one map over all images.
 
     Attributes:
         low: the smallest value.
@@ -42,11 +101,11 @@ class Activation:
 
     @property
     def largest(self) -> float:
-        """The largest magnitude."""
+        """Return the largest magnitude."""
         return max(abs(self.low), abs(self.high))
 
     def add(self, values: Array) -> None:
-        """Take in the map of one more run."""
+        """Count the values of the map of one more run."""
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
         if self.largest > 0:
             self._make_room()
@@ -70,10 +129,10 @@ class Activation:
 def observe(
     model: ir.Model,
     names: Sequence[str],
-    feeds: Sequence[Mapping[str, Array]],
+    feeds: Feeds,
     on_run: Callable[[], None] = lambda: None,
 ) -> dict[str, Activation]:
-    """Run `model` on every feed and take in the maps called `names`.
+    """Run `model` on every feed and count the values of the maps called `names`.
 
     Args:
         model: left as it is.
@@ -82,30 +141,30 @@ def observe(
         on_run: called after each run; there are `runs(model, names) * len(feeds)` of them.
 
     Raises:
-        ParityError: a map holds infinities or what is no number.
+        ParityError: a map holds infinities or NaN.
     """
     found = {name: Activation() for name in names}
     for chunk in _chunks(model, names):
         with open_graph(prefix(model, chunk)) as runner:
             for feed in feeds:
                 for name, values in runner.run(feed).items():
-                    _require_numbers(name, values)
+                    _check_finite(name, values)
                     found[name].add(values)
                 on_run()
     return found
 
 
-def _require_numbers(name: str, values: Array) -> None:
+def _check_finite(name: str, values: Array) -> None:
     # Both are NaN if any value is.
     if not np.isfinite([values.min(), values.max()]).all():
         raise ParityError(
-            f"{name} reaches infinity, or what is no number, in float32 already",
-            remedy="Check the weights and the images it is observed on.",
+            f"{name} is infinite or NaN in float32 already",
+            remedy="Check the weights and the calibration images.",
         )
 
 
 def runs(model: ir.Model, names: Sequence[str]) -> int:
-    """How many runs `observe` takes for a feed."""
+    """Return how many runs `observe` takes for a feed."""
     return len(list(_chunks(model, names)))
 
 
@@ -128,7 +187,7 @@ _STEP = 16
 
 
 def threshold(found: Activation, method: Calibration) -> float:
-    """The magnitude beyond which values are clipped; 0 for a map that is all zeros."""
+    """Return the magnitude beyond which values are clipped; 0 for a map that is all zeros."""
     if method is Calibration.MINMAX or found.largest == 0:
         return found.largest
     chosen = _percentile(found.counts) if method is Calibration.PERCENTILE else _entropy(found.counts)
@@ -136,14 +195,14 @@ def threshold(found: Activation, method: Calibration) -> float:
 
 
 def _percentile(counts: npt.NDArray[np.int64]) -> int:
-    """The fewest bins that hold `PERCENTILE` of all values."""
+    """Return the fewest bins that hold `PERCENTILE` of all values."""
     return int(np.searchsorted(counts.cumsum(), counts.sum() * PERCENTILE / 100)) + 1
 
 
 def _entropy(counts: npt.NDArray[np.int64]) -> int:
-    """The number of bins to keep, after Migacz, "8-bit inference with TensorRT", GTC 2017, slides 36 to 38.
+    """Return the number of bins to keep, after Migacz, "8-bit inference with TensorRT", GTC 2017, slides 36 to 38.
 
-    Zeros, which are most of what a ReLU gives and fit any scale, do not count.
+    Zeros do not count: most outputs of a ReLU are zeros, and they fit any scale.
     """
     values = counts.astype(np.float64)
     values[0] = 0
@@ -164,5 +223,5 @@ def _divergence(counts: npt.NDArray[np.float64], bins: int) -> float:
     both = (reference > 0) & (candidate > 0)
     lost = reference[(reference > 0) & ~both].sum() / reference.sum()
     p, q = reference[both] / reference.sum(), candidate[both] / max(candidate.sum(), 1e-300)
-    # What the kept range cannot stand for counts in full, as if its probability there were next to nothing.
+    # Values outside the kept range count in full, as if their probability were next to nothing.
     return float((p * np.log(p / q)).sum() + lost * np.log(1e12))

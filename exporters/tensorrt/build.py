@@ -9,7 +9,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from exporters.precision.reduce import BF16_OPSET, PrecisionOptions, calibration_inputs, reduced
+from exporters.onnx import BF16_OPSET
+from exporters.precision.options import PrecisionOptions
+from exporters.precision.reduce import calibration_inputs, reduce_precision
 from exporters.tensorrt.builder import BuildPlan, Built, OnPhases, build, require_effect, untold
 from exporters.tensorrt.layers import engine_layers, require_precision
 from exporters.tensorrt.options import EngineOptions
@@ -230,7 +232,7 @@ def _graph(job: Job, options: EngineOptions, folder: Path, on_step: OnStep) -> P
         return job.bundle.model_path
     reducing = PrecisionOptions(job.precision, options.calibration)
     inputs = calibration_inputs(reducing, job.bundle.input_shape)
-    model, _ = reduced(job.bundle.model, reducing, inputs, Target.TENSORRT, on_step)
+    model, _ = reduce_precision(job.bundle.model, reducing, inputs, Target.TENSORRT, on_step)
     path = folder / "model.onnx"
     write_model(model, path)
     return path

@@ -1,9 +1,10 @@
-"""The inputs of a parity check: a real photo, and pictures that are hard in one particular way.
+"""The inputs of a parity check, and the one place that chooses them: photos, noise, and pictures hard in one way each.
 
 All are N x 3 x H x W float32 network inputs, made the same way every time; pictures are N x H x W x 3 pixels as well.
 The images of a batch differ (each is rolled by some columns), so that a runtime that mixes them up is found.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fcn_deploy.choices import ImageInput, Precision
 from fcn_deploy.errors import ImageError, UsageError
-from fcn_deploy.images import FloatArray, Pixels, mean_image, preprocess, read_image, resize
-from fcn_deploy.model_info import MEAN_BGR, TensorSpec
+from fcn_deploy.images import SAMPLE_PHOTO, FloatArray, Pixels, mean_image, preprocess, read_image, resize
+from fcn_deploy.model_info import MEAN_BGR, ModelInfo, TensorSpec
 
 Shape = tuple[int, int, int, int]
 
@@ -48,6 +50,50 @@ class ParityInput:
         if self.pixels is None:
             raise UsageError(f"{self.name} is no picture; {spec} is", remedy="Use an input made of pixels.")
         return self.pixels
+
+
+def parity_inputs(
+    info: ModelInfo, shape: Shape, photos: Sequence[ParityInput] = (), *, noise: int = 1, hard: bool = False
+) -> tuple[ParityInput, ...]:
+    """Choose what a model is compared with PyTorch on: photos, noise, and hard pictures.
+
+    A model in int8 is compared on photos alone, because 8 bits are calibrated for them; one that takes pixels, on
+    inputs that have pixels.
+
+    Args:
+        info: the model's facts.
+        shape: N, 3, H, W of its input.
+        photos: from `photo_inputs`; without any, the bundled photo.
+        noise: number of noise inputs.
+        hard: also take `hard_inputs`.
+
+    Raises:
+        ImageError: a saved input holds floats, and the model takes pixels.
+    """
+    shown = tuple(photos) or photo_inputs([SAMPLE_PHOTO], shape)
+    on_pixels = info.image_input is ImageInput.UINT8
+    for photo in shown:
+        if on_pixels and photo.pixels is None:
+            raise ImageError(
+                f"saved input {photo.name} holds floats; this model takes uint8 pixels",
+                remedy="Replay it on the model it was saved from.",
+            )
+    if info.precision is Precision.INT8:
+        return shown
+    noises = [(pixel_noise_input if on_pixels else noise_input)(seed, shape) for seed in range(noise)]
+    inputs = (*shown, *noises, *(hard_inputs(shape) if hard else ()))
+    return tuple(given for given in inputs if given.pixels is not None) if on_pixels else inputs
+
+
+def photo_inputs(paths: Sequence[Path], shape: Shape) -> tuple[ParityInput, ...]:
+    """Read each photo once; files of the same name in different folders are called by their paths.
+
+    Raises:
+        ImageError: see `photo_input`.
+    """
+    different = list(dict.fromkeys(paths))
+    names = Counter(path.name for path in different)
+    return tuple(photo_input(path, shape, path.name if names[path.name] == 1 else str(path)) for path in different)
 
 
 def photo_input(path: Path, shape: Shape, name: str | None = None) -> ParityInput:

@@ -1,6 +1,5 @@
 """Prove an artifact: rebuild the network it was exported from, run both on hard inputs, compare."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,13 @@ import numpy.typing as npt
 from fcn_deploy.artifact import open_artifact
 from fcn_deploy.artifact.bundle import Bundle
 from fcn_deploy.artifact.engine import Engine
-from fcn_deploy.choices import PLAN_SUFFIX, Head, ImageInput, Precision, Provider
-from fcn_deploy.errors import ImageError, OutputError, UsageError
-from fcn_deploy.images import SAMPLE_PHOTO
+from fcn_deploy.choices import PLAN_SUFFIX, Head, ImageInput, Provider
+from fcn_deploy.errors import OutputError, UsageError
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.models.weights import rebuild
 from fcn_deploy.parity.bisect import LayerReport, compare_layers
 from fcn_deploy.parity.compare import LabelComparison, compare_outputs
-from fcn_deploy.parity.inputs import ParityInput, Shape, hard_inputs, noise_input, photo_input, pixel_noise_input
+from fcn_deploy.parity.inputs import ParityInput, Shape, parity_inputs, photo_inputs
 from fcn_deploy.parity.report import ExactErrors, ParityReport
 from fcn_deploy.parity.tolerance import tier_of
 from fcn_deploy.progress import OnStep, quietly
@@ -151,7 +149,10 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
     with on_step(f"check {path}"):
         bundle = open_artifact(path)
         info, shape = bundle.info, bundle.input_shape
-    inputs = parity_inputs(options, info, shape, bundle.photos)
+    if options.exact and info.head is Head.LABELS:
+        raise UsageError("the model gives labels, which have no error in float64", remedy="Leave --exact out.")
+    photos = photo_inputs(options.images or bundle.photos, shape)
+    inputs = parity_inputs(info, shape, photos, noise=options.samples, hard=True)
     reference_name, references, exact = _reference_outputs(info, options, inputs, shape, on_step)
     candidate = runner_for(bundle.model_path, options.provider)
     outputs = run_all(candidate, inputs, on_step)
@@ -166,40 +167,6 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
         network, how = rebuild(info, options.checkpoint), OrtOptions(options.provider)
         layers = compare_layers(bundle.model_path, network, worst, parity.tier.max_error, options=how, on_step=on_step)
     return Verification(info, parity, _save_worst(bundle, options, parity, worst), placement, layers)
-
-
-def parity_inputs(
-    options: VerifyOptions, info: ModelInfo, shape: Shape, photos: Sequence[Path] = ()
-) -> tuple[ParityInput, ...]:
-    """What a model of these facts is verified on; one that takes pixels, on pictures alone, one in int8, on photos.
-
-    Args:
-        options: what is asked for.
-        info: the model's facts.
-        shape: of its input.
-        photos: what came along with the model, when no images are asked for.
-
-    Raises:
-        UsageError: errors in float64 are asked for of a model that gives labels.
-        ImageError: an image cannot be read, or is no picture where one is needed.
-    """
-    if options.exact and info.head is Head.LABELS:
-        raise UsageError("the model gives labels, which have no error in float64", remedy="Leave --exact out.")
-    paths = list(dict.fromkeys(options.images)) or list(photos) or [SAMPLE_PHOTO]
-    names = Counter(path.name for path in paths)
-    shown = [photo_input(path, shape, path.name if names[path.name] == 1 else str(path)) for path in paths]
-    on_pixels = info.image_input is ImageInput.UINT8
-    for photo in shown:
-        if on_pixels and photo.pixels is None:
-            raise ImageError(
-                f"saved input {photo.name} is of floats; this model takes uint8 pixels",
-                remedy="Replay it on the model it was saved from.",
-            )
-    if info.precision is Precision.INT8:
-        return tuple(shown)
-    noise = [(pixel_noise_input if on_pixels else noise_input)(seed, shape) for seed in range(options.samples)]
-    inputs = (*shown, *noise, *hard_inputs(shape))
-    return tuple(given for given in inputs if given.pixels is not None) if on_pixels else inputs
 
 
 def _reference_outputs(

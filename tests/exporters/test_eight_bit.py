@@ -11,7 +11,6 @@ import pytest
 
 from exporters.precision.int8 import (
     LayerNoise,
-    QuantizeOptions,
     Scale,
     input_noise,
     layer_noises,
@@ -55,10 +54,6 @@ def network(*, spoilt: bool = False, body: str = LAYERS) -> ir.Model:
 def images(count: int = 2) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(5)
     return [{"image": rng.normal(0, 50, (1, 3, 24, 24)).astype(np.float32)} for _ in range(count)]
-
-
-def options(least: float = 0.5, target: Target = Target.CPU) -> QuantizeOptions:
-    return QuantizeOptions(MINMAX, target, least)
 
 
 def labels(model: ir.Model, folder: Path) -> np.ndarray:
@@ -138,7 +133,7 @@ def test_the_graph_s_own_input_is_observed_too() -> None:
 def test_all_layers_are_in_8_bits_where_labels_agree(target: Target, tmp_path: Path) -> None:
     model = network()
 
-    found, report = quantize(model, images(), options(0.8, target))
+    found, report = quantize(model, images(), method=MINMAX, target=target, min_agreement=0.8)
 
     assert [(layer.name, layer.in_float) for layer in report.layers] == [("c", False), ("d", False)]
     assert report.mean_iu == pytest.approx(mean_iu(labels(model, tmp_path), labels(found, tmp_path)))
@@ -156,7 +151,7 @@ def test_the_layer_that_rounds_worst_is_kept_in_float(tmp_path: Path) -> None:
         steps.append((step, parts))
         return nullcontext(lambda: done.append(None))
 
-    found, report = quantize(model, images(), options(0.9), told)
+    found, report = quantize(model, images(), method=MINMAX, target=Target.CPU, min_agreement=0.9, on_step=told)
 
     assert [(layer.name, layer.in_float) for layer in report.layers] == [("c", False), ("d", True)]
     assert report.mean_iu == pytest.approx(mean_iu(labels(model, tmp_path), labels(found, tmp_path)))
@@ -167,7 +162,7 @@ def test_the_layer_that_rounds_worst_is_kept_in_float(tmp_path: Path) -> None:
 
 
 def test_a_lower_bound_lets_the_worst_layer_be_rounded() -> None:
-    _, report = quantize(network(spoilt=True), images(), options(0.01))
+    _, report = quantize(network(spoilt=True), images(), method=MINMAX, target=Target.CPU, min_agreement=0.01)
 
     assert [layer.in_float for layer in report.layers] == [False, False]
     assert report.mean_iu < 0.9
@@ -175,7 +170,7 @@ def test_a_lower_bound_lets_the_worst_layer_be_rounded() -> None:
 
 def test_no_layer_that_agrees_is_an_error() -> None:
     with pytest.raises(ParityError, match=r"8 bits in \w alone leave a mean IU of 0\.\d{4} .* less than 1") as caught:
-        quantize(network(), images(), options(1.0))
+        quantize(network(), images(), method=MINMAX, target=Target.CPU, min_agreement=1.0)
 
     assert caught.value.exit_code == 5
     assert "--precision fp16" in caught.value.remedy
@@ -183,11 +178,11 @@ def test_no_layer_that_agrees_is_an_error() -> None:
 
 def test_a_graph_without_a_trunk_has_nothing_to_quantise() -> None:
     with pytest.raises(UsageError, match="no convolution is followed by a Relu alone"):
-        quantize(network(body="s = Conv(image, w, b)"), images(), options())
+        quantize(network(body="s = Conv(image, w, b)"), images(), method=MINMAX, target=Target.CPU, min_agreement=0.5)
 
 
 def test_the_report_as_json() -> None:
-    _, report = quantize(network(), images(), options(0.5))
+    _, report = quantize(network(), images(), method=MINMAX, target=Target.CPU, min_agreement=0.5)
 
     found = json.loads(json.dumps(report.to_dict()))
 

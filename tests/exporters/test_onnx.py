@@ -104,9 +104,9 @@ def test_every_opset_on_offer_is_written_and_runs(tmp_path: Path, opset: int) ->
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"opset": 17}, "opset 17 is not between 18 and 23"),
-    ({"opset": 99}, "opset 99 is not between 18 and 23"),
-    ({"batch": 0}, "batch 0 is below 1"),
+    ({"opset": 17}, "opset 17 is out of bounds: 18 to 23"),
+    ({"opset": 99}, "opset 99 is out of bounds: 18 to 23"),
+    ({"batch": 0}, "batch 0 is out of bounds: at least 1"),
     ({"height": 5000, "width": 5000}, "1 x 5000 x 5000 pixels: at most 16777216 fit one run"),
     ({"batch": 10**8}, "100000000 x 500 x 500 pixels"),
 ])  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto
 
 from exporters.onnx import OnnxOptions, export_graph
-from exporters.precision.half import LIMITS, factors, in_half, observed_names, rescaled
+from exporters.precision.half import LIMITS, cast_to_half, observed_names, rescale, rescale_factors
 from exporters.precision.observe import observe
 from exporters.rewrite import with_heads
 from fcn_deploy import Geometry, Variant
@@ -47,7 +47,7 @@ def image(*shape: int) -> dict[str, np.ndarray]:
 
 
 def converted(model: ir.Model, precision: Precision) -> ir.Model:
-    return in_half(model, precision, {})[0]
+    return cast_to_half(model, precision, {})[0]
 
 
 def types_of(model: ir.Model) -> dict[str, int]:
@@ -123,7 +123,7 @@ def test_float16_is_strongly_typed_between_two_casts() -> None:
 def test_the_head_of_bfloat16_is_in_float32() -> None:
     model, _ = layered()
     model.opset_imports[""] = 22
-    found, report = in_half(model, Precision.BF16, {})
+    found, report = cast_to_half(model, Precision.BF16, {})
     types = types_of(found)
 
     assert {name for name, dtype in types.items() if dtype == TensorProto.FLOAT} == {"image", "u", "q/float", "s"}
@@ -163,9 +163,9 @@ def test_a_weight_beyond_the_limit_is_refused(value: float) -> None:
     arrays["v"][0, 0] = value
     model = parsed(LAYERS, "float[2,3,6,7] image", "float[2,2,6,7] s", **arrays)
 
-    with pytest.raises(UsageError, match=r"v reaches .*; float16 ends at 65504") as caught:
+    with pytest.raises(UsageError, match=r"v reaches .*; the limit of float16 is 65504") as caught:
         converted(model, Precision.FP16)
-    assert caught.value.remedy == "Export it with --precision bf16 or fp32."
+    assert caught.value.remedy == "Pass --precision bf16 or fp32."
 
 
 @PRECISIONS
@@ -189,10 +189,10 @@ def test_maps_beyond_float16_overflow_unless_they_are_scaled(tmp_path: Path) -> 
     expected = run(model, tmp_path, image())[0]
     observed = observe(model, observed_names(model), [image()])
     assert observed["c"].largest > LIMITS[Precision.FP16] > observed["d"].largest
-    scales = factors(model, observed, LIMITS[Precision.FP16])
+    scales = rescale_factors(model, observed, LIMITS[Precision.FP16])
 
     plain = run(converted(model, Precision.FP16), tmp_path, image())[0]
-    scaled, report = in_half(rescaled(model, scales), Precision.FP16, observed)
+    scaled, report = cast_to_half(rescale(model, scales), Precision.FP16, observed)
 
     assert not np.isfinite(plain).all()
     assert list(scales) == ["c"]

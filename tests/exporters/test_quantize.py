@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from exporters.passes.edit import constant
-from exporters.precision.int8 import Scale, map_names, map_scale, observe_maps, quantized, rounded_weights
+from exporters.precision.int8 import Scale, map_names, map_scale, observe_maps, quantize_layers, rounded_weights
 from exporters.precision.observe import Activation
 from fcn_deploy.choices import Calibration, Target
 from fcn_deploy.graph import typed_skeleton
@@ -121,7 +121,7 @@ def test_a_graph_computes_what_its_integers_say(target: Target, batch: int, tmp_
     x = round_trip(convolve(x, rounded_kernel(arrays["w2"]), arrays["b2"]), scales["q"])
     expected = np.einsum("oc,nchw->nohw", arrays["vs"][:, :, 0, 0], x)
 
-    candidate = quantized(model, scales, {"c", "d"})
+    candidate = quantize_layers(model, scales, {"c", "d"})
     candidate.opset_imports[""] = 21  # the first whose operators ONNX's own reference has
 
     # A value on the border of two integers may fall to either side: one step of the last map at most.
@@ -136,7 +136,7 @@ def test_a_graph_computes_what_its_integers_say(target: Target, batch: int, tmp_
 def test_types_and_places_of_the_integers(target: Target) -> None:
     model = network()
 
-    found = quantized(model, scales_of(model, target), {"c", "d"})
+    found = quantize_layers(model, scales_of(model, target), {"c", "d"})
 
     onnx.checker.check_model(typed_skeleton(found), full_check=True)
     tensors = {name: v.const_value.numpy() for name, v in found.graph.initializers.items() if v.const_value is not None}
@@ -157,11 +157,11 @@ def test_layers_that_are_not_chosen_stay_as_they_are() -> None:
     model = network()
     scales = scales_of(model, Target.CPU)
 
-    found = quantized(model, scales, {"d"})
+    found = quantize_layers(model, scales, {"d"})
 
     assert found.graph.node("c").inputs[0] is found.graph.inputs[0]
     assert found.graph.node("c").inputs[1] is found.graph.initializers["w"]
-    assert operators(quantized(model, scales, set())) == operators(model)
+    assert operators(quantize_layers(model, scales, set())) == operators(model)
     assert {"QuantizeLinear", "DequantizeLinear"}.isdisjoint(operators(model))
 
 
@@ -173,7 +173,7 @@ def test_constants_beside_a_map_are_rounded_like_it(order: str, tmp_path: object
     model = network(body, 1, **{name: value for name, value in constants.items() if "e" in order or name == "k"})
     scales = scales_of(model, Target.CPU)
 
-    found = quantized(model, scales, {"c", "d"})
+    found = quantize_layers(model, scales, {"c", "d"})
 
     onnx.checker.check_model(typed_skeleton(found), full_check=True)
     beside = [value.producer() for value in found.graph.node("m").inputs if value is not None]
@@ -189,6 +189,6 @@ def test_two_maps_side_by_side_have_a_scale_of_their_own(tmp_path: object) -> No
     model = network(body, half=np.array(0.01, np.float32))
 
     assert map_names(model) == ["image", "m", "r", "q"]
-    found = quantized(model, scales_of(model, Target.CPU), {"c", "d"})
+    found = quantize_layers(model, scales_of(model, Target.CPU), {"c", "d"})
     expected = run(model, tmp_path, image())[0]
     assert 0 < np.abs(run(found, tmp_path, image())[0] - expected).max() < 0.05 * np.ptp(expected)

@@ -11,10 +11,11 @@ import onnx_ir as ir
 import pytest
 from PIL import Image
 
-from exporters.onnx import OnnxOptions, export_graph
+from exporters.onnx import OnnxOptions, check_opset, export_graph
 from exporters.precision.half import HalfReport
 from exporters.precision.int8 import Quantization
-from exporters.precision.reduce import PrecisionOptions, calibration_inputs, reduced
+from exporters.precision.options import PrecisionOptions
+from exporters.precision.reduce import calibration_inputs, reduce_precision
 from exporters.rewrite import rewrite, with_heads
 from exporters.simplify import simplify
 from fcn_deploy import Geometry, Variant
@@ -93,17 +94,17 @@ def test_int8_without_images_is_refused() -> None:
 
 @pytest.mark.parametrize("least", [0.0, -0.1, 1.001, float("nan"), float("inf")])
 def test_an_agreement_out_of_its_bounds_is_refused(least: float) -> None:
-    with pytest.raises(UsageError, match="is not above 0 and at most 1"):
+    with pytest.raises(UsageError, match="is out of bounds: above 0, at most 1"):
         PrecisionOptions(Precision.INT8, (SAMPLE_PHOTO,), min_agreement=least)
 
 
 @pytest.mark.parametrize("opset", [18, 21])
 def test_bfloat16_before_opset_22_is_refused(opset: int) -> None:
     with pytest.raises(UsageError, match=rf"opset {opset} has no bfloat16 convolutions; 22 and later do"):
-        PrecisionOptions(Precision.BF16).check_opset(opset)
+        check_opset(opset, Precision.BF16)
 
-    PrecisionOptions(Precision.BF16).check_opset(22)
-    PrecisionOptions(Precision.FP16).check_opset(opset)
+    check_opset(22, Precision.BF16)
+    check_opset(opset, Precision.FP16)
 
 
 def test_images_are_stretched_to_the_input_in_the_order_of_their_names(tmp_path: Path, photo: Path) -> None:
@@ -156,7 +157,7 @@ def test_a_picture_that_varies_in_one_channel_alone_will_do(channel: int, tmp_pa
 def test_float32_is_left_as_it_is() -> None:
     model = small()
 
-    assert reduced(model, PrecisionOptions(), (), Target.CPU) == (model, None)
+    assert reduce_precision(model, PrecisionOptions(), (), Target.CPU) == (model, None)
 
 
 def test_dark_photos_calibrate_too(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_dark_photos_calibrate_too(tmp_path: Path) -> None:
     inputs = calibration_inputs(options, SHAPE)
     assert inputs[0].image.max() < 0
 
-    found, _ = reduced(small(), options, inputs, Target.CPU)
+    found, _ = reduce_precision(small(), options, inputs, Target.CPU)
 
     before, after = (run(model, tmp_path, {"image": inputs[0].image})[0] for model in (small(), found))
     assert relative_error(before, after) < 0.03
@@ -176,7 +177,7 @@ def test_maps_that_overflow_are_scaled_and_reported(tmp_path: Path, photo: Path)
     model, options = small(2000), PrecisionOptions(Precision.FP16, (photo,))
     inputs = calibration_inputs(options, SHAPE)
 
-    found, report = reduced(model, options, inputs, Target.CPU)
+    found, report = reduce_precision(model, options, inputs, Target.CPU)
 
     before, after = (run(one, tmp_path, {"image": inputs[0].image})[0] for one in (model, found))
     assert isinstance(report, HalfReport)
@@ -189,11 +190,11 @@ def test_scores_that_overflow_are_refused(photo: Path) -> None:
     model, options = small(head=2000), PrecisionOptions(Precision.FP16, (photo,))
     inputs = calibration_inputs(options, SHAPE)
 
-    with pytest.raises(UsageError, match=r"s reaches \S+ and cannot be scaled; the type ends at 65504") as caught:
-        reduced(model, options, inputs, Target.CPU)
+    with pytest.raises(UsageError, match=r"s reaches \S+ and cannot be rescaled; .* is 65504") as caught:
+        reduce_precision(model, options, inputs, Target.CPU)
     assert "bf16" in caught.value.remedy
 
-    reduced(model, PrecisionOptions(Precision.BF16, (photo,)), inputs, Target.CPU)
+    reduce_precision(model, PrecisionOptions(Precision.BF16, (photo,)), inputs, Target.CPU)
 
 
 @pytest.mark.parametrize("precision", REDUCED)
@@ -204,7 +205,7 @@ def test_every_kind_of_graph_can_be_reduced(precision: Precision, kind: Kind, tm
     graph = kind.graph()
     (given,) = inputs = calibration_inputs(options, (batch, 3, 64, 64))
 
-    found, report = reduced(graph, options, inputs, Target.CPU)
+    found, report = reduce_precision(graph, options, inputs, Target.CPU)
 
     onnx.checker.check_model(typed_skeleton(found), full_check=True)
     assert isinstance(report, Quantization if precision is Precision.INT8 else HalfReport)
@@ -224,11 +225,11 @@ def test_bfloat16_pools_are_left_to_tensorrt_alone(target: Target, tmp_path: Pat
     options = PrecisionOptions(Precision.BF16)
     inputs = calibration_inputs(options, (KINDS[0].batch, 3, 64, 64))
 
-    found, _ = reduced(graph, options, inputs, target)
+    found, _ = reduce_precision(graph, options, inputs, target)
 
     pools = operators(found).count("MaxPool")
     assert pools == (operators(graph).count("MaxPool") if target is Target.TENSORRT else 0)
-    with_pools, _ = reduced(graph, options, inputs, Target.TENSORRT)
+    with_pools, _ = reduce_precision(graph, options, inputs, Target.TENSORRT)
     spec = graph.graph.inputs[0]
     feed = inputs[0].image if spec.name == "image" else inputs[0].pixels
     assert feed is not None
@@ -241,7 +242,7 @@ def test_bfloat16_pools_are_left_to_tensorrt_alone(target: Target, tmp_path: Pat
 def test_a_reduced_graph_is_not_reduced_again(first: Precision, again: Precision, photo: Path) -> None:
     options = {p: lenient(p, photo) for p in REDUCED}
     inputs = calibration_inputs(options[first], SHAPE)
-    model, _ = reduced(small(), options[first], inputs, Target.CPU)
+    model, _ = reduce_precision(small(), options[first], inputs, Target.CPU)
 
     with pytest.raises(UsageError, match="in reduced precision already"):
-        reduced(model, options[again], inputs, Target.CPU)
+        reduce_precision(model, options[again], inputs, Target.CPU)

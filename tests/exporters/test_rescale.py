@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporters.passes.live_window import LiveWindow
-from exporters.precision.half import HEADROOM, factors, observed_names, rescaled
-from exporters.precision.observe import Activation, observe
-from exporters.precision.trunk import trunk_convolutions
+from exporters.precision.half import HEADROOM, observed_names, rescale, rescale_factors
+from exporters.precision.observe import Activation, observe, trunk_convolutions
 from fcn_deploy.onnx_file import LARGE_TENSOR_BYTES
 from tests.exporters.passes.graphs import THRIFTY, Trunk, operators, parsed, run, weights
 
@@ -36,7 +35,7 @@ def largest(**magnitudes: float) -> dict[str, Activation]:
 
 
 def assert_same_bits(model: ir.Model, scales: Mapping[str, float], folder: Path, feed: dict[str, np.ndarray]) -> None:
-    changed = rescaled(model, scales)
+    changed = rescale(model, scales)
     initializers = {str(v.name) for v in changed.graph.initializers.values()}
     assert any("scaled" in name for name in initializers), "nothing was scaled"
     for expected, found in zip(run(model, folder, feed), run(changed, folder, feed), strict=True):
@@ -47,7 +46,7 @@ def assert_same_bits(model: ir.Model, scales: Mapping[str, float], folder: Path,
 def test_a_factor_is_the_largest_power_of_two_that_leaves_headroom(magnitude: float) -> None:
     model = layered("p = MaxPool<kernel_shape=[2,2]>(r) s = Conv(p, vs)")
 
-    found = factors(model, largest(c=magnitude), FP16)
+    found = rescale_factors(model, largest(c=magnitude), FP16)
 
     if magnitude * HEADROOM <= FP16:
         assert found == {}
@@ -63,7 +62,7 @@ def test_a_factor_is_the_largest_power_of_two_that_leaves_headroom(magnitude: fl
 def test_factors_at_their_borders(magnitude: float, factor: float | None) -> None:
     expected = {} if factor is None else {"c": factor}
 
-    assert factors(layered("s = Conv(r, vs)"), largest(c=magnitude), FP16) == expected
+    assert rescale_factors(layered("s = Conv(r, vs)"), largest(c=magnitude), FP16) == expected
 
 
 @pytest.mark.parametrize(("body", "output"), [
@@ -73,7 +72,7 @@ def test_factors_at_their_borders(magnitude: float, factor: float | None) -> Non
     ("m = Concat<axis=2>(r, r) s = Conv(m, vs)", "float[1,2,H,W] s"),
 ])  # fmt: skip
 def test_a_map_that_others_than_convolutions_read_is_not_scaled(body: str, output: str) -> None:
-    assert factors(layered(body, output), largest(c=1e6), FP16) == {}
+    assert rescale_factors(layered(body, output), largest(c=1e6), FP16) == {}
 
 
 @pytest.mark.parametrize("body", [
@@ -129,7 +128,7 @@ def test_scaled_layers_give_what_they_were_scaled_to() -> None:
     model = layered("s = Conv(r, vs)")
     before = observe(model, observed_names(model), [image()])["c"]
 
-    after = observe(rescaled(model, {"c": 0.125}), ["c"], [image()])["c"]
+    after = observe(rescale(model, {"c": 0.125}), ["c"], [image()])["c"]
 
     assert (after.low, after.high) == (before.low / 8, before.high / 8)
 
@@ -138,6 +137,6 @@ def test_the_graph_before_keeps_its_weights() -> None:
     model = layered("s = Conv(r, vs)")
     before = ir.to_proto(model).SerializeToString()
 
-    rescaled(model, {"c": 0.25})
+    rescale(model, {"c": 0.25})
 
     assert ir.to_proto(model).SerializeToString() == before

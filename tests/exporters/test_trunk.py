@@ -7,17 +7,16 @@ import onnx_ir as ir
 import pytest
 
 from exporters.onnx import OnnxOptions, export_graph
-from exporters.precision.trunk import (
+from exporters.precision.half import head_nodes, prologue_nodes
+from exporters.precision.observe import (
     activation_of,
-    head_nodes,
     is_activated,
     is_constant,
-    moved_by,
-    prologue_nodes,
-    require_float32,
+    rearranged_input,
     source_of,
     trunk_convolutions,
 )
+from exporters.precision.reduce import check_float32
 from exporters.rewrite import rewrite, with_heads
 from exporters.simplify import simplify
 from fcn_deploy import Geometry, Variant
@@ -100,7 +99,7 @@ def test_a_spread_constant_is_one() -> None:
 def test_two_maps_side_by_side_are_a_new_map() -> None:
     model = moved("p = Sigmoid(r) y = Concat<axis=1>(r, p)", "float[1,4,6,6] y")
 
-    assert moved_by(model.graph.node("y")) is None
+    assert rearranged_input(model.graph.node("y")) is None
     assert source_of(model.graph.outputs[0]).name == "y"
 
 
@@ -129,7 +128,7 @@ def test_nothing_without_its_first_input_has_a_source() -> None:
 
 
 def test_a_float32_graph_may_be_reduced() -> None:
-    require_float32(graph_of(Variant.FCN32S))
+    check_float32(graph_of(Variant.FCN32S))
 
 
 @pytest.mark.parametrize(("body", "arrays", "named"), [
@@ -142,5 +141,5 @@ def test_a_reduced_graph_is_not_reduced_again(body: str, arrays: dict[str, objec
     model = moved(body, "float[1,2,6,6] y", **given)
 
     with pytest.raises(UsageError, match=rf"in reduced precision already: {named}") as caught:
-        require_float32(model)
+        check_float32(model)
     assert "float32 graph" in caught.value.remedy

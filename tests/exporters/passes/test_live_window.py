@@ -284,7 +284,7 @@ def test_where_the_trace_ends_it_says_why(follows: str, reason: str) -> None:
     found = trace(model)
 
     assert [step.node.name for step in found.steps] == ["a", "r"]
-    assert found.ends == (f"y: {reason}",)
+    assert found.stops == (f"y: {reason}",)
 
 
 def test_shapes_that_are_not_fixed_are_left_alone() -> None:

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from exporters.passes.edit import RewriteResult
 from exporters.passes.pools import ReluAfterPool
-from exporters.precision.trunk import head_nodes, trunk_convolutions
+from exporters.precision.half import head_nodes
+from exporters.precision.observe import trunk_convolutions
 from fcn_deploy.model_info import WINDOW_KEY
 from tests.exporters.passes.graphs import operators, parsed, run, run_exactly, weights
 
