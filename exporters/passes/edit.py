@@ -20,9 +20,9 @@ Attribute = int | str | Sequence[int]
 Window = tuple[Span, Span]
 
 
-def static_shape(value: ir.Value) -> tuple[int, ...] | None:
+def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     """Return the sizes of a value, or None unless all are known."""
-    if value.shape is None or not all(isinstance(size, int) for size in value.shape):
+    if value is None or value.shape is None or not all(isinstance(size, int) for size in value.shape):
         return None
     return tuple(int(str(size)) for size in value.shape)
 
@@ -33,17 +33,51 @@ def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
     return tensor.numpy() if tensor is not None else None
 
 
+def required_constant(value: ir.Value | None) -> Array:
+    """Return the content of a constant value.
+
+    Raises:
+        ValueError: the value is not constant.
+    """
+    found = constant(value)
+    if found is None:
+        raise ValueError(f"{value.name if value is not None else 'a missing input'} is not constant")
+    return found
+
+
 def constant_ints(value: ir.Value | None) -> tuple[int, ...] | None:
     """Return the integers of a constant one-dimensional value, or None when it is not constant."""
     found = constant(value)
     return tuple(int(n) for n in found.ravel()) if found is not None else None
 
 
+def attribute_ints(node: ir.Node, name: str, default: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return an attribute of integers, or `default` when the node has none of that name."""
+    return tuple(node.attributes.get_ints(name) or default)
+
+
+def first_input(node: ir.Node) -> ir.Value:
+    """Return the first input of a node.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    if not node.inputs or node.inputs[0] is None:
+        raise ValueError(f"{node.name} has no first input")
+    return node.inputs[0]
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """Return the node that is the only reader of a value; None if there are others, or the value is an output."""
+    uses = value.uses()
+    return next(iter(uses)).node if len(uses) == 1 and not value.is_graph_output() else None
+
+
 def slice_window(node: ir.Node) -> Window | None:
     """Return what a Slice keeps of height and width; None unless it is static, of step 1, and of these axes only."""
     if node.op_type != "Slice":
         return None
-    shape = static_shape(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
+    shape = static_shape(node.inputs[0]) if node.inputs else None
     bounds = [constant_ints(value) for value in node.inputs[1:]]
     if shape is None or len(shape) != 4 or len(bounds) < 2 or any(bound is None for bound in bounds):
         return None
@@ -237,6 +271,6 @@ class Rewrite(ir.passes.InPlacePass):
     def rewrite(self, model: ir.Model, found: Any) -> str:
         """Rewrite the place; returns what was done, in a few words."""
 
-    @abstractmethod
     def node_name(self, found: Any) -> str:
-        """Return the name of the node that stands for the place in reports."""
+        """Return the name of the place in reports: `found` is a node, a value, or has an attribute `node`."""
+        return str(getattr(found, "node", found).name)

@@ -12,7 +12,18 @@ from math import prod
 import onnx_ir as ir
 
 from exporters.passes.cost import Machine
-from exporters.passes.edit import Rewrite, Window, cut, replace_value, slice_window, static_shape, window_shape
+from exporters.passes.edit import (
+    Rewrite,
+    Window,
+    attribute_ints,
+    cut,
+    first_input,
+    only_reader,
+    replace_value,
+    slice_window,
+    static_shape,
+    window_shape,
+)
 from fcn_deploy.model_info import WINDOW_KEY
 from fcn_deploy.regions import Span
 
@@ -42,15 +53,14 @@ class FoldCrop(Rewrite):
         found = []
         for node in model.graph:
             kept = slice_window(node)
-            maker = node.inputs[0].producer() if kept is not None and node.inputs[0] is not None else None
-            if maker is not None and maker.op_type in ("Conv", "ConvTranspose") and kept is not None:
+            maker = first_input(node).producer() if kept is not None else None
+            if kept is not None and maker is not None and maker.op_type in ("Conv", "ConvTranspose"):
                 found.append(FoldableCrop(node, maker, kept))
         return found
 
     def check(self, found: FoldableCrop) -> str | None:
         """Refuse where others read the uncropped map, where nothing is known, and where nothing is saved."""
-        value = found.maker.outputs[0]
-        if len(value.uses()) > 1 or value.is_graph_output():
+        if only_reader(found.maker.outputs[0]) is None:
             return f"{found.maker.name} has other readers, who need all of it"
         if found.maker.op_type == "Conv":
             return self._check_convolution(found)
@@ -63,9 +73,7 @@ class FoldCrop(Rewrite):
 
     def rewrite(self, model: ir.Model, found: FoldableCrop) -> str:
         """Cut before the convolution what need not be computed; the Slice keeps what is left to cut."""
-        maker, source = found.maker, found.maker.inputs[0]
-        if source is None:
-            raise ValueError(f"{maker.name} reads nothing")
+        maker, source = found.maker, first_input(found.maker)
         if maker.op_type == "Conv":
             maker.replace_input_with(0, cut(model, source, found.kept, f"{maker.name}/crop"))
             maker.outputs[0].shape = ir.Shape(window_shape(maker.outputs[0], found.kept))
@@ -81,10 +89,6 @@ class FoldCrop(Rewrite):
         self._end(model, found, made, left)
         return f"{maker.name}: {', '.join(done)}"
 
-    def node_name(self, found: FoldableCrop) -> str:
-        """The Slice."""
-        return str(found.node.name)
-
     def _check_convolution(self, found: FoldableCrop) -> str | None:
         if not is_pointwise(found.maker):
             return f"{found.maker.name} is no 1x1 convolution"
@@ -96,8 +100,8 @@ class FoldCrop(Rewrite):
     def _convolution_seconds(self, found: FoldableCrop) -> tuple[float, float]:
         """What a 1x1 convolution and the Slice behind it take, and a Slice and the convolution behind it."""
         value, machine = found.maker.outputs[0], self._machine
-        weight = prod(static_shape(found.maker.inputs[1]) or (1,)) if found.maker.inputs[1] is not None else 1
-        channels_in = (static_shape(found.maker.inputs[0]) or (1, 1))[1] if found.maker.inputs[0] is not None else 1
+        weight = prod(static_shape(found.maker.inputs[1]) or (1,))
+        channels_in = (static_shape(found.maker.inputs[0]) or (1, 1))[1]
         batch, channels_out, height, width = static_shape(value) or (1, 1, 1, 1)
         kept = batch * found.kept[0].size * found.kept[1].size
         pixels, channels = batch * height * width, channels_in + channels_out
@@ -139,34 +143,36 @@ def _move_window(node: ir.Node, kept: Window) -> None:
 
 def is_pointwise(node: ir.Node) -> bool:
     """Whether a Conv has a 1x1 kernel, stride 1 and no padding."""
-    shape = static_shape(node.inputs[1]) if node.inputs[1] is not None else None
-    strides, pads = node.attributes.get_ints("strides") or (), node.attributes.get_ints("pads") or ()
+    shape, strides, pads = static_shape(node.inputs[1]), attribute_ints(node, "strides"), attribute_ints(node, "pads")
     auto = node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
     return shape is not None and shape[2:] == (1, 1) and set(strides) <= {1} and not any(pads) and auto
 
 
+def is_plain_deconvolution(node: ir.Node) -> bool:
+    """Return whether a ConvTranspose has neither dilations nor any padding of its output."""
+    extra = [*attribute_ints(node, "output_padding"), *(d - 1 for d in attribute_ints(node, "dilations"))]
+    auto = node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
+    return not any(extra) and not auto and "output_shape" not in node.attributes
+
+
 def _deconvolution(node: ir.Node) -> tuple[Sequence[int], Sequence[int], Sequence[int]] | None:
     """Strides, kernel and pads of a transposed convolution that is understood here."""
-    shape = static_shape(node.inputs[1]) if node.inputs[1] is not None else None
-    attributes, source = node.attributes, node.inputs[0]
-    extra = [*(attributes.get_ints("output_padding") or ()), *(d - 1 for d in attributes.get_ints("dilations") or ())]
-    odd = any(extra) or "output_shape" in attributes or attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
-    if shape is None or len(shape) != 4 or odd or source is None or static_shape(source) is None:
+    shape = static_shape(node.inputs[1])
+    if shape is None or len(shape) != 4 or not is_plain_deconvolution(node) or static_shape(node.inputs[0]) is None:
         return None
-    strides = attributes.get_ints("strides") or (1, 1)
+    strides = attribute_ints(node, "strides", (1, 1))
     if any(kernel < stride for kernel, stride in zip(shape[2:], strides, strict=True)):
         return None
-    return strides, shape[2:], attributes.get_ints("pads") or (0, 0, 0, 0)
+    return strides, shape[2:], _pads_of(node)
 
 
 def _pads_of(node: ir.Node) -> Pads:
-    top, left, bottom, right = node.attributes.get_ints("pads") or (0, 0, 0, 0)
+    top, left, bottom, right = attribute_ints(node, "pads", (0, 0, 0, 0))
     return top, left, bottom, right
 
 
 def _all_cells(node: ir.Node) -> Window:
-    shape = static_shape(node.inputs[0]) if node.inputs[0] is not None else None
-    height, width = shape[2:] if shape is not None else (0, 0)
+    _, _, height, width = static_shape(node.inputs[0]) or (0, 0, 0, 0)
     return Span(0, height - 1), Span(0, width - 1)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes.edit import Rewrite, add_constant, constant, static_shape
+from exporters.passes.edit import Rewrite, add_constant, constant, only_reader, required_constant, static_shape
 from fcn_deploy.model_info import LABELS_NAME, MAX_CLASSES, MEAN_BGR, PIXELS_NAME
 
 
@@ -39,9 +39,9 @@ class PixelHead(Rewrite):
     def rewrite(self, model: ir.Model, found: ir.Value) -> str:
         """Cast, subtract the mean, transpose; reverse the channels of the first weights."""
         convolution, (batch, _, height, width) = _first_convolution(found), static_shape(found) or (0, 0, 0, 0)
-        weight = constant(convolution.inputs[1]) if convolution is not None else None
-        if convolution is None or weight is None or found.dtype is None:
-            raise ValueError("a place that was refused")
+        if convolution is None or found.dtype is None:
+            raise ValueError("the check refuses this place")
+        weight = required_constant(convolution.inputs[1])
         turned = add_constant(model, f"{convolution.name}/weight_rgb", weight[:, ::-1])
         convolution.replace_input_with(1, turned)
         mean = add_constant(model, "image/mean_rgb", np.array(MEAN_BGR[::-1], dtype=found.dtype.numpy()))
@@ -61,24 +61,15 @@ class PixelHead(Rewrite):
         model.graph.inputs[0] = pixels
         return f"{found.name} becomes pixels, {batch} x {height} x {width} x 3 bytes of RGB"
 
-    def node_name(self, found: ir.Value) -> str:
-        """The input."""
-        return str(found.name)
-
 
 def _first_convolution(image: ir.Value) -> ir.Node | None:
     """The only Conv that reads the image, perhaps through one Pad."""
-    node: ir.Node | None = _only_reader(image)
+    node: ir.Node | None = only_reader(image)
     if node is not None and node.op_type == "Pad":
-        node = _only_reader(node.outputs[0])
+        node = only_reader(node.outputs[0])
     if node is None or node.op_type != "Conv" or node.attributes.get_int("group", 1) != 1:
         return None
     return node if constant(node.inputs[1]) is not None else None
-
-
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    uses = value.uses()
-    return next(iter(uses)).node if len(uses) == 1 and not value.is_graph_output() else None
 
 
 class LabelHead(Rewrite):
@@ -116,7 +107,3 @@ class LabelHead(Rewrite):
         model.graph.extend([argmax, cast])
         model.graph.outputs[0] = labels
         return f"{found.name} becomes labels, {batch} x {height} x {width} bytes"
-
-    def node_name(self, found: ir.Value) -> str:
-        """The output."""
-        return str(found.name)

@@ -38,6 +38,11 @@ class Frame:
     plan: WindowPlan
     gain: float
 
+    @property
+    def node(self) -> ir.Node:
+        """Return where the frame begins."""
+        return self.trace.steps[0].node
+
 
 class LiveWindow(Rewrite):
     """The pass; `machine` is what the plan is to be cheap on."""
@@ -93,10 +98,6 @@ class LiveWindow(Rewrite):
         for value in plan.completed:
             _complete(model, value, plan, constants)
         return f"windows of {len(plan.windows)} maps, widened {plan.widened + len(plan.completed)} times"
-
-    def node_name(self, found: Frame) -> str:
-        """Where the frame begins."""
-        return str(found.trace.steps[0].node.name)
 
 
 def _constants(model: ir.Model, plan: WindowPlan) -> dict[ir.Value, Constants]:

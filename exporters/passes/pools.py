@@ -9,7 +9,18 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes.edit import SPATIAL_AXES, Rewrite, add_constant, cut, node_after, replace_value, static_shape
+from exporters.passes.edit import (
+    SPATIAL_AXES,
+    Rewrite,
+    add_constant,
+    attribute_ints,
+    cut,
+    first_input,
+    node_after,
+    only_reader,
+    replace_value,
+    static_shape,
+)
 from fcn_deploy.regions import Span
 
 _WANTED = {"kernel_shape": (2, 2), "strides": (2, 2), "dilations": (1, 1)}
@@ -31,23 +42,20 @@ class PoolMaximum(Rewrite):
 
     def check(self, found: ir.Node) -> str | None:
         """Refuse other pools, and maps whose size is not fixed."""
-        attributes = found.attributes
-        given = {name: tuple(attributes.get_ints(name, (1, 1)) or (1, 1)) for name in _WANTED}
+        given = {name: attribute_ints(found, name, (1, 1)) for name in _WANTED}
         strange = [f"{name} {given[name]}" for name, wanted in _WANTED.items() if given[name] != wanted]
         if strange:
             return f"it has {', '.join(strange)}"
-        pads = attributes.get_ints("pads", (0, 0, 0, 0)) or (0, 0, 0, 0)
-        if any(pads[:2]) or max(pads) > 1 or attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
-            return f"it pads by {tuple(pads)}, not by one pixel at the end at most"
+        pads = attribute_ints(found, "pads", (0, 0, 0, 0))
+        if any(pads[:2]) or max(pads) > 1 or found.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+            return f"it pads by {pads}, not by one pixel at the end at most"
         known = [static_shape(value) for value in (*found.inputs, *found.outputs) if value is not None]
         fixed = len(known) == 2 and all(shape is not None and len(shape) == 4 for shape in known)
         return None if fixed else "its shapes are not fixed, or it also outputs indices"
 
     def rewrite(self, model: ir.Model, found: ir.Node) -> str:
         """Make the map's size even, slice it, take the largest."""
-        name, source, pooled = str(found.name), found.inputs[0], found.outputs[0]
-        if source is None:
-            raise ValueError("a place that was refused")
+        name, source, pooled = str(found.name), first_input(found), found.outputs[0]
         shape = static_shape(pooled) or ()
         for axis in SPATIAL_AXES:
             source = _extended(model, source, axis, 2 * shape[axis], f"{name}/extend")
@@ -56,10 +64,6 @@ class PoolMaximum(Rewrite):
         replace_value(pooled, node_after(corners[0], "Max", corners, name, shape))
         model.graph.remove(found, safe=True)
         return "the largest of four maps"
-
-    def node_name(self, found: ir.Node) -> str:
-        """The pool."""
-        return str(found.name)
 
 
 def _extended(model: ir.Model, value: ir.Value, axis: int, size: int, name: str) -> ir.Value:
@@ -97,17 +101,16 @@ class ReluAfterPool(Rewrite):
 
     def check(self, found: ir.Node) -> str | None:
         """Refuse where others read the Relu too, and pools that also say where the largest was."""
-        relu = _relu_before(found)
-        if relu is None or len(relu.outputs[0].uses()) > 1 or relu.outputs[0].is_graph_output():
+        if only_reader(first_input(found)) is None:
             return "the Relu has other readers"
         return "it also outputs indices" if len(found.outputs) > 1 else None
 
     def rewrite(self, model: ir.Model, found: ir.Node) -> str:
         """Let the pool read what the Relu read, and a new Relu read the pool."""
         relu, pooled, graph = _relu_before(found), found.outputs[0], model.graph
-        if relu is None or relu.inputs[0] is None:
-            raise ValueError("a place that was refused")
-        found.replace_input_with(0, relu.inputs[0])
+        if relu is None:
+            raise ValueError("the check refuses this place")
+        found.replace_input_with(0, first_input(relu))
         made = ir.Value(name=pooled.name, shape=pooled.shape, type=pooled.type)
         pooled.replace_all_uses_with(made, replace_graph_outputs=True)
         behind = ir.node("Relu", [pooled], outputs=[made], name=found.name)
@@ -118,11 +121,7 @@ class ReluAfterPool(Rewrite):
         graph.remove(relu, safe=True)
         return f"{relu.name} runs behind it"
 
-    def node_name(self, found: ir.Node) -> str:
-        """The pool."""
-        return str(found.name)
-
 
 def _relu_before(pool: ir.Node) -> ir.Node | None:
-    node = pool.inputs[0].producer() if pool.inputs and pool.inputs[0] is not None else None
+    node = first_input(pool).producer()
     return node if node is not None and node.op_type == "Relu" else None

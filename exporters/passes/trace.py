@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from exporters.passes.edit import Window, constant, constant_ints, slice_window, static_shape
+from exporters.passes.edit import Window, attribute_ints, constant, constant_ints, slice_window, static_shape
 from fcn_deploy.regions import Region, Sliding, image_region
 
 POINTWISE = frozenset({"Relu", "Clip", "BatchNormalization"})
@@ -49,13 +49,11 @@ def _pool(node: ir.Node, first: bool) -> Slidings | str:
 def _window_operator(node: ir.Node, weight: ir.Value | None, *, neutral: bool) -> Slidings | str:
     if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return f"{node.op_type} with auto_pad"
-    shape = static_shape(weight) if weight is not None else None
-    kernels = node.attributes.get_ints("kernel_shape", shape[2:] if shape else ()) or ()
+    kernels = attribute_ints(node, "kernel_shape", (static_shape(weight) or ())[2:])
     if len(kernels) != 2 or (weight is not None and ir.convenience.get_const_tensor(weight) is None):
         return f"{node.op_type} is not two-dimensional with constant weights"
-    strides = node.attributes.get_ints("strides", (1, 1)) or (1, 1)
-    dilations = node.attributes.get_ints("dilations", (1, 1)) or (1, 1)
-    pads = node.attributes.get_ints("pads", (0, 0, 0, 0)) or (0, 0, 0, 0)
+    strides, dilations = (attribute_ints(node, name, (1, 1)) for name in ("strides", "dilations"))
+    pads = attribute_ints(node, "pads", (0, 0, 0, 0))
     ceil = bool(node.attributes.get_int("ceil_mode", 0))
     height, width = (
         Sliding(kernels[i], strides[i], pads[i], pads[i + 2], dilations[i], ceil, neutral) for i in range(2)

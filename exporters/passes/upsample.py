@@ -19,13 +19,18 @@ from exporters.passes.edit import (
     Rewrite,
     Window,
     add_constant,
+    attribute_ints,
     constant,
     cut,
+    first_input,
     node_after,
+    only_reader,
     replace_value,
+    required_constant,
     slice_window,
     static_shape,
 )
+from exporters.passes.fold_crop import is_plain_deconvolution
 from fcn_deploy.regions import Span
 
 
@@ -39,13 +44,13 @@ class UpsampleSite:
     @property
     def stride(self) -> int:
         """Output pixels per input cell, along both axes; 0 when they differ."""
-        height, width = self.node.attributes.get_ints("strides", (1, 1)) or (1, 1)
+        height, width = attribute_ints(self.node, "strides", (1, 1))
         return height if height == width else 0
 
     @property
     def pads(self) -> Sequence[int]:
         """Output pixels left out: top, left, bottom, right."""
-        return self.node.attributes.get_ints("pads", (0, 0, 0, 0)) or (0, 0, 0, 0)
+        return attribute_ints(self.node, "pads", (0, 0, 0, 0))
 
     @property
     def weight(self) -> npt.NDArray[Any] | None:
@@ -55,8 +60,7 @@ class UpsampleSite:
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         """Of input and output, when both are known."""
-        given = static_shape(self.node.inputs[0]) if self.node.inputs[0] is not None else None
-        made = static_shape(self.node.outputs[0])
+        given, made = static_shape(self.node.inputs[0]), static_shape(self.node.outputs[0])
         return (given, made) if given is not None and made is not None else None
 
 
@@ -76,17 +80,12 @@ class Upsample(Rewrite):
 
     def check(self, found: UpsampleSite) -> str | None:
         """Refuse other kernels, what is not static, and what would not be cheaper."""
-        weight, stride, attributes = found.weight, found.stride, found.node.attributes
+        weight, stride = found.weight, found.stride
         if weight is None or found.shapes is None or weight.ndim != 4:
             return "weights or shapes are not constant"
         if stride < 2 or weight.shape[2:] != (2 * stride, 2 * stride):
             return f"kernel {weight.shape[2]}x{weight.shape[3]} is not twice its stride {stride}"
-        plain = (attributes.get_int("group", 1), attributes.get_string("auto_pad", "NOTSET"))
-        extra = [
-            *(attributes.get_ints("output_padding") or ()),
-            *(d - 1 for d in attributes.get_ints("dilations") or ()),
-        ]
-        if plain != (1, "NOTSET") or any(extra) or "output_shape" in attributes:
+        if found.node.attributes.get_int("group", 1) != 1 or not is_plain_deconvolution(found.node):
             return "it has groups, dilations or padding of its output"
         now, then = self._seconds(found, is_diagonal(weight))
         if then >= now and not is_diagonal(weight):
@@ -95,18 +94,12 @@ class Upsample(Rewrite):
 
     def rewrite(self, model: ir.Model, found: UpsampleSite) -> str:
         """Put a convolution, or a transposed one with groups, in the place of the node."""
-        weight = found.weight
-        if weight is None or found.shapes is None:
-            raise ValueError("a place that was refused")
+        weight = required_constant(found.node.inputs[1])
         diagonal = is_diagonal(weight)
         now, then = self._seconds(found, diagonal)
         if then >= now:
             return _group(model, found, weight)
         return _convolve(model, found, weight, diagonal)
-
-    def node_name(self, found: UpsampleSite) -> str:
-        """The transposed convolution."""
-        return str(found.node.name)
 
     def _seconds(self, found: UpsampleSite, diagonal: bool) -> tuple[float, float]:
         """What a transposed convolution takes, and a 2x2 convolution with DepthToSpace."""
@@ -150,11 +143,8 @@ def convolution_weight(weight: npt.NDArray[Any], stride: int, *, diagonal: bool)
 
 def _only_slice(node: ir.Node) -> ir.Node | None:
     """The Slice of height and width that is the only reader of a node."""
-    uses, value = node.outputs[0].uses(), node.outputs[0]
-    if len(uses) != 1 or value.is_graph_output():
-        return None
-    reader = next(iter(uses)).node
-    return reader if reader.op_type == "Slice" and slice_window(reader) is not None else None
+    reader = only_reader(node.outputs[0])
+    return reader if reader is not None and slice_window(reader) is not None else None
 
 
 def _group(model: ir.Model, found: UpsampleSite, weight: npt.NDArray[Any]) -> str:
@@ -169,11 +159,9 @@ def _group(model: ir.Model, found: UpsampleSite, weight: npt.NDArray[Any]) -> st
 def _convolve(model: ir.Model, found: UpsampleSite, weight: npt.NDArray[Any], diagonal: bool) -> str:
     node, stride = found.node, found.stride
     given, (batch, channels, height, width) = found.shapes or ((), (0, 0, 0, 0))
-    name, source, output = str(node.name), node.inputs[0], node.outputs[0]
-    if source is None:
-        raise ValueError(f"{name} reads nothing")
+    name, output = str(node.name), node.outputs[0]
     kernel = add_constant(model, f"{name}/convolve/weight", convolution_weight(weight, stride, diagonal=diagonal))
-    inputs = [source, kernel]
+    inputs = [first_input(node), kernel]
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = constant(node.inputs[2])
         spread = np.repeat(bias if bias is not None else np.zeros(channels), stride**2)

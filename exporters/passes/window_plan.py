@@ -142,7 +142,7 @@ def _step_seconds(step: Step, reads: Window, makes: Window, machine: Machine) ->
         return 0.0
     moved = _elements(step.source, reads) + _elements(step.output, makes)
     weight = step.node.inputs[1] if step.node.op_type == "Conv" else None
-    shape = static_shape(weight) if weight is not None else None
+    shape = static_shape(weight)
     batch = (static_shape(step.output) or (1,))[0]
     multiply_adds = prod(shape) * makes[0].size * makes[1].size * batch if shape else 0
     return machine.seconds(multiply_adds, moved)

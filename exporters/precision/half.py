@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from exporters.passes.edit import add_constant, constant, node_after, static_shape
+from exporters.passes.edit import add_constant, constant, node_after, required_constant, static_shape
 from exporters.precision.observe import (
     Activation,
     Feeds,
@@ -216,9 +216,7 @@ def _constant_in(model: ir.Model, value: ir.Value, dtype: ir.DataType, limit: fl
     name = f"{value.name}/{dtype.name.lower()}"
     if name in model.graph.initializers:
         return model.graph.initializers[name]
-    found = constant(value)
-    if found is None:
-        raise ValueError(f"{value.name} is no constant")
+    found = required_constant(value)
     largest = float(np.abs(found).max(initial=0))
     if not largest <= limit:
         raise UsageError(

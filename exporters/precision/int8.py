@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from exporters.passes.edit import Attribute, add_constant, constant, node_after, static_shape
+from exporters.passes.edit import Attribute, add_constant, constant, node_after, required_constant, static_shape
 from exporters.precision.observe import (
     BINS,
     Activation,
@@ -160,10 +160,7 @@ def _dequantized(
 
 
 def _quantize_weights(model: ir.Model, node: ir.Node) -> None:
-    weight, image = constant(node.inputs[1]), node.inputs[0]
-    if weight is None or image is None:
-        raise ValueError(f"{node.name} has no constant weights")
-    integers, steps = rounded_weights(weight)
+    integers, steps = rounded_weights(required_constant(node.inputs[1]))
     name = str(node.name)
     parameters = [
         add_constant(model, f"{name}/weight_int8", integers),
@@ -369,9 +366,7 @@ def layer_noises(model: ir.Model, observed: Mapping[str, Activation], scales: Ma
     """Return the noise of every trunk convolution: of the weights exactly, of the input from its histogram."""
     found = []
     for node in trunk_convolutions(model):
-        weight, source = constant(node.inputs[1]), str(source_of(node.inputs[0]).name)
-        if weight is None:
-            raise ValueError(f"{node.name} has no constant weights")
+        weight, source = required_constant(node.inputs[1]), str(source_of(node.inputs[0]).name)
         integers, steps = rounded_weights(weight)
         error = weight - integers * steps.reshape(-1, *[1] * (weight.ndim - 1))
         share = float(np.square(error, dtype=np.float64).sum() / max(np.square(weight, dtype=np.float64).sum(), 1e-300))

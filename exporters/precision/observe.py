@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from exporters.passes.edit import static_shape
+from exporters.passes.edit import only_reader, static_shape
 from fcn_deploy.choices import Calibration
 from fcn_deploy.errors import ParityError
 from fcn_deploy.graph import prefix
@@ -41,12 +41,10 @@ def activation_of(convolution: ir.Node) -> ir.Value:
 
 
 def _relu_behind(node: ir.Node) -> ir.Node | None:
-    readers = [use.node for use in node.outputs[0].uses()]
-    if len(readers) != 1 or node.outputs[0].is_graph_output():
-        return None
-    if readers[0].op_type == "MaxPool":
-        return _relu_behind(readers[0])
-    return readers[0] if readers[0].op_type == "Relu" else None
+    reader = only_reader(node.outputs[0])
+    if reader is not None and reader.op_type == "MaxPool":
+        return _relu_behind(reader)
+    return reader if reader is not None and reader.op_type == "Relu" else None
 
 
 def source_of(value: ir.Value | None) -> ir.Value:
