@@ -72,7 +72,7 @@ def compare_graphs(before: ir.Model, after: ir.Model) -> Difference:
     for model in (before, after):
         # What is cut out below needs the types of its inputs; a rewrite may have dropped the record of them.
         ir.passes.common.ShapeInferencePass()(model)
-    _require_same_ends(before, after)
+    _check_same_outputs(before, after)
     keys_before = _value_keys(before, {})
     twins = {value.name: (value, key) for value, key in keys_before.items() if not value.is_initializer()}
     keys_after = _value_keys(after, twins)
@@ -92,7 +92,7 @@ def compare_graphs(before: ir.Model, after: ir.Model) -> Difference:
     return Difference(len(tails[1].graph), float(np.max(list(errors.values()))), tuple(errors))
 
 
-def _require_same_ends(before: ir.Model, after: ir.Model) -> None:
+def _check_same_outputs(before: ir.Model, after: ir.Model) -> None:
     names = [", ".join(str(value.name) for value in model.graph.outputs) for model in (before, after)]
     if names[0] != names[1]:
         raise _mismatch("outputs", *names)

@@ -119,12 +119,6 @@ def rewrite(
     return current, Rewriting(target, before, totals(current), tuple(reports))
 
 
-def totals(model: ir.Model) -> Totals:
-    """Count the cost of one run of a graph."""
-    found = layers(model)
-    return Totals(len(found), sum(n.multiply_adds for n in found), sum(n.moved_bytes for n in found))
-
-
 def _applied(one: Rewrite, model: ir.Model) -> tuple[ir.Model, PassReport]:
     candidate = model.clone()
     result = one(candidate)
@@ -145,6 +139,12 @@ def _applied(one: Rewrite, model: ir.Model) -> tuple[ir.Model, PassReport]:
         )
     report = PassReport(one.name, sites, undone, found.compared_nodes, found.relative_error, found.inputs)
     return model if undone else candidate, report
+
+
+def totals(model: ir.Model) -> Totals:
+    """Count the cost of one run of a graph."""
+    found = layers(model)
+    return Totals(len(found), sum(n.multiply_adds for n in found), sum(n.moved_bytes for n in found))
 
 
 def with_heads(model: ir.Model, image_input: ImageInput, head: Head) -> ir.Model:

@@ -33,6 +33,8 @@ from fcn_deploy.progress import OnStep, quietly
 DTYPES = {Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
 # Largest finite values (IEEE 754 binary16; bfloat16 has float32's exponent).
 LIMITS = {Precision.FP16: 65504.0, Precision.BF16: 3.3895314e38}
+# Maps may be this many times as large on images that were not observed.
+HEADROOM = 8
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,6 @@ def observed_names(model: ir.Model) -> list[str]:
     return [str(node.outputs[0].name) for node in model.graph if node.op_type in ("Conv", "ConvTranspose", "Add")]
 
 
-# Maps may be this many times as large on images that were not observed.
-HEADROOM = 8
-
-
 def rescale_factors(model: ir.Model, observed: Mapping[str, Activation], limit: float) -> dict[str, float]:
     """Return powers of two by the name of the trunk convolution whose output they scale; only those other than 1.
 
@@ -120,6 +118,14 @@ def _check_fits(
             )
 
 
+def _only_convolutions_read(value: ir.Value) -> bool:
+    """Whether every reader of a map, over whatever moves its values, can scale it back."""
+    if value.is_graph_output():
+        return False
+    readers = [use.node for use in value.uses()]
+    return all(n.op_type == "Conv" or (rearranged_input(n) and _only_convolutions_read(n.outputs[0])) for n in readers)
+
+
 def rescale(model: ir.Model, by_layer: Mapping[str, float]) -> ir.Model:
     """Scale the outputs of some trunk convolutions in a copy of `model`, and scale back where they are read."""
     copy = model.clone()
@@ -140,14 +146,6 @@ def rescale(model: ir.Model, by_layer: Mapping[str, float]) -> ir.Model:
             for holder, index in _constant_inputs(node):
                 _multiply(copy, holder, index, scale)
     return copy
-
-
-def _only_convolutions_read(value: ir.Value) -> bool:
-    """Whether every reader of a map, over whatever moves its values, can scale it back."""
-    if value.is_graph_output():
-        return False
-    readers = [use.node for use in value.uses()]
-    return all(n.op_type == "Conv" or (rearranged_input(n) and _only_convolutions_read(n.outputs[0])) for n in readers)
 
 
 def _constant_inputs(node: ir.Node) -> Iterable[tuple[ir.Node, int]]:

@@ -33,10 +33,63 @@ from fcn_deploy.progress import Advance, OnStep, quietly
 from fcn_deploy.runtime.base import labels_of
 from fcn_deploy.runtime.run_graph import open_graph
 
+# Calibration images that are bundled with the artifact: they take room, and time whenever it is verified.
+BUNDLED_PHOTOS = 4
 # Largest magnitude of a symmetric int8, and of uint8.
 _SIGNED, _UNSIGNED = 127, 255
 # Float weights larger than this are worth keeping as float16.
 _LARGE_BYTES = 1_000_000
+Labels = npt.NDArray[np.uint8]
+Attempted = tuple[ir.Model, float]
+Attempt = Callable[[Collection[str]], Attempted]
+
+
+@dataclass(frozen=True)
+class LayerNoise:
+    """The noise that one convolution has from rounding its weights and input to 8 bits.
+
+    Attributes:
+        name: of the convolution.
+        weights: noise over signal, both as sums of squares.
+        input: likewise, of the map it reads.
+        in_float: whether it was kept in float.
+    """
+
+    name: str
+    weights: float
+    input: float
+    in_float: bool = False
+
+    @property
+    def sqnr_db(self) -> float:
+        """Return signal to quantization noise of the output, in decibels, taking the two noises as independent."""
+        noise = self.weights + self.input
+        return -10 * log10(noise) if noise > 0 else inf
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a graph was quantized.
+
+    Attributes:
+        method: how clipping thresholds were chosen.
+        images: number of calibration images.
+        layers: the trunk's convolutions in order.
+        mean_iu: between the labels of the float and of the 8-bit graph, over all calibration images or over the first
+            `BUNDLED_PHOTOS`, whichever is less.
+        min_agreement: the least `mean_iu` that was required.
+    """
+
+    method: Calibration
+    images: int
+    layers: tuple[LayerNoise, ...]
+    mean_iu: float
+    min_agreement: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every figure, for JSON."""
+        layers = [asdict(layer) | {"sqnr_db": layer.sqnr_db} for layer in self.layers]
+        return asdict(self) | {"method": str(self.method), "layers": layers}
 
 
 @dataclass(frozen=True)
@@ -52,6 +105,145 @@ class Scale:
     zero_point: np.uint8 | np.int8
 
 
+def quantize(
+    model: ir.Model,
+    feeds: Feeds,
+    *,
+    method: Calibration,
+    target: Target,
+    min_agreement: float,
+    on_step: OnStep = quietly,
+) -> tuple[ir.Model, Quantization]:
+    """Quantize as many of the trunk's convolutions, in a copy of `model`, as keep the labels.
+
+    Args:
+        model: in float32.
+        feeds: the calibration images, as inputs by name.
+        method: how clipping thresholds are chosen.
+        target: where the graph is to run, which decides the integers' type.
+        min_agreement: least mean IU between the labels of the two graphs.
+        on_step: called with every step.
+
+    Raises:
+        UsageError: the graph has no trunk.
+        ParityError: not even one layer in 8 bits agrees well enough.
+    """
+    if not any(trunk_convolutions(model)):
+        raise UsageError(
+            "no convolution is followed by a Relu alone, so no layer can be quantized",
+            remedy="Pass --precision fp16.",
+        )
+    parts = (runs(model, _inner_maps(model)) + 1) * len(feeds)
+    with on_step(f"observe every layer on {len(feeds)} images", parts) as advance:
+        observed = observe_maps(model, feeds, advance)
+        expected = _labels(model, feeds, advance)
+    scales = {name: map_scale(found, method, target) for name, found in observed.items()}
+    noises = layer_noises(model, observed, scales)
+
+    def attempt(layers: Collection[str]) -> Attempted:
+        """Quantize those layers; returns the graph and its mean IU."""
+        with on_step(f"8 bits in {len(layers)} of {len(noises)} layers, compare labels", len(feeds)) as advance:
+            candidate = quantize_layers(model, scales, set(layers))
+            return candidate, _agreement(expected, _labels(candidate, feeds, advance))
+
+    worst_first = [layer.name for layer in sorted(noises, key=lambda layer: layer.sqnr_db)]
+    layers, (candidate, mean_iu) = _most_layers(attempt, worst_first, min_agreement)
+    if not mean_iu >= min_agreement:
+        raise ParityError(
+            f"8 bits in {layers[0]} alone leave a mean IU of {mean_iu:.4f} with the float graph, less than "
+            f"{min_agreement:g}",
+            remedy="Calibrate on images like those it is for, or pass another --calibration-method, or fp16.",
+        )
+    marked = tuple(replace(layer, in_float=layer.name not in layers) for layer in noises)
+    return candidate, Quantization(method, len(feeds), marked, mean_iu, min_agreement)
+
+
+def _most_layers(attempt: Attempt, worst_first: list[str], enough: float) -> tuple[list[str], Attempted]:
+    """Return as many layers as agree well enough, or else the one that agrees best."""
+    kept, found = _fewest_in_float(attempt, worst_first, enough)
+    if not found[1] >= enough:
+        # Noise does not tell which layers decide labels: where its order fails, every layer is tried by itself.
+        alone = {name: attempt([name])[1] for name in worst_first}
+        worst_first = sorted(worst_first, key=lambda name: alone[name])
+        kept, found = _fewest_in_float(attempt, worst_first, enough)
+    return worst_first[kept:], found
+
+
+def _fewest_in_float(attempt: Attempt, worst_first: Sequence[str], enough: float) -> tuple[int, Attempted]:
+    """Find the fewest layers to keep in float, at most all but one, by bisection: each attempt runs every image."""
+    low, high = 0, len(worst_first) - 1
+    found = attempt(worst_first)
+    if found[1] >= enough:
+        return low, found
+    best = attempt(worst_first[high:])
+    while best[1] >= enough and high - low > 1:
+        middle = (low + high) // 2
+        found = attempt(worst_first[middle:])
+        if found[1] >= enough:
+            high, best = middle, found
+        else:
+            low = middle
+    return high, best
+
+
+def _labels(model: ir.Model, feeds: Feeds, advance: Advance) -> list[Labels]:
+    found = []
+    with open_graph(model) as runner:
+        for feed in feeds:
+            found.append(labels_of(runner.run(feed)))
+            advance()
+    return found
+
+
+def _agreement(expected: Sequence[Array], found: Sequence[Array]) -> float:
+    """Return mean IU over all images, or over the bundled ones if less: the artifact is judged by these later."""
+    return min(_mean_iu(expected, found), _mean_iu(expected[:BUNDLED_PHOTOS], found[:BUNDLED_PHOTOS]))
+
+
+def _mean_iu(expected: Sequence[Array], found: Sequence[Array]) -> float:
+    """Return mean IU over all images together; a class that occurs nowhere does not count."""
+    counts = sum(confusion_matrix(e, f, MAX_CLASSES) for e, f in zip(expected, found, strict=True))
+    return Scores(np.asarray(counts)).mean_iu
+
+
+def observe_maps(model: ir.Model, feeds: Feeds, advance: Advance = lambda: None) -> dict[str, Activation]:
+    """Observe every map that needs a scale, with its surrounding constants; the input is from the feeds."""
+    inputs = {str(value.name) for value in model.graph.inputs}
+    found = observe(model, _inner_maps(model), feeds, advance)
+    for name in inputs & set(map_names(model)):
+        found[name] = Activation()
+        for feed in feeds:
+            found[name].add(feed[name])
+    for source, beside in _constants_beside(model):
+        if source in found:
+            found[source].add(beside)
+    return found
+
+
+def _constants_beside(model: ir.Model) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Find the constants that surround maps, each with the name of the map whose values it surrounds."""
+    for node in model.graph:
+        if node.op_type != "Concat" or rearranged_input(node) is None:
+            continue
+        for value in dict.fromkeys(v for v in node.inputs if v is not None and is_constant(v)):
+            spread = value.producer()
+            found = constant(spread.inputs[0] if spread is not None else value)
+            if found is not None:
+                yield str(source_of(node.outputs[0]).name), found
+
+
+def map_names(model: ir.Model) -> list[str]:
+    """Return all maps that need a scale, in order."""
+    convolutions = list(trunk_convolutions(model))
+    names = [str(source_of(node.inputs[0]).name) for node in convolutions]
+    return list(dict.fromkeys([*names, *(str(activation_of(node).name) for node in convolutions)]))
+
+
+def _inner_maps(model: ir.Model) -> list[str]:
+    inputs = {str(value.name) for value in model.graph.inputs}
+    return [name for name in map_names(model) if name not in inputs]
+
+
 def map_scale(found: Activation, method: Calibration, target: Target) -> Scale:
     """Return the scale of a map.
 
@@ -65,6 +257,33 @@ def map_scale(found: Activation, method: Calibration, target: Target) -> Scale:
     low, high = min(max(found.low, -limit), 0.0), max(min(found.high, limit), 0.0)
     step = np.float32((high - low) / _UNSIGNED or 1.0)
     return Scale(step, np.uint8(round(-low / float(step))))
+
+
+def layer_noises(model: ir.Model, observed: Mapping[str, Activation], scales: Mapping[str, Scale]) -> list[LayerNoise]:
+    """Return the noise of every trunk convolution: of the weights exactly, of the input from its histogram."""
+    found = []
+    for node in trunk_convolutions(model):
+        weight, source = required_constant(node.inputs[1]), str(source_of(node.inputs[0]).name)
+        integers, steps = rounded_weights(weight)
+        error = weight - integers * steps.reshape(-1, *[1] * (weight.ndim - 1))
+        share = float(np.square(error, dtype=np.float64).sum() / max(np.square(weight, dtype=np.float64).sum(), 1e-300))
+        found.append(LayerNoise(str(node.name), share, input_noise(observed[source], scales[source])))
+    return found
+
+
+def input_noise(found: Activation, scale: Scale) -> float:
+    """Return noise over signal of a map.
+
+    Uniform rounding adds a twelfth of a squared step where a value fits; elsewhere the clipped part counts.
+    """
+    centres = (np.arange(BINS) + 0.5) * found.width
+    info = np.iinfo(scale.zero_point.dtype)
+    reach = float(scale.scale) * max(info.max - int(scale.zero_point), int(scale.zero_point) - info.min)
+    # The first bin holds the zeros of a ReLU, which rounding does not change.
+    rounding = np.where(np.arange(BINS) > 0, float(scale.scale) ** 2 / 12, 0)
+    errors = np.where(centres > reach, (centres - reach) ** 2, rounding)
+    signal = float((found.counts * centres**2).sum())
+    return float((found.counts * errors).sum()) / signal if signal else 0.0
 
 
 def quantize_layers(model: ir.Model, scales: Mapping[str, Scale], layers: set[str]) -> ir.Model:
@@ -94,13 +313,6 @@ def quantize_layers(model: ir.Model, scales: Mapping[str, Scale], layers: set[st
     _store_in_half(copy)
     RemoveUnusedNodesPass()(copy)
     return copy
-
-
-def map_names(model: ir.Model) -> list[str]:
-    """Return all maps that need a scale, in order."""
-    convolutions = list(trunk_convolutions(model))
-    names = [str(source_of(node.inputs[0]).name) for node in convolutions]
-    return list(dict.fromkeys([*names, *(str(activation_of(node).name) for node in convolutions)]))
 
 
 def _scale_of(node: ir.Node, rounded: Mapping[ir.Value, tuple[ir.Value, Scale]]) -> Scale | None:
@@ -171,6 +383,13 @@ def _quantize_weights(model: ir.Model, node: ir.Node) -> None:
     node.replace_input_with(1, made)
 
 
+def rounded_weights(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Return integers of -127 to 127 and the step of each output channel."""
+    steps = np.abs(weight).reshape(len(weight), -1).max(axis=1) / np.float32(_SIGNED)
+    steps = np.where(steps > 0, steps, 1).astype(np.float32)
+    return np.rint(weight / steps.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8), steps
+
+
 def _store_in_half(model: ir.Model) -> None:
     """Store large float weights, those of the up-sampling, as float16; they are cast to float32 when run.
 
@@ -185,225 +404,3 @@ def _store_in_half(model: ir.Model) -> None:
         cast = ir.node("Cast", [stored], {"to": int(ir.DataType.FLOAT)}, outputs=[made], name=made.name)
         model.graph.insert_before(node, cast)
         node.replace_input_with(1, made)
-
-
-def rounded_weights(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Return integers of -127 to 127 and the step of each output channel."""
-    steps = np.abs(weight).reshape(len(weight), -1).max(axis=1) / np.float32(_SIGNED)
-    steps = np.where(steps > 0, steps, 1).astype(np.float32)
-    return np.rint(weight / steps.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8), steps
-
-
-# Calibration images that are bundled with the artifact: they take room, and time whenever it is verified.
-BUNDLED_PHOTOS = 4
-
-Labels = npt.NDArray[np.uint8]
-Attempted = tuple[ir.Model, float]
-Attempt = Callable[[Collection[str]], Attempted]
-
-
-@dataclass(frozen=True)
-class LayerNoise:
-    """The noise that one convolution has from rounding its weights and input to 8 bits.
-
-    Attributes:
-        name: of the convolution.
-        weights: noise over signal, both as sums of squares.
-        input: likewise, of the map it reads.
-        in_float: whether it was kept in float.
-    """
-
-    name: str
-    weights: float
-    input: float
-    in_float: bool = False
-
-    @property
-    def sqnr_db(self) -> float:
-        """Return signal to quantization noise of the output, in decibels, taking the two noises as independent."""
-        noise = self.weights + self.input
-        return -10 * log10(noise) if noise > 0 else inf
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How a graph was quantized.
-
-    Attributes:
-        method: how clipping thresholds were chosen.
-        images: number of calibration images.
-        layers: the trunk's convolutions in order.
-        mean_iu: between the labels of the float and of the 8-bit graph, over all calibration images or over the first
-            `BUNDLED_PHOTOS`, whichever is less.
-        min_agreement: the least `mean_iu` that was required.
-    """
-
-    method: Calibration
-    images: int
-    layers: tuple[LayerNoise, ...]
-    mean_iu: float
-    min_agreement: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return every figure, for JSON."""
-        layers = [asdict(layer) | {"sqnr_db": layer.sqnr_db} for layer in self.layers]
-        return asdict(self) | {"method": str(self.method), "layers": layers}
-
-
-def quantize(
-    model: ir.Model,
-    feeds: Feeds,
-    *,
-    method: Calibration,
-    target: Target,
-    min_agreement: float,
-    on_step: OnStep = quietly,
-) -> tuple[ir.Model, Quantization]:
-    """Quantize as many of the trunk's convolutions, in a copy of `model`, as keep the labels.
-
-    Args:
-        model: in float32.
-        feeds: the calibration images, as inputs by name.
-        method: how clipping thresholds are chosen.
-        target: where the graph is to run, which decides the integers' type.
-        min_agreement: least mean IU between the labels of the two graphs.
-        on_step: called with every step.
-
-    Raises:
-        UsageError: the graph has no trunk.
-        ParityError: not even one layer in 8 bits agrees well enough.
-    """
-    if not any(trunk_convolutions(model)):
-        raise UsageError(
-            "no convolution is followed by a Relu alone, so no layer can be quantized",
-            remedy="Pass --precision fp16.",
-        )
-    parts = (runs(model, _inner_maps(model)) + 1) * len(feeds)
-    with on_step(f"observe every layer on {len(feeds)} images", parts) as advance:
-        observed = observe_maps(model, feeds, advance)
-        expected = _labels(model, feeds, advance)
-    scales = {name: map_scale(found, method, target) for name, found in observed.items()}
-    noises = layer_noises(model, observed, scales)
-
-    def attempt(layers: Collection[str]) -> Attempted:
-        """Quantize those layers; returns the graph and its mean IU."""
-        with on_step(f"8 bits in {len(layers)} of {len(noises)} layers, compare labels", len(feeds)) as advance:
-            candidate = quantize_layers(model, scales, set(layers))
-            return candidate, _agreement(expected, _labels(candidate, feeds, advance))
-
-    worst_first = [layer.name for layer in sorted(noises, key=lambda layer: layer.sqnr_db)]
-    layers, (candidate, mean_iu) = _as_many(attempt, worst_first, min_agreement)
-    if not mean_iu >= min_agreement:
-        raise ParityError(
-            f"8 bits in {layers[0]} alone leave a mean IU of {mean_iu:.4f} with the float graph, less than "
-            f"{min_agreement:g}",
-            remedy="Calibrate on images like those it is for, or pass another --calibration-method, or fp16.",
-        )
-    marked = tuple(replace(layer, in_float=layer.name not in layers) for layer in noises)
-    return candidate, Quantization(method, len(feeds), marked, mean_iu, min_agreement)
-
-
-def _as_many(attempt: Attempt, worst_first: list[str], enough: float) -> tuple[list[str], Attempted]:
-    """Return as many layers as agree well enough, or else the one that agrees best."""
-    kept, found = _fewest(attempt, worst_first, enough)
-    if not found[1] >= enough:
-        # Noise does not tell which layers decide labels: where its order fails, every layer is tried by itself.
-        alone = {name: attempt([name])[1] for name in worst_first}
-        worst_first = sorted(worst_first, key=lambda name: alone[name])
-        kept, found = _fewest(attempt, worst_first, enough)
-    return worst_first[kept:], found
-
-
-def _fewest(attempt: Attempt, worst_first: Sequence[str], enough: float) -> tuple[int, Attempted]:
-    """Find the fewest layers to keep in float, at most all but one, by bisection: each attempt runs every image."""
-    low, high = 0, len(worst_first) - 1
-    found = attempt(worst_first)
-    if found[1] >= enough:
-        return low, found
-    best = attempt(worst_first[high:])
-    while best[1] >= enough and high - low > 1:
-        middle = (low + high) // 2
-        found = attempt(worst_first[middle:])
-        if found[1] >= enough:
-            high, best = middle, found
-        else:
-            low = middle
-    return high, best
-
-
-def observe_maps(model: ir.Model, feeds: Feeds, advance: Advance = lambda: None) -> dict[str, Activation]:
-    """Observe every map that needs a scale, with its surrounding constants; the input is from the feeds."""
-    inputs = {str(value.name) for value in model.graph.inputs}
-    found = observe(model, _inner_maps(model), feeds, advance)
-    for name in inputs & set(map_names(model)):
-        found[name] = Activation()
-        for feed in feeds:
-            found[name].add(feed[name])
-    for source, beside in _constants_beside(model):
-        if source in found:
-            found[source].add(beside)
-    return found
-
-
-def _constants_beside(model: ir.Model) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Find the constants that surround maps, each with the name of the map whose values it surrounds."""
-    for node in model.graph:
-        if node.op_type != "Concat" or rearranged_input(node) is None:
-            continue
-        for value in dict.fromkeys(v for v in node.inputs if v is not None and is_constant(v)):
-            spread = value.producer()
-            found = constant(spread.inputs[0] if spread is not None else value)
-            if found is not None:
-                yield str(source_of(node.outputs[0]).name), found
-
-
-def _inner_maps(model: ir.Model) -> list[str]:
-    inputs = {str(value.name) for value in model.graph.inputs}
-    return [name for name in map_names(model) if name not in inputs]
-
-
-def layer_noises(model: ir.Model, observed: Mapping[str, Activation], scales: Mapping[str, Scale]) -> list[LayerNoise]:
-    """Return the noise of every trunk convolution: of the weights exactly, of the input from its histogram."""
-    found = []
-    for node in trunk_convolutions(model):
-        weight, source = required_constant(node.inputs[1]), str(source_of(node.inputs[0]).name)
-        integers, steps = rounded_weights(weight)
-        error = weight - integers * steps.reshape(-1, *[1] * (weight.ndim - 1))
-        share = float(np.square(error, dtype=np.float64).sum() / max(np.square(weight, dtype=np.float64).sum(), 1e-300))
-        found.append(LayerNoise(str(node.name), share, input_noise(observed[source], scales[source])))
-    return found
-
-
-def input_noise(found: Activation, scale: Scale) -> float:
-    """Return noise over signal of a map.
-
-    Uniform rounding adds a twelfth of a squared step where a value fits; elsewhere the clipped part counts.
-    """
-    centres = (np.arange(BINS) + 0.5) * found.width
-    info = np.iinfo(scale.zero_point.dtype)
-    reach = float(scale.scale) * max(info.max - int(scale.zero_point), int(scale.zero_point) - info.min)
-    # The first bin holds the zeros of a ReLU, which rounding does not change.
-    rounding = np.where(np.arange(BINS) > 0, float(scale.scale) ** 2 / 12, 0)
-    errors = np.where(centres > reach, (centres - reach) ** 2, rounding)
-    signal = float((found.counts * centres**2).sum())
-    return float((found.counts * errors).sum()) / signal if signal else 0.0
-
-
-def _labels(model: ir.Model, feeds: Feeds, advance: Advance) -> list[Labels]:
-    found = []
-    with open_graph(model) as runner:
-        for feed in feeds:
-            found.append(labels_of(runner.run(feed)))
-            advance()
-    return found
-
-
-def _agreement(expected: Sequence[Array], found: Sequence[Array]) -> float:
-    """Return mean IU over all images, or over the bundled ones if less: the artifact is judged by these later."""
-    return min(_mean_iu(expected, found), _mean_iu(expected[:BUNDLED_PHOTOS], found[:BUNDLED_PHOTOS]))
-
-
-def _mean_iu(expected: Sequence[Array], found: Sequence[Array]) -> float:
-    """Return mean IU over all images together; a class that occurs nowhere does not count."""
-    counts = sum(confusion_matrix(e, f, MAX_CLASSES) for e, f in zip(expected, found, strict=True))
-    return Scores(np.asarray(counts)).mean_iu

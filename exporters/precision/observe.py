@@ -20,65 +20,15 @@ from fcn_deploy.runtime.run_graph import open_graph
 
 Array = npt.NDArray[Any]
 Feeds = Sequence[Mapping[str, Array]]
-
-
-def is_activated(node: ir.Node) -> bool:
-    """Return whether one Relu is the only reader of a node's output, directly or behind one pool."""
-    return _relu_behind(node) is not None
-
-
-def trunk_convolutions(model: ir.Model) -> Iterator[ir.Node]:
-    """Return the convolutions that a Relu follows, in order."""
-    return (node for node in model.graph if node.op_type == "Conv" and is_activated(node))
-
-
-def activation_of(convolution: ir.Node) -> ir.Value:
-    """Return the output of the Relu behind a trunk convolution."""
-    relu = _relu_behind(convolution)
-    if relu is None:
-        raise ValueError(f"no Relu follows {convolution.name} alone")
-    return relu.outputs[0]
-
-
-def _relu_behind(node: ir.Node) -> ir.Node | None:
-    reader = only_reader(node.outputs[0])
-    if reader is not None and reader.op_type == "MaxPool":
-        return _relu_behind(reader)
-    return reader if reader is not None and reader.op_type == "Relu" else None
-
-
-def source_of(value: ir.Value | None) -> ir.Value:
-    """Return the map whose values `value` holds, followed back over pools, slices and surrounding constants."""
-    if value is None:
-        raise ValueError("a node without its first input")
-    node = value.producer()
-    before = rearranged_input(node) if node is not None else None
-    return value if before is None else source_of(before)
-
-
-def rearranged_input(node: ir.Node) -> ir.Value | None:
-    """Return the one map whose values a node only moves, perhaps with constants around them; None if it does more.
-
-    A Concat of several maps is a new map: they need not have one scale.
-    """
-    if node.op_type in ("MaxPool", "Slice"):
-        return node.inputs[0]
-    maps = [value for value in node.inputs if value is not None and not is_constant(value)]
-    return maps[0] if node.op_type == "Concat" and len(maps) == 1 else None
-
-
-def is_constant(value: ir.Value) -> bool:
-    """Return whether a value is an initializer, or an expanded one."""
-    node = value.producer()
-    source = node.inputs[0] if node is not None and node.op_type == "Expand" else None
-    return value.is_initializer() or (source is not None and is_constant(source))
-
-
 BINS = 2048
 # Histograms count every 7th value, extremes every one: a map of 500x500 has tens of millions.
 _STRIDE = 7
 # Size of the maps that are outputs of one session.
 _CHUNK_BYTES = 400e6
+# What percentile calibration keeps (the default of ONNX Runtime's static quantisation).
+PERCENTILE = 99.999
+_QUANTIZED_BINS = 128
+_STEP = 16
 
 
 @dataclass
@@ -178,12 +128,6 @@ def _chunks(model: ir.Model, names: Sequence[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-# What percentile calibration keeps (the default of ONNX Runtime's static quantisation).
-PERCENTILE = 99.999
-_QUANTIZED_BINS = 128
-_STEP = 16
-
-
 def threshold(found: Activation, method: Calibration) -> float:
     """Return the magnitude beyond which values are clipped; 0 for a map that is all zeros."""
     if method is Calibration.MINMAX or found.largest == 0:
@@ -223,3 +167,55 @@ def _divergence(counts: npt.NDArray[np.float64], bins: int) -> float:
     p, q = reference[both] / reference.sum(), candidate[both] / max(candidate.sum(), 1e-300)
     # Values outside the kept range count in full, as if their probability were next to nothing.
     return float((p * np.log(p / q)).sum() + lost * np.log(1e12))
+
+
+def trunk_convolutions(model: ir.Model) -> Iterator[ir.Node]:
+    """Return the convolutions that a Relu follows, in order."""
+    return (node for node in model.graph if node.op_type == "Conv" and is_activated(node))
+
+
+def is_activated(node: ir.Node) -> bool:
+    """Return whether one Relu is the only reader of a node's output, directly or behind one pool."""
+    return _relu_behind(node) is not None
+
+
+def activation_of(convolution: ir.Node) -> ir.Value:
+    """Return the output of the Relu behind a trunk convolution."""
+    relu = _relu_behind(convolution)
+    if relu is None:
+        raise ValueError(f"no Relu follows {convolution.name} alone")
+    return relu.outputs[0]
+
+
+def _relu_behind(node: ir.Node) -> ir.Node | None:
+    reader = only_reader(node.outputs[0])
+    if reader is not None and reader.op_type == "MaxPool":
+        return _relu_behind(reader)
+    return reader if reader is not None and reader.op_type == "Relu" else None
+
+
+def source_of(value: ir.Value | None) -> ir.Value:
+    """Return the map whose values `value` holds, followed back over pools, slices and surrounding constants."""
+    if value is None:
+        raise ValueError("a node without its first input")
+    node = value.producer()
+    before = rearranged_input(node) if node is not None else None
+    return value if before is None else source_of(before)
+
+
+def rearranged_input(node: ir.Node) -> ir.Value | None:
+    """Return the one map whose values a node only moves, perhaps with constants around them; None if it does more.
+
+    A Concat of several maps is a new map: they need not have one scale.
+    """
+    if node.op_type in ("MaxPool", "Slice"):
+        return node.inputs[0]
+    maps = [value for value in node.inputs if value is not None and not is_constant(value)]
+    return maps[0] if node.op_type == "Concat" and len(maps) == 1 else None
+
+
+def is_constant(value: ir.Value) -> bool:
+    """Return whether a value is an initializer, or an expanded one."""
+    node = value.producer()
+    source = node.inputs[0] if node is not None and node.op_type == "Expand" else None
+    return value.is_initializer() or (source is not None and is_constant(source))
