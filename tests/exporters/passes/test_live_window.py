@@ -268,9 +268,9 @@ def test_patterns_that_frame_nothing(body: str) -> None:
     ("y = Sigmoid(r)", "Sigmoid is not followed"),
     ("y = Conv<auto_pad=\"SAME_UPPER\">(r, v, b)", "Conv with auto_pad"),
     ("y = MaxPool<kernel_shape=[2,2], auto_pad=\"SAME_LOWER\">(r)", "MaxPool with auto_pad"),
-    ("y, i = MaxPool<kernel_shape=[2,2]>(r)", "MaxPool gives indices"),
+    ("y, i = MaxPool<kernel_shape=[2,2]>(r)", "MaxPool outputs indices"),
     ("y = Pad<mode=\"edge\">(r, five)", "Pad is not constant"),
-    ("y = Pad(r, five, fill)", "Pad fills with something else than 0"),
+    ("y = Pad(r, five, fill)", "Pad fills with a value other than 0"),
     ("y = Pad(r, crop)", "Pad reaches beyond height and width, or crops"),
     ("y = Clip(r, x0)", "Clip has inputs that are not constant"),
 ])  # fmt: skip

@@ -73,4 +73,4 @@ def test_a_map_of_unknown_size_is_left_alone() -> None:
 
     site = applied(model)
 
-    assert site.reason == "its shapes are not fixed, or it gives indices besides"
+    assert site.reason == "its shapes are not fixed, or it also outputs indices"

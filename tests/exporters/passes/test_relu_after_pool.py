@@ -65,9 +65,9 @@ Y, Z = "float[1, 3, 4, 4] y", "float[1, 3, 9, 8] z"
 
 
 @pytest.mark.parametrize(("body", "outputs", "reason"), [
-    (f"r = Relu(x) y = {PLAIN}(r) z = Neg(r)", f"{Y}, {Z}", "others read the Relu too"),
-    (f"z = Relu(x) y = {PLAIN}(z)", f"{Y}, {Z}", "others read the Relu too"),
-    (f"r = Relu(x) y, i = {PLAIN}(r)", f"{Y}, int64[1, 3, 4, 4] i", "it gives indices besides"),
+    (f"r = Relu(x) y = {PLAIN}(r) z = Neg(r)", f"{Y}, {Z}", "the Relu has other readers"),
+    (f"z = Relu(x) y = {PLAIN}(z)", f"{Y}, {Z}", "the Relu has other readers"),
+    (f"r = Relu(x) y, i = {PLAIN}(r)", f"{Y}, int64[1, 3, 4, 4] i", "it also outputs indices"),
 ])  # fmt: skip
 def test_where_the_relu_is_needed_it_stays(body: str, outputs: str, reason: str) -> None:
     model = parsed(body, X, outputs)
