@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fcn_deploy.artifact.engine import plan_beside
-from fcn_deploy.choices import PLAN_SUFFIX, FlavourName, Precision
+from fcn_deploy.artifact.engine import PLAN_SUFFIX, plan_beside
+from fcn_deploy.choices import FlavourName, Precision
 from fcn_deploy.errors import UsageError
 
 MAX_WORKSPACE_MB = 1 << 20

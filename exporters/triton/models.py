@@ -314,7 +314,6 @@ def _on_gpu(
     return ServedModel(name, backend, (taken,), (given,), (taken.spec.shape,), placement, parameters=facts)
 
 
-_ARTIFACT = "artifact"
 _MODEL_PY = Path(__file__).parent / "python_backend" / "model.py"
 _PIXELS = TensorSpec(PIXELS_NAME, (ANY, ANY, 3), "uint8")
 _LABELS = TensorSpec(LABELS_NAME, (ANY, ANY), "uint8")
@@ -325,10 +324,10 @@ def write_python_model(work: Work) -> ServedModel:
     version, batching = work.version(work.name), work.batching
     with work.on_step(f"copy {work.options.source}"):
         shutil.copyfile(_MODEL_PY, version / "model.py")
-        copied = _copy_artifact(work.artifact, version)
+        copied = work.artifact.copy_to(version, "artifact")
     _, _, height, width = work.artifact.input_shape
     provider = work.options.provider or Provider.CPU
-    gpu = isinstance(work.artifact, Engine) or provider is not Provider.CPU
+    gpu = not work.artifact.has_graph or provider is not Provider.CPU
     return ServedModel(
         work.name,
         TritonBackend.PYTHON,
@@ -340,21 +339,6 @@ def write_python_model(work: Work) -> ServedModel:
         batching=batching,
         parameters={"artifact": copied, "provider": str(provider), **work.facts()},
     )
-
-
-def _copy_artifact(artifact: Bundle | Engine, version: Path) -> str:
-    """Copy what `open_artifact` needs, no more; returns its name in `version`."""
-    if isinstance(artifact, Bundle) and artifact.manifest is not None:
-        for name in (*artifact.manifest["files"], MANIFEST_FILE):
-            copy = version / _ARTIFACT / name
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(artifact.path / name, copy)
-        return _ARTIFACT
-    copy = version / f"{_ARTIFACT}{artifact.model_path.suffix}"
-    shutil.copyfile(artifact.model_path, copy)
-    if isinstance(artifact, Engine):
-        shutil.copyfile(sidecar_path(artifact.path), sidecar_path(copy))
-    return copy.name
 
 
 def check_servable(options: PackageOptions, artifact: Bundle | Engine) -> None:

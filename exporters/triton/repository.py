@@ -20,8 +20,8 @@ from exporters.triton.models import (
 )
 from exporters.triton.options import PackageOptions
 from fcn_deploy.artifact import open_artifact
-from fcn_deploy.artifact.bundle import MODEL_FILE, Bundle
-from fcn_deploy.artifact.engine import open_engine
+from fcn_deploy.artifact.bundle import MODEL_FILE
+from fcn_deploy.artifact.engine import Engine, open_engine
 from fcn_deploy.choices import TritonBackend
 from fcn_deploy.errors import BundleError
 from fcn_deploy.model_info import ModelInfo, TensorSpec
@@ -195,9 +195,9 @@ def _write_models(work: Work) -> tuple[ServedModel | Ensemble, ...]:
     """Write the files of every model; what clients ask for comes last."""
     if work.options.backend is TritonBackend.PYTHON:
         return (write_python_model(work),)
-    if isinstance(work.artifact, Bundle):
-        return (write_onnx_model(work, work.artifact),)
-    return write_engine_models(work, work.artifact)
+    if isinstance(work.artifact, Engine):
+        return write_engine_models(work, work.artifact)
+    return (write_onnx_model(work, work.artifact),)
 
 
 def _write_beside(staging: Path, options: PackageOptions, served: tuple[ServedModel | Ensemble, ...]) -> bool:

@@ -6,6 +6,7 @@ Beside the model of an int8 artifact lie some of the photos it was calibrated on
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,11 @@ class Bundle:
         return tuple(self.path / name for name in sorted(files) if name.startswith(f"{PHOTOS_FOLDER}/"))
 
     @property
+    def has_graph(self) -> bool:
+        """True: it is an ONNX graph."""
+        return True
+
+    @property
     def input_shape(self) -> tuple[int, int, int, int]:
         """N, 3, H and W of the first input, which are fixed.
 
@@ -79,6 +85,17 @@ class Bundle:
         # Pixels come with their channels last.
         channels, height, width = rest if self.model.graph.inputs[0].name != PIXELS_NAME else (rest[2], *rest[:2])
         return batch, channels, height, width
+
+    def copy_to(self, folder: Path, name: str) -> str:
+        """Copy the directory's files of the manifest, or the bare file, into `folder`; returns the copy's name."""
+        if self.manifest is None:
+            shutil.copyfile(self.path, folder / f"{name}{self.path.suffix}")
+            return f"{name}{self.path.suffix}"
+        for file in (*self.manifest["files"], MANIFEST_FILE):
+            copy = folder / name / file
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.path / file, copy)
+        return name
 
 
 def open_bundle(path: Path) -> Bundle:

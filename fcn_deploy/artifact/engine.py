@@ -5,12 +5,13 @@ says so late and badly; with the sidecar it can be said early and well.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fcn_deploy.choices import PLAN_SUFFIX, FlavourName
+from fcn_deploy.choices import FlavourName
 from fcn_deploy.errors import BundleError
 from fcn_deploy.model_info import ModelInfo, TensorSpec
 from fcn_deploy.storage import file_sha256
@@ -34,6 +35,7 @@ class Device:
         return f"{self.name} (compute capability {self.capability})"
 
 
+PLAN_SUFFIX = ".plan"
 SCHEMA_VERSION = 1
 _BUILD_AGAIN = "Build the engine again with `fcn-deploy tensorrt`."
 
@@ -112,6 +114,11 @@ class Engine:
         return self.plan_sha256
 
     @property
+    def has_graph(self) -> bool:
+        """False: TensorRT has fused the layers."""
+        return False
+
+    @property
     def photos(self) -> tuple[Path, ...]:
         """None: unlike a bundle, an engine brings no photos to be compared on."""
         return ()
@@ -120,6 +127,13 @@ class Engine:
     def built_for(self) -> str:
         """The GPU it runs on, in words."""
         return f"compute capability {', '.join(self.capabilities)}" if self.capabilities else str(self.device)
+
+    def copy_to(self, folder: Path, name: str) -> str:
+        """Copy plan and sidecar into `folder`; returns the plan's new name."""
+        copy = folder / f"{name}{PLAN_SUFFIX}"
+        shutil.copyfile(self.path, copy)
+        shutil.copyfile(sidecar_path(self.path), sidecar_path(copy))
+        return copy.name
 
     def to_dict(self) -> dict[str, Any]:
         """Every fact, for JSON."""

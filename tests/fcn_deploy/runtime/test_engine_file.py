@@ -95,7 +95,7 @@ def test_another_version_of_tensorrt(engine: Engine) -> None:
     edit(engine, lambda facts: facts.update(version="1.6.0.1"))
 
     with pytest.raises(fd.BundleError) as caught:
-        TrtRunner(engine.path)
+        TrtRunner(open_engine(engine.path))
 
     assert caught.value.problem == (
         f"{engine.path} was built by tensorrt-rtx 1.6.0.1; {rtx().version} is installed here"
@@ -112,7 +112,7 @@ def test_another_flavour_is_asked_for_by_name(engine: Engine) -> None:
     edit(engine, lambda facts: facts.update(flavour="tensorrt", version="11.4.0.106"))
 
     with pytest.raises(fd.ProviderError) as caught:
-        TrtRunner(engine.path)
+        TrtRunner(open_engine(engine.path))
 
     assert str(caught.value) == "tensorrt is not installed\npip install 'fcn-deploy[tensorrt]'"
 
@@ -146,7 +146,7 @@ def test_a_device_survives_the_sidecar(engine: Engine) -> None:
 
 @WITHOUT_GPU
 def test_running_needs_a_gpu(engine: Engine) -> None:
-    for action in (lambda: TrtRunner(engine.path).__enter__(), lambda: fd.verify(engine.path)):
+    for action in (lambda: TrtRunner(open_engine(engine.path)).__enter__(), lambda: fd.verify(engine.path)):
         with pytest.raises(fd.ProviderError) as caught:
             action()
         assert caught.value.problem == "no NVIDIA driver (libcuda.so.1 is not found)"
@@ -166,7 +166,7 @@ def test_fused_layers_are_not_compared_one_by_one(engine: Engine) -> None:
 
 
 def test_a_closed_runner_does_not_run(engine: Engine) -> None:
-    runner = TrtRunner(engine.path)
+    runner = TrtRunner(open_engine(engine.path))
 
     assert runner.name == f"TensorRT-RTX {engine.version} fp32"
     assert [str(spec) for spec in runner.inputs] == ["image float32 1x3x96x96"]
