@@ -54,7 +54,7 @@ def test_json_and_inspect(call_cli: Call, shared_bundle: Path, tmp_path: Path) -
 @pytest.mark.parametrize(("arguments", "code", "message"), [
     (("--compute-capability", "ada"), 2, "'ada' is no list of compute capabilities such as 8.9,12.0"),
     (("--compute-capability", "9.0"), 2, "compute capability 9.0: TensorRT-RTX"),
-    ((*ADA, "--workspace", "0"), 2, "workspace 0 MiB is not between 1 and 1048576"),
+    ((*ADA, "--workspace", "0"), 2, "workspace (MiB) 0 is out of bounds: 1 to 1048576"),
     ((*ADA, "--timing-cache", "t.cache"), 2, "has no timing cache"),
     ((*ADA, "--precision", "fp8"), 2, "'fp8' is not one of"),
     ((*ADA, "--output", "e.engine"), 2, "e.engine does not end in .plan"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import fcn_deploy as fd
-from exporters.tensorrt.builder import Phase
+from exporters.tensorrt.build import Phase
 from fcn_deploy.artifact.bundle import MODEL_FILE
 from fcn_deploy.artifact.engine import open_engine, sidecar_path
 from fcn_deploy.choices import FlavourName, Optimize, Precision
@@ -194,10 +194,10 @@ def test_a_reduced_bundle_stays_what_it_is(shared_bundle: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("others", "problem"), [
-    ({"workspace_mb": 0}, "workspace 0 MiB is not between 1 and 1048576"),
+    ({"workspace_mb": 0}, "workspace (MiB) 0 is out of bounds: 1 to 1048576"),
     ({"precision": Precision.INT8}, "an engine is not quantized while it is built"),
     ({"precision": Precision.BF16}, "has opset 18, which has no bfloat16 convolutions; 22 and later do"),
-    ({"calibration": (Path("photos"),)}, "calibration images are for reducing a float32 graph"),
+    ({"calibration": (Path("photos"),)}, "calibration images are for converting a float32 graph"),
     ({"timing_cache": Path("cache")}, "has no timing cache: it times no kernels while it builds"),
     ({"output": Path("engine.trt")}, "engine.trt does not end in .plan"),
     ({"capabilities": ("9.0",)}, "compute capability 9.0: TensorRT-RTX"),
@@ -230,7 +230,7 @@ def test_without_a_gpu_one_has_to_be_named(shared_bundle: Path, tmp_path: Path) 
     with pytest.raises(fd.ProviderError) as caught:
         fd.build_engine(options(shared_bundle, tmp_path / "engine.plan", capabilities=()))
 
-    assert caught.value.problem == f"{rtx()} builds for the GPU at hand, and there is none"
+    assert caught.value.problem == f"{rtx()} builds for the GPU of this machine, and there is none"
     assert caught.value.remedy == "Pass --compute-capability 7.5,8.0,8.6,8.9,12.0,12.1, or some of these."
 
 
