@@ -70,9 +70,10 @@ def test_missing_files(engine: Engine, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "problem"), [
-    (lambda f: f.pop("key"), "is damaged: TypeError"),
-    (lambda f: f.update(flavour="tensorrt-lite"), "is damaged: ValueError 'tensorrt-lite'"),
-    (lambda f: f.update(input_shape=[1, 3]), "is damaged: ValueError"),
+    (lambda f: f.pop("key"), "is damaged: Object missing required field `key`"),
+    (lambda f: f.update(flavour="tensorrt-lite"), "is damaged: Invalid enum value 'tensorrt-lite' - at `$.flavour`"),
+    (lambda f: f.update(input_shape=[1, 3]), "is damaged: Expected `array` of length 4, got 2 - at `$.input_shape`"),
+    (lambda f: f["inputs"][0].update(shape="wide"), "is damaged: Expected `array`, got `str` - at `$.inputs[0].shape`"),
     (lambda f: f.update(schema_version=2), "has schema version 2; this fcn-deploy reads 1"),
 ])  # fmt: skip
 def test_a_damaged_sidecar(engine: Engine, change: Callable[[dict[str, Any]], None], problem: str) -> None:
