@@ -66,7 +66,7 @@ class Segmenter:
         self.info: ModelInfo = artifact.info
         self.model_path, self.model_sha256 = artifact.model_path, artifact.model_sha256
         self.batch, _, self.height, self.width = artifact.input_shape
-        self._runner = runner_for(artifact.model_path, provider)
+        self._runner = runner_for(artifact, provider)
 
     def __enter__(self) -> Self:
         self._runner.__enter__()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import fcn_deploy as fd
-from exporters.tensorrt.builder import Phase
+from exporters.tensorrt.build import Phase
 from fcn_deploy.artifact.bundle import MODEL_FILE
 from fcn_deploy.artifact.engine import open_engine, sidecar_path
 from fcn_deploy.choices import FlavourName, Optimize, Precision

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,7 @@ def flipped(bundle: Path) -> None:
     (edited(lambda m: m.pop("schema_version")), "manifest.json"),
     (lambda b: (b / MANIFEST_FILE).write_text("{"), "manifest.json"),
     (lambda b: (b / MANIFEST_FILE).write_text("[1]"), "manifest.json"),
-    (lambda b: (b / MANIFEST_FILE).write_text('{"schema_version": NaN}'), "NaN"),
+    (lambda b: (b / MANIFEST_FILE).write_text('{"schema_version": NaN}'), "manifest.json"),
     (lambda b: (b / MANIFEST_FILE).write_text("[" * 100_000), "manifest.json"),
     (lambda b: (b / MANIFEST_FILE).unlink(), "manifest.json"),
     (lambda b: (b / MODEL_FILE).unlink(), "model.onnx"),
@@ -80,6 +81,37 @@ def test_every_damage_is_found(bundle: Path, damage: Callable[[Path], object], f
         open_bundle(bundle)
 
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda m: m.update(files=[]), r"is damaged: Expected `object`, got `array` - at `\$.files`"),
+    (lambda m: m["files"].clear(), r"is damaged: \$.files has no model.onnx"),
+    (lambda m: m["files"][MODEL_FILE].update(bytes="9"), r"Expected `int`, got `str` - at `\$.files\[...\].bytes`"),
+    (lambda m: m["files"][MODEL_FILE].update(bytes=-1), r"Expected `int` >= 0 - at `\$.files\[...\].bytes`"),
+    (lambda m: m["files"][MODEL_FILE].pop("sha256"), r"missing required field `sha256` - at `\$.files\[...\]`"),
+    (lambda m: m["files"][MODEL_FILE].update(sha256="A" * 64), r"matching regex .* - at `\$.files\[...\].sha256`"),
+    (lambda m: m.update(model={"fcn_deploy.variant": 8}), r"Expected `str`, got `int` - at `\$.model\[...\]`"),
+    (lambda m: m.update(parity=[]), r"Expected `object \| null`, got `array` - at `\$.parity`"),
+    (lambda m: m.pop("optimize"), "missing required field `optimize`"),
+    *[
+        (lambda m, name=name: m["files"].update({name: m["files"][MODEL_FILE]}), "lists the file .*a bundle has only")
+        for name in ("../secret", "/etc/passwd", "calibration/..", "calibration/../../x", "calibration/a/b",
+                     "notes.txt", "calibration/", "calibration/a\\..\\b", "calibration/a\0",
+                     "model.onnx\n", "calibration/a\n")
+    ],
+])  # fmt: skip
+def test_a_manifest_is_checked_against_its_schema(
+    bundle: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    """The hash of a manifest keeps nobody from writing it: these have the right one."""
+    manifest = json.loads((bundle / MANIFEST_FILE).read_text())
+    change(manifest)
+    del manifest["manifest_sha256"]
+    manifest["manifest_sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (bundle / MANIFEST_FILE).write_text(json.dumps(manifest))
+
+    with pytest.raises(BundleError, match=message):
+        open_bundle(bundle)
 
 
 def test_a_model_swapped_together_with_its_hash_is_found(bundle: Path) -> None:

@@ -71,9 +71,10 @@ def test_missing_files(engine: Engine, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "facts"), [
-    (lambda f: f.pop("key"), ""),
-    (lambda f: f.update(flavour="tensorrt-lite"), "tensorrt-lite"),
-    (lambda f: f.update(input_shape=[1, 3]), ""),
+    (lambda f: f.pop("key"), "`key`"),
+    (lambda f: f.update(flavour="tensorrt-lite"), "'tensorrt-lite' `$.flavour`"),
+    (lambda f: f.update(input_shape=[1, 3]), "4 2 `$.input_shape`"),
+    (lambda f: f["inputs"][0].update(shape="wide"), "`$.inputs[0].shape`"),
     (lambda f: f.update(schema_version=2), "2 1"),
 ])  # fmt: skip
 def test_a_damaged_sidecar(engine: Engine, change: Callable[[dict[str, Any]], None], facts: str) -> None:
@@ -96,7 +97,7 @@ def test_another_version_of_tensorrt(engine: Engine) -> None:
     edit(engine, lambda facts: facts.update(version="1.6.0.1"))
 
     with pytest.raises(fd.BundleError) as caught:
-        TrtRunner(engine.path)
+        TrtRunner(open_engine(engine.path))
 
     assert missing(f"{engine.path} tensorrt-rtx 1.6.0.1 {rtx().version}", caught.value.problem) == []
     assert caught.value.remedy
@@ -111,7 +112,7 @@ def test_another_flavour_is_asked_for_by_name(engine: Engine) -> None:
     edit(engine, lambda facts: facts.update(flavour="tensorrt", version="11.4.0.106"))
 
     with pytest.raises(fd.ProviderError) as caught:
-        TrtRunner(engine.path)
+        TrtRunner(open_engine(engine.path))
 
     assert missing("tensorrt 'fcn-deploy[tensorrt]'", str(caught.value)) == []
 
@@ -140,7 +141,7 @@ def test_a_device_survives_the_sidecar(engine: Engine) -> None:
 
 @WITHOUT_GPU
 def test_running_needs_a_gpu(engine: Engine) -> None:
-    for action in (lambda: TrtRunner(engine.path).__enter__(), lambda: fd.verify(engine.path)):
+    for action in (lambda: TrtRunner(open_engine(engine.path)).__enter__(), lambda: fd.verify(engine.path)):
         with pytest.raises(fd.ProviderError) as caught:
             action()
         assert missing("NVIDIA libcuda.so.1", caught.value.problem) == []
@@ -160,7 +161,7 @@ def test_fused_layers_are_not_compared_one_by_one(engine: Engine) -> None:
 
 
 def test_a_closed_runner_does_not_run(engine: Engine) -> None:
-    runner = TrtRunner(engine.path)
+    runner = TrtRunner(open_engine(engine.path))
 
     assert runner.name == f"TensorRT-RTX {engine.version} fp32"
     assert [str(spec) for spec in runner.inputs] == ["image float32 1x3x96x96"]
