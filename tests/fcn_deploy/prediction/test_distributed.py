@@ -145,7 +145,7 @@ def test_what_a_worker_meets_with_ends_the_run(
 def test_bad_addresses(run_cli: Run, shared_bundle: Path, photos: list[Path]) -> None:
     unused = run_cli("predict", shared_bundle, photos[0], "--address", "127.0.0.1:1")
     assert unused.returncode == 2
-    assert "address 127.0.0.1:1 is of a Ray cluster; the engine is local" in unused.stderr
+    assert "address 127.0.0.1:1 belongs to a Ray cluster, but the engine is local" in unused.stderr
 
     nobody = on_ray(run_cli, shared_bundle, photos[0], "--address", "127.0.0.1:1")
     assert nobody.returncode == 2

@@ -120,7 +120,7 @@ def test_a_damaged_table_is_refused(shared_bundle: Path, photos: list[Path], tmp
     out.mkdir()
     (out / "part-0123.parquet").write_bytes(b"no table")
 
-    with pytest.raises(fd.OutputError, match=r"part-0123.parquet is no table of predictions"):
+    with pytest.raises(fd.OutputError, match=r"part-0123.parquet is not a table of predictions"):
         run(shared_bundle, photos[:1], out, fd.OutputFormat.PARQUET)
 
 
