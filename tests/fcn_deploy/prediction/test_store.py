@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 import fcn_deploy as fd
-from fcn_deploy.prediction.store import UrlStore
+from fcn_deploy.prediction.store import Store
 
 
 @pytest.fixture
@@ -54,11 +54,11 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     with pytest.raises(fd.OutputError, match="file://"):
-        UrlStore(f"file://{tmp_path}/file/below").write("a.png", b"data")
+        Store(f"file://{tmp_path}/file/below").write("a.png", b"data")
 
 
 def test_what_is_not_there(address: str) -> None:
-    store = UrlStore(address)
+    store = Store(address)
 
     assert store.read("a.png") is None
     assert store.names(".png") == []
