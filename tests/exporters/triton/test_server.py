@@ -223,9 +223,9 @@ def test_a_bad_photo_among_good_ones_is_refused_alone(server: Server) -> None:
         answers = [pool.submit(ask, tritonclient.http, server, "photos", photo[None]) for photo in good]
         refused = pool.submit(ask, tritonclient.http, server, "photos", empty)
 
-    assert "a photo of 0x40 pixels" in str(refused.exception())
+    assert "a photo of 0x40 pixels" in str(refused.exception(timeout=60))
     for answer, photo in zip(answers, good, strict=True):
-        assert np.array_equal(answer.result()[0], expected_labels(photo, SIZE))
+        assert np.array_equal(answer.result(timeout=60)[0], expected_labels(photo, SIZE))
 
 
 @pytest.mark.parametrize(("model", "grpc"), [
@@ -240,7 +240,7 @@ def test_the_clients_example_writes_the_labels(
 
     done = subprocess.run(
         [sys.executable, str(packages[model] / "client.py"), "photo.png", *where],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
 
     assert done.stderr == ""
@@ -254,7 +254,8 @@ def test_the_clients_example_says_what_went_wrong(server: Server, packages: dict
     (tmp_path / "notes.txt").write_text("no photo")
     client = [sys.executable, str(packages["photo"] / "client.py")]
 
-    broken = subprocess.run([*client, str(tmp_path / "notes.txt")], capture_output=True, text=True, check=False)
+    command = [*client, str(tmp_path / "notes.txt")]
+    broken = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
     assert broken.returncode == 1
     assert "cannot identify image file" in broken.stderr

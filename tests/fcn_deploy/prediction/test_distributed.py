@@ -16,6 +16,7 @@ from pyarrow import parquet
 import fcn_deploy as fd
 from tests.conftest import Run
 from tests.messages import missing
+from tests.processes import started
 
 PHOTOS = 40
 # On the loopback interface alone.
@@ -34,20 +35,14 @@ def cluster() -> Iterator[str]:
         "print('cluster', c.address, flush=True); sys.stdin.read(); c.shutdown()"
     )
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=ENVIRONMENT | {"RAY_USAGE_STATS_ENABLED": "0"},
-    ) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with started(command, env=ENVIRONMENT | {"RAY_USAGE_STATS_ENABLED": "0"}, **pipes) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         address = next(line.split()[1] for line in process.stdout if line.startswith("cluster "))
         yield address
         process.stdin.close()
-        process.wait()
+        process.wait(60)
 
 
 @pytest.fixture
@@ -110,7 +105,7 @@ def test_a_killed_worker_loses_nothing(
     arguments = (shared_bundle, many_photos, "--output", "ray", "--output-format", "npz", "--address", cluster)
     done = on_ray(run_cli, *arguments)
     over.set()
-    killer.join()
+    killer.join(10)
 
     assert killed
     assert done.returncode == 3, done.stderr
@@ -138,7 +133,6 @@ def test_what_a_worker_meets_with_ends_the_run(
     done = on_ray(run_cli, shared_bundle, photos[0], "--output", "out", "--address", cluster)
 
     assert done.returncode == 3
-    assert "error: cannot write" in done.stderr
     assert "out/00.labels.png" in done.stderr
     assert "Traceback" not in done.stderr
 
