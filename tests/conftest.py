@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: narrow networks, and bundles that are exported once per run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
         folder.parent.mkdir(exist_ok=True)
         with FileLock(root / "once" / f"{name}.lock", timeout=100):
             if not filled.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # half filled
                 folder.mkdir()
                 fill(folder)
                 filled.touch()

@@ -19,6 +19,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 import fcn_deploy as fd
+from tests.conftest import Once
 from tests.expected import expected_labels
 from tests.exporters.triton.conftest import SIZE, Bundles, pictures
 from tests.exporters.triton.engines import engine_for_triton
@@ -62,7 +63,7 @@ def run_in_python(repository: Path, model_file: Path | None = None) -> Path:
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory, bundles: Bundles) -> dict[str, Path]:
+def packages(tmp_path_factory: pytest.TempPathFactory, once: Once, bundles: Bundles) -> dict[str, Path]:
     """Packages of every backend, by the name of their model."""
     folder = tmp_path_factory.mktemp("packages")
     python, onnxruntime = fd.TritonBackend.PYTHON, fd.TritonBackend.ONNXRUNTIME
@@ -73,7 +74,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory, bundles: Bundles) -> dict
         "graphs": {"source": bundles(FLOAT, LOGITS, 4), "backend": onnxruntime, "queue_delay_us": TOGETHER_US},
         **{name: {"source": bundles(FLOAT, LOGITS, 4), **options} for name, options in ELSEWHERE.items()},
     }
-    plan = engine_for_triton(bundles(FLOAT, LOGITS, 1), folder / "fcn8s.plan")
+    source = bundles(FLOAT, LOGITS, 1)
+    plan = once("triton-engine", lambda folder: engine_for_triton(source, folder / "fcn8s.plan")) / "fcn8s.plan"
     for name in ("engine-around", "engine-elsewhere"):
         wanted[name] = {"source": plan, "backend": fd.TritonBackend.TENSORRT}
     for name, options in wanted.items():

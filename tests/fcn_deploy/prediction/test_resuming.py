@@ -16,16 +16,18 @@ from pyarrow import parquet
 import fcn_deploy as fd
 from fcn_deploy.prediction import sinks
 from fcn_deploy.storage import sole_writer
-from tests.conftest import narrow_options
+from tests.conftest import Once, narrow_options
 from tests.processes import started
 
 FORMATS = list(fd.OutputFormat)
 
 
 @pytest.fixture(scope="module")
-def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    options = narrow_options(tmp_path_factory.mktemp("other") / "bundle", fd.Variant.FCN32S)
-    return fd.export(replace(options, verify=False)).path
+def other_bundle(once: Once) -> Path:
+    def fill(folder: Path) -> None:
+        fd.export(replace(narrow_options(folder / "bundle", fd.Variant.FCN32S), verify=False))
+
+    return once("other", fill) / "bundle"
 
 
 def run(
