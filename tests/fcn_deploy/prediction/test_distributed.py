@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 import fcn_deploy as fd
-from tests.conftest import Run
+from tests.conftest import Call, Run
 from tests.messages import missing
 from tests.processes import started
 
@@ -137,10 +137,10 @@ def test_what_a_worker_meets_with_ends_the_run(
     assert "Traceback" not in done.stderr
 
 
-def test_bad_addresses(run_cli: Run, shared_bundle: Path, photos: list[Path]) -> None:
-    unused = run_cli("predict", shared_bundle, photos[0], "--address", "127.0.0.1:1")
-    assert unused.returncode == 2
-    assert missing("127.0.0.1:1 Ray local", unused.stderr) == []
+def test_bad_addresses(run_cli: Run, call_cli: Call, shared_bundle: Path, photos: list[Path]) -> None:
+    code, _, errors = call_cli("predict", shared_bundle, photos[0], "--address", "127.0.0.1:1")
+    assert code == 2
+    assert missing("127.0.0.1:1 Ray local", errors) == []
 
     nobody = on_ray(run_cli, shared_bundle, photos[0], "--address", "127.0.0.1:1")
     assert nobody.returncode == 2
