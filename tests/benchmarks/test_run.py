@@ -249,7 +249,7 @@ def test_a_parent_that_is_killed_leaves_no_children(shared_bundle: Path) -> None
         "fd_path", f"__import__('pathlib').Path({str(shared_bundle)!r})"
     )
     with started([sys.executable, "-c", code]) as parent:
-        wait_until(lambda: workers(parent.pid))
+        wait_until(lambda: workers(parent.pid), seconds=90)
         children = workers(parent.pid)
         parent.kill()
         parent.wait(10)
