@@ -1,4 +1,4 @@
-"""The same run on Ray: on a cluster of two workers, with one of them killed, and on one that is started for it."""
+"""The same run on Ray: on a cluster of two nodes, with a worker killed, and on one that is started for it."""
 
 import os
 import signal
@@ -26,12 +26,12 @@ MODEL_PROCESS = "ray::MapWorker(MapBatches(_Model))"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A head without cores and two workers of two, each with processes of its own; its address."""
+    """A cluster of two nodes of two cores, each with processes of its own; its address."""
     code = (
         "import sys; from ray.cluster_utils import Cluster; "
-        "here = {'include_dashboard': False}; "
-        "c = Cluster(initialize_head=True, head_node_args={'num_cpus': 0, **here}); "
-        "[c.add_node(num_cpus=2, **here) for _ in range(2)]; c.wait_for_nodes(); "
+        "here = {'num_cpus': 2, 'include_dashboard': False}; "
+        "c = Cluster(initialize_head=True, head_node_args=here); "
+        "c.add_node(**here); c.wait_for_nodes(); "
         "print('cluster', c.address, flush=True); sys.stdin.read(); c.shutdown()"
     )
     command = [sys.executable, "-c", code]
