@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import fcn_deploy as fd
 from fcn_deploy.runtime.ort import provider_problem
 from tests.conftest import Call, Run
 from tests.messages import missing
+from tests.processes import started, wait_until
 
 COMMANDS = (
     "export", "verify", "predict", "evaluate", "package", "serve", "tensorrt", "bench", "compare", "report", "inspect",
@@ -25,17 +25,17 @@ NARROW = ("--channel-divisor", "16", "--size", "96")
 
 def test_help_loads_neither_torch_nor_onnxruntime() -> None:
     code = "import sys; from fcn_deploy.cli import app; print(*sorted(m for m in sys.modules if '.' not in m))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
 
     assert not {"torch", "onnxruntime", "onnx", "numpy", "PIL"} & set(done.stdout.split())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_commands_help_ends_with_an_example(run_cli: Run, command: str) -> None:
-    done = run_cli(command, "--help")
+def test_every_commands_help_ends_with_an_example(call_cli: Call, command: str) -> None:
+    code, output, _ = call_cli(command, "--help")
 
-    assert done.returncode == 0
-    assert done.stdout.rstrip().splitlines()[-1].strip().startswith(f"Example: fcn-deploy {command}")
+    assert code == 0
+    assert output.rstrip().splitlines()[-1].strip().startswith(f"Example: fcn-deploy {command}")
 
 
 def test_main_help_lists_every_command_and_ends_with_an_example(run_cli: Run) -> None:
@@ -45,8 +45,8 @@ def test_main_help_lists_every_command_and_ends_with_an_example(run_cli: Run) ->
     assert done.stdout.rstrip().endswith("Example: fcn-deploy export --variant 32s")
 
 
-def test_version(run_cli: Run) -> None:
-    assert run_cli("--version").stdout == f"{fd.__version__}\n"
+def test_version(call_cli: Call) -> None:
+    assert call_cli("--version")[1] == f"{fd.__version__}\n"
 
 
 def test_export_verify_predict_inspect(run_cli: Run, photo: Path, tmp_path: Path) -> None:
@@ -147,19 +147,19 @@ def test_an_output_below_a_file(call_cli: Call, photo: Path) -> None:
     assert "photo.png" in errors
 
 
-def test_a_failed_verification_exits_5_and_saves_its_worst_input(run_cli: Run, bundle: Path) -> None:
+def test_a_failed_verification_exits_5_and_saves_its_worst_input(call_cli: Call, bundle: Path) -> None:
     path = bundle / "model.onnx"
     data = bytearray(path.read_bytes())
     data[-4:] = np.float32(30).tobytes()  # the last weight of the last tensor
     alone = bundle.parent / "alone.onnx"
     alone.write_bytes(data)
 
-    failed = run_cli("verify", alone)
+    code, output, errors = call_cli("verify", alone)
 
-    assert failed.returncode == 5
-    assert "FAILED  tier fp32" in failed.stdout
-    assert missing("PyTorch fp32", failed.stderr) == []
-    assert "worst-input.npy" in failed.stdout
+    assert code == 5
+    assert "FAILED  tier fp32" in output
+    assert missing("PyTorch fp32", errors) == []
+    assert "worst-input.npy" in output
     assert (alone.parent / "worst-input.npy").is_file()
 
 
@@ -174,15 +174,15 @@ def test_damaged_bundles_exit_3(call_cli: Call, bundle: Path, photo: Path) -> No
         assert missing("model.onnx SHA-256", errors) == []
 
 
-def test_one_bad_photo_exits_3_after_the_rest(run_cli: Run, shared_bundle: Path, photo: Path, tmp_path: Path) -> None:
+def test_one_bad_photo_exits_3_after_the_rest(call_cli: Call, shared_bundle: Path, photo: Path, tmp_path: Path) -> None:
     Image.new("RGB", (1, 1)).save(tmp_path / "tiny.png")
     (tmp_path / "zero.png").write_bytes(b"")
 
-    done = run_cli("predict", shared_bundle, tmp_path, "--output", "out")
+    code, _, errors = call_cli("predict", shared_bundle, tmp_path, "--output", "out")
 
-    assert done.returncode == 3
-    assert "1 of 3" in done.stderr
-    assert missing("zero.png 0", done.stderr) == []
+    assert code == 3
+    assert "1 of 3" in errors
+    assert missing("zero.png 0", errors) == []
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "failures.jsonl", "photo.labels.png", "photo.overlay.png", "tiny.labels.png", "tiny.overlay.png",
     ]  # fmt: skip
@@ -198,19 +198,17 @@ def test_cuda_without_cuda_exits_4(call_cli: Call, shared_bundle: Path, photo: P
 
 def interrupted(tmp_path: Path, number: int) -> int:
     """Send a signal to an export while it writes its model of 136 MB; returns the exit code."""
+
+    def writing() -> bool:
+        assert process.poll() is None, "the export ended before it could be interrupted"
+        return any(f.stat().st_size > 1_000_000 for f in tmp_path.glob(".out.partial-*/model.onnx"))
+
     command = [sys.executable, "-m", "fcn_deploy", "export", "--variant", "32s"]
     command += ["--channel-divisor", "2", "--output", "out", "--force"]
-    # Whoever runs the tests in the background has it ignored, and children inherit that.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        signal.signal(signal.SIGINT, before)
-        deadline = time.monotonic() + 120
-        while not any(f.stat().st_size > 1_000_000 for f in tmp_path.glob(".out.partial-*/model.onnx")):
-            assert process.poll() is None, "the export ended before it could be interrupted"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+    with started(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_until(writing, pause=0.005)
         process.send_signal(number)
-        return process.wait(60)
+        return process.wait(30)
 
 
 @pytest.mark.full
@@ -230,7 +228,7 @@ def test_interrupted_while_writing(tmp_path: Path, bundle: Path, number: int, co
 def test_a_closed_pipe_is_no_traceback(shared_bundle: Path) -> None:
     command = f"{sys.executable} -m fcn_deploy inspect {shared_bundle} | head -1"
 
-    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
 
     assert "Traceback" not in done.stderr
 

@@ -16,6 +16,7 @@ from fcn_deploy.runtime.ort import provider_problem
 from tests.benchmarks.reports import report, row
 from tests.conftest import Call, Run
 from tests.messages import missing
+from tests.processes import started
 
 QUICK = ("--rows", "ort", "--duration", "0.1")
 QUIET = (2000.0, 2004.0, 1998.0, 2001.0, 2003.0)
@@ -64,12 +65,8 @@ def test_no_gpu_is_said_within_ten_seconds(run_cli: Run, shared_bundle: Path) ->
 
 def test_an_interrupted_bench_reports_what_it_has(shared_bundle: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fcn_deploy", "bench", str(shared_bundle), "--rows", "ort", "--duration", "10"]
-    # Whoever runs the tests in the background has it ignored, and children inherit that.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(
-        [*command, "--json", "kept.json"], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        signal.signal(signal.SIGINT, before)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started([*command, "--json", "kept.json"], cwd=tmp_path, **pipes) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "round 2" in line:

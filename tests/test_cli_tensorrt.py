@@ -13,7 +13,7 @@ from tests.messages import missing
 ADA = ("--flavour", "tensorrt-rtx", "--compute-capability", "12.0,8.9")
 
 
-def test_an_engine_from_a_bundle(run_cli: Run, bundle: Path, tmp_path: Path) -> None:
+def test_an_engine_from_a_bundle(run_cli: Run, call_cli: Call, bundle: Path, tmp_path: Path) -> None:
     made = run_cli("tensorrt", bundle, "--precision", "fp16", *ADA)
     assert made.returncode == 0, made.stderr
     lines = made.stdout.splitlines()
@@ -25,14 +25,14 @@ def test_an_engine_from_a_bundle(run_cli: Run, bundle: Path, tmp_path: Path) -> 
     assert "fp16" in made.stderr
     assert (tmp_path / "bundle.plan.json").is_file()
 
-    again = run_cli("tensorrt", bundle, "--precision", "fp16", *ADA)
-    assert again.returncode == 0
-    assert again.stdout.startswith("up to date")
-    assert f"{bundle}.plan" in again.stdout
+    code, output, _ = call_cli("tensorrt", bundle, "--precision", "fp16", *ADA)
+    assert code == 0
+    assert output.startswith("up to date")
+    assert f"{bundle}.plan" in output
 
-    other = run_cli("tensorrt", bundle, *ADA)
-    assert other.returncode == 3
-    assert missing(f"{bundle}.plan fp16 8.9 12.0 --force", other.stderr) == []
+    code, _, errors = call_cli("tensorrt", bundle, *ADA)
+    assert code == 3
+    assert missing(f"{bundle}.plan fp16 8.9 12.0 --force", errors) == []
 
 
 def test_json_and_inspect(call_cli: Call, shared_bundle: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from benchmarks.report.results import Row, Status
 from fcn_deploy import BenchOptions, Protocol, Provider
 from tests.conftest import narrow_options
 from tests.messages import missing, states
+from tests.processes import started, wait_until
 
 PRLIMIT = shutil.which("prlimit") or ""
 PLAIN_NODES = 49
@@ -149,7 +149,7 @@ def test_a_bundle_without_a_reference_or_without_memory_leaves_the_others(tmp_pa
         if progress.step.startswith("first run") and "batch 16" in progress.step:
             for pid in workers()[1:]:
                 mapped = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-                subprocess.run([PRLIMIT, f"--pid={pid}", f"--as={mapped + 50_000_000}"], check=True)
+                subprocess.run([PRLIMIT, f"--pid={pid}", f"--as={mapped + 50_000_000}"], check=True, timeout=10)
 
     first, second, third = fd.bench([killed, large, shared_bundle], options("ort"), disturb).rows
 
@@ -161,9 +161,7 @@ def test_a_bundle_without_a_reference_or_without_memory_leaves_the_others(tmp_pa
 
 
 def kill_second_worker() -> None:
-    deadline = time.monotonic() + 60
-    while len(workers()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: len(workers()) >= 2)
     os.kill(workers()[-1], signal.SIGKILL)
 
 
@@ -250,17 +248,13 @@ def test_a_parent_that_is_killed_leaves_no_children(shared_bundle: Path) -> None
     code = "import fcn_deploy as fd; fd.bench([fd_path], fd.BenchOptions(rows=('ort',)))".replace(
         "fd_path", f"__import__('pathlib').Path({str(shared_bundle)!r})"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code])
-    deadline = time.monotonic() + 60
-    while not (children := workers(parent.pid)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    parent.kill()
-    parent.wait()
-    while any(alive(pid) for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    with started([sys.executable, "-c", code]) as parent:
+        wait_until(lambda: workers(parent.pid), seconds=90)
+        children = workers(parent.pid)
+        parent.kill()
+        parent.wait(10)
 
-    assert children
-    assert not any(alive(pid) for pid in children)
+    wait_until(lambda: not any(alive(pid) for pid in children))
 
 
 def workers(parent: int | None = None) -> list[int]:

@@ -1,9 +1,11 @@
+import contextlib
 import errno
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from fcn_deploy import OutputError
 from fcn_deploy.storage import sole_writer, staged_directory, staged_file
 from tests.messages import missing
+from tests.processes import started
 
 MARKER = "manifest.json"
 
@@ -116,13 +119,12 @@ HOLD = """
 """
 
 
-def holding(target: Path) -> "subprocess.Popen[str]":
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLD), str(target)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "writing\n"
-    return process
+@contextlib.contextmanager
+def holding(target: Path) -> Iterator["subprocess.Popen[str]"]:
+    with started([sys.executable, "-c", textwrap.dedent(HOLD), target], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        yield process
 
 
 def test_a_killed_run_leaves_the_old_artifact_and_the_next_run_sweeps_up(tmp_path: Path) -> None:
@@ -246,9 +248,9 @@ RACE = """
 
 def test_many_exports_to_one_place_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(RACE), str(tmp_path / "out")]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-
-    messages = [process.communicate(timeout=120)[1] for process in processes]
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(started(command, stderr=subprocess.PIPE)) for _ in range(3)]
+        messages = [process.communicate(timeout=60)[1] for process in processes]
 
     assert [process.returncode for process in processes] == [0, 0, 0], messages
     assert contents(tmp_path) == {"out/manifest.json": "whole"}

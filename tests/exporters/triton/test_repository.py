@@ -16,6 +16,7 @@ import fcn_deploy as fd
 from exporters.triton.repository import validate_repository
 from fcn_deploy.onnx_file import read_model, write_model
 from fcn_deploy.storage import file_sha256
+from tests.conftest import Once
 from tests.expected import expected_labels
 from tests.exporters.triton.conftest import SIZE, Bundles, pictures
 from tests.exporters.triton.engines import engine_for_triton, restated
@@ -27,9 +28,10 @@ PYTHON, ONNXRUNTIME, TENSORRT = fd.TritonBackend.PYTHON, fd.TritonBackend.ONNXRU
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory, bundles: Bundles) -> Path:
+def plan(once: Once, bundles: Bundles) -> Path:
     """An engine from float images to logits; not to be changed by a test."""
-    return engine_for_triton(bundles(FLOAT, LOGITS, 1), tmp_path_factory.mktemp("plans") / "fcn8s.plan")
+    source = bundles(FLOAT, LOGITS, 1)
+    return once("triton-engine", lambda folder: engine_for_triton(source, folder / "fcn8s.plan")) / "fcn8s.plan"
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import fcn_deploy as fd
 from fcn_deploy.artifact.engine import Device, Engine, open_engine, sidecar_path
 from fcn_deploy.choices import FlavourName, Provider
 from fcn_deploy.runtime.tensorrt import TrtRunner, check_device, check_version, deserialized
+from tests.conftest import Once
 from tests.engines import WITHOUT_GPU, built, rtx
 from tests.messages import missing
 
@@ -20,8 +21,8 @@ HOPPER = Device("NVIDIA H200", "9.0", "13.0")
 
 
 @pytest.fixture(scope="module")
-def made(shared_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return built(shared_bundle, tmp_path_factory.mktemp("engine") / "engine.plan").engine
+def made(shared_bundle: Path, once: Once) -> Engine:
+    return open_engine(once("engine", lambda folder: built(shared_bundle, folder / "engine.plan")) / "engine.plan")
 
 
 @pytest.fixture

@@ -83,9 +83,8 @@ def test_threads_stay_on_the_cores_that_the_process_may_use(shared_bundle: Path)
         "with OrtRunner(Path(sys.argv[1])):\n"
         "    print({min(os.sched_getaffinity(int(t.name))) for t in Path('/proc/self/task').iterdir()})\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, shared_bundle / "model.onnx"], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", code, str(shared_bundle / "model.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
 
     assert done.stdout.strip() == str({min(os.sched_getaffinity(0))})
 
