@@ -20,11 +20,10 @@ from fcn_deploy.assets import SAMPLE_CHECKPOINT
 from fcn_deploy.choices import EngineName, Variant
 from fcn_deploy.images import SAMPLE_PHOTO, read_image, resize
 from fcn_deploy.models.weights import WeightsOptions
-from fcn_deploy.prediction.options import PredictOptions
-from fcn_deploy.prediction.plan import plan_of, tasks_of
+from fcn_deploy.prediction.options import PredictOptions, make_plan, make_tasks
 from fcn_deploy.prediction.run import predict, predict_locally
 from fcn_deploy.prediction.sinks import FileSink
-from fcn_deploy.prediction.store import LocalStore
+from fcn_deploy.prediction.store import open_store
 from fcn_deploy.runtime.base import Arrays
 from fcn_deploy.segmentation import Segmenter
 
@@ -68,9 +67,9 @@ def write_photos(folder: Path, count: int) -> list[Path]:
 def busy_share(artifact: Path, photos: list[Path], output: Path) -> float:
     """How busy the pipeline of one process keeps the runtime."""
     segmenter = WatchedSegmenter(artifact)
-    plan = plan_of(artifact, segmenter, PredictOptions(output))
-    sink = FileSink(plan, LocalStore(output, Path.cwd()))
-    for _ in predict_locally(plan, tasks_of(photos), sink, segmenter):
+    plan = make_plan(artifact, segmenter, PredictOptions(output))
+    sink = FileSink(plan, open_store(output, remote=False))
+    for _ in predict_locally(plan, make_tasks(photos), sink, segmenter):
         pass
     return segmenter.busy
 

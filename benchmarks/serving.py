@@ -30,7 +30,7 @@ from tritonclient.utils import InferenceServerException
 import fcn_deploy as fd
 from fcn_deploy.images import Pixels
 from fcn_deploy.segmentation import Segmenter
-from fcn_deploy.serving.wire import JSON_LENGTH_HEADER
+from fcn_deploy.serving.protocol import JSON_LENGTH_HEADER
 
 # Labels come in one window; otherwise gRPC's first 64 KB are acknowledged before the rest is sent.
 CHANNEL = [

@@ -95,9 +95,9 @@ from fcn_deploy.parity.tolerance import Tier as Tier
 from fcn_deploy.parity.verify import Verification as Verification
 from fcn_deploy.parity.verify import VerifyOptions as VerifyOptions
 from fcn_deploy.parity.verify import verify as verify
+from fcn_deploy.prediction.options import Prediction as Prediction
 from fcn_deploy.prediction.options import PredictOptions as PredictOptions
-from fcn_deploy.prediction.plan import Prediction as Prediction
-from fcn_deploy.prediction.run import Tally as Tally
+from fcn_deploy.prediction.run import PredictionSummary as PredictionSummary
 from fcn_deploy.prediction.run import predict as predict
 from fcn_deploy.runtime.ort_options import OrtOptions as OrtOptions
 from fcn_deploy.serving.options import ServeOptions as ServeOptions

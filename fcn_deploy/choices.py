@@ -2,9 +2,6 @@
 
 from enum import StrEnum
 
-# Of a TensorRT engine on disk.
-PLAN_SUFFIX = ".plan"
-
 
 class FlavourName(StrEnum):
     """The two products; also what `pip install 'fcn-deploy[...]'` calls them."""

@@ -1,9 +1,7 @@
-"""Is this machine fit to export, verify and run? Each finding comes with a remedy."""
+"""Check whether this machine can export, verify and run. Every finding comes with a remedy."""
 
-import os
 import platform
 import shutil
-import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,7 +19,7 @@ _ORT_REMEDY = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxr
 
 
 class Status(StrEnum):
-    """How a finding weighs: a note stops nothing, a problem does."""
+    """How serious a finding is: a note stops nothing, a problem does."""
 
     OK = "ok"
     NOTE = "note"
@@ -30,11 +28,11 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was checked.
 
     Attributes:
         name: what it is.
-        status: how it weighs.
+        status: how serious it is.
         value: what was found.
         remedy: what to do about it; empty when there is nothing to do.
     """
@@ -46,7 +44,7 @@ class Finding:
 
 
 def examine() -> tuple[Finding, ...]:
-    """Look at versions, ONNX Runtime and its providers, NVIDIA's libraries, TensorRT, memory and disk."""
+    """Check versions, ONNX Runtime and its providers, NVIDIA's libraries, TensorRT, memory and disk."""
     return (*_versions(), *_onnxruntime(), *_nvidia(), *_tensorrt(), _memory(), _disk())
 
 
@@ -92,10 +90,7 @@ def _nvidia() -> list[Finding]:
     findings = [Finding("NVIDIA driver", Status.OK, f"for CUDA up to {driver[0]}.{driver[1]}")]
     cudnn = nvidia.library_version("libcudnn.so.9", None)
     if cudnn is None:
-        return [
-            *findings,
-            Finding("cuDNN 9", Status.NOTE, "not found", "pip install 'onnxruntime-gpu[cudnn]'."),
-        ]
+        return [*findings, Finding("cuDNN 9", Status.NOTE, "not found", "pip install 'onnxruntime-gpu[cudnn]'.")]
     return [*findings, Finding("cuDNN 9", Status.OK, "found")]
 
 
@@ -111,22 +106,15 @@ def _tensorrt() -> list[Finding]:
 
 
 def _memory() -> Finding:
-    available = available_memory_bytes()
-    if available is None:
-        return Finding("free memory", Status.NOTE, "unknown on this system", "An export takes up to 3 GB.")
-    return _enough("free memory", available, NEEDED_MEMORY_BYTES, "Close something, or export on a larger machine.")
+    remedy = "Close something, or export on a larger machine."
+    return _enough("free memory", available_memory_bytes(), NEEDED_MEMORY_BYTES, remedy)
 
 
-def available_memory_bytes() -> int | None:
-    """Memory that can be had without swapping, caches included; None where the system does not say."""
-    if sys.platform == "win32" or "SC_AVPHYS_PAGES" not in os.sysconf_names:
-        return None
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        # Free pages alone leave out the caches that the kernel gives back on demand.
-        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def available_memory_bytes() -> int:
+    """Return the memory that can be used without swapping, caches included."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def _disk() -> Finding:

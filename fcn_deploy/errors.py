@@ -102,5 +102,5 @@ def check_range(what: str, value: float, lower: float, upper: float | None = Non
     """
     if value >= lower and (upper is None or value <= upper):
         return
-    bounds = f"at least {lower:g}" if upper is None else f"{lower:g} to {upper:g}"
+    bounds = f"at least {lower:.15g}" if upper is None else f"{lower:.15g} to {upper:.15g}"
     raise UsageError(f"{what} {value} is out of bounds: {bounds}", remedy=f"Pass {bounds} to {option}.")

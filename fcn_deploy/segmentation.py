@@ -1,12 +1,17 @@
-"""An artifact that is ready to label photos of any size: what every command that shows it photos has in common."""
+"""An artifact that is ready to label photos of any size, and the loop from photos to labels.
 
+Photos are fitted into the model's input, collected into batches, run, and their labels are restored to each photo's
+own size. Evaluation, prediction and serving build on this module.
+"""
+
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Generic, Self, TypeVar, cast
 
 import numpy as np
 
@@ -41,8 +46,7 @@ def fit(photo: Pixels, height: int, width: int, *, keep_aspect: bool) -> Fitted:
 class Segmenter:
     """Labels photos with an artifact: a context manager around its runner.
 
-    `run` is the runtime alone; what happens before it (`fit`, `feed`) and after it (`labels`) may happen elsewhere
-    at the same time.
+    `run` is the runtime alone. `fit`, `feed` and `labels` need no runtime, and may work in other threads meanwhile.
 
     Args:
         path: a bundle's directory, an ONNX file of this toolkit, or a TensorRT engine.
@@ -57,8 +61,8 @@ class Segmenter:
         width: W of the input, pixels.
 
     Raises:
-        BundleError: the artifact is missing, damaged, or has no facts about its classes.
-        ProviderError: on opening, when the provider asked for would not run.
+        BundleError: the artifact is missing, damaged, or does not record its classes.
+        ProviderError: on opening, when the requested provider would not run.
     """
 
     def __init__(self, path: Path, provider: Provider = Provider.CPU) -> None:
@@ -66,7 +70,7 @@ class Segmenter:
         self.info: ModelInfo = artifact.info
         self.model_path, self.model_sha256 = artifact.model_path, artifact.model_sha256
         self.batch, _, self.height, self.width = artifact.input_shape
-        self._runner = runner_for(artifact.model_path, provider)
+        self._runner = runner_for(artifact, provider)
 
     def __enter__(self) -> Self:
         self._runner.__enter__()
@@ -79,7 +83,7 @@ class Segmenter:
 
     @property
     def runner_name(self) -> str:
-        """What runs, for reports, e.g. `ONNX Runtime 1.31.1 CPU`."""
+        """The runtime and its version, for reports, e.g. `ONNX Runtime 1.31.1 CPU`."""
         return self._runner.name
 
     def fit(self, photo: Pixels, *, keep_aspect: bool) -> Fitted:
@@ -87,40 +91,132 @@ class Segmenter:
         return fit(photo, self.height, self.width, keep_aspect=keep_aspect)
 
     def feed(self, canvases: list[Pixels]) -> Arrays:
-        """What `run` takes for 1 to N canvases: the model's input, filled up with the mean colour."""
+        """Return the model's input for 1 to N canvases, padded to a full batch with the mean colour."""
         missing = self.batch - len(canvases)
-        filling = [mean_image(self.height, self.width)] * missing if missing else []
+        padding = [mean_image(self.height, self.width)] * missing if missing else []
         # One photo is not copied.
-        pixels = canvases[0][None] if self.batch == 1 else np.stack([*canvases, *filling])
+        pixels = canvases[0][None] if self.batch == 1 else np.stack([*canvases, *padding])
         return feed_of(self._runner.inputs[0], pixels)
 
     def run(self, feed: Arrays) -> Arrays:
-        """The model's outputs for a `feed`, on the host."""
+        """Run the model on a `feed`; return its outputs, on the host."""
         return self._runner.run(feed)
 
     def labels(self, outputs: Arrays) -> Labels:
-        """N x H x W uint8 labels of what `run` gave, those of the filling included."""
+        """Return N x H x W uint8 labels for the outputs of `run`, those of the padding included."""
         return labels_of(outputs)
 
     def segment(self, photo: Pixels, *, keep_aspect: bool = False) -> Labels:
-        """H x w uint8 labels of one photo, in the photo's own size."""
+        """Return the h x w uint8 labels of one photo, in the photo's own size."""
         fitted = self.fit(photo, keep_aspect=keep_aspect)
         return fitted.placement.restore(self.labels(self.run(self.feed([fitted.canvas])))[0])
+
+
+@dataclass(frozen=True)
+class PendingPhoto:
+    """A photo on its way to the model; subclasses add what their caller needs afterwards.
+
+    Attributes:
+        fitted: its pixels, and the model's view of them.
+    """
+
+    fitted: Fitted
+
+
+Photo = TypeVar("Photo", bound=PendingPhoto)
+Other = TypeVar("Other")
+
+
+@dataclass(frozen=True)
+class Batch(Generic[Photo, Other]):
+    """Photos for one run of the model, in order, with entries between them that need no run.
+
+    Attributes:
+        entries: at most N photos, and entries that pass through as they are.
+        arrays: the model's input before the run, its outputs after it; None when no entry needs a run.
+        inference_ms: time the runtime took; 0 before the run.
+    """
+
+    entries: tuple[Photo | Other, ...]
+    arrays: Arrays | None
+    inference_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Labelled(Generic[Photo]):
+    """A photo with its labels.
+
+    Attributes:
+        photo: the photo.
+        labels: H x W uint8, in the model's size.
+        inference_ms: time the runtime took for its batch, divided by the photos in that batch.
+    """
+
+    photo: Photo
+    labels: Labels
+    inference_ms: float
+
+    def restore(self) -> Labels:
+        """Return the labels as h x w uint8, in the photo's own size."""
+        return self.photo.fitted.placement.restore(self.labels)
+
+
+# Entries that need no run do not wait for a full batch of photos: a batch has at most this many entries.
+_MAX_ENTRIES = 64
+
+
+def make_batches(segmenter: Segmenter, entries: Iterable[Photo | Other]) -> Iterator[Batch[Photo, Other]]:
+    """Yield batches of as many photos as the model takes at a time; the last one may have fewer."""
+    chunk: list[Photo | Other] = []
+    for entry in entries:
+        chunk.append(entry)
+        if sum(isinstance(e, PendingPhoto) for e in chunk) == segmenter.batch or len(chunk) >= _MAX_ENTRIES:
+            yield make_batch(segmenter, chunk)
+            chunk = []
+    if chunk:
+        yield make_batch(segmenter, chunk)
+
+
+def make_batch(segmenter: Segmenter, entries: Sequence[Photo | Other]) -> Batch[Photo, Other]:
+    """Return one batch; at most N of the entries are photos."""
+    canvases = [entry.fitted.canvas for entry in entries if isinstance(entry, PendingPhoto)]
+    return Batch(tuple(entries), segmenter.feed(canvases) if canvases else None)
+
+
+def run_batch(segmenter: Segmenter, batch: Batch[Photo, Other]) -> Batch[Photo, Other]:
+    """Run the model on a batch: the runtime's work alone."""
+    if batch.arrays is None:
+        return batch
+    start = time.perf_counter_ns()
+    outputs = segmenter.run(batch.arrays)
+    return replace(batch, arrays=outputs, inference_ms=(time.perf_counter_ns() - start) / 1e6)
+
+
+def label_batch(segmenter: Segmenter, batch: Batch[Photo, Other]) -> list[Labelled[Photo] | Other]:
+    """Return each photo of a batch that has run with its labels, and the other entries as they are."""
+    labels = iter(segmenter.labels(batch.arrays) if batch.arrays is not None else ())
+    share = batch.inference_ms / max(sum(isinstance(entry, PendingPhoto) for entry in batch.entries), 1)
+    return [
+        Labelled(cast("Photo", entry), next(labels), share) if isinstance(entry, PendingPhoto) else entry
+        for entry in batch.entries
+    ]
 
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Threads(ThreadPoolExecutor):
-    """Threads that drop what has not begun when the block ends, be it by an error."""
+class CancellingThreadPool(ThreadPoolExecutor):
+    """Threads that drop work not yet begun when their block ends, normally or by an error."""
 
     def __exit__(self, *_: object) -> None:
         self.shutdown(wait=True, cancel_futures=True)
 
 
-def ahead(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], limit: int) -> Iterator[Result]:
-    """`map` in order, at most `limit` items ahead of whoever reads the results; raises what `function` raises."""
+def map_ordered(
+    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], limit: int
+) -> Iterator[Result]:
+    """Map in order, working at most `limit` items ahead of the reader; raises what `function` raises."""
     pending: deque[Future[Result]] = deque()
     for item in items:
         pending.append(pool.submit(function, item))

@@ -6,13 +6,14 @@ import itertools
 import json
 import shutil
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
+
+from tests.processes import started, wait_until
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _FLAGS = (
@@ -85,21 +86,17 @@ class Page:
 def browser(profile: Path) -> Iterator[Page]:
     """A page of a browser with a new profile."""
     assert PROGRAM is not None
-    with subprocess.Popen(
-        [PROGRAM, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    ) as process:  # fmt: skip
-        try:
-            with connect(_address(profile), max_size=None, compression=None) as connection:
-                yield Page(connection)
-        finally:
-            process.terminate()
+    command = [PROGRAM, *_FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with connect(_address(profile), max_size=None, compression=None) as connection:
+            yield Page(connection)
+        process.terminate()
+        process.wait(10)
 
 
 def _address(profile: Path) -> str:
-    file, end = profile / "DevToolsActivePort", time.monotonic() + _START_S
-    while not (file.is_file() and len(file.read_text().splitlines()) == 2):
-        assert time.monotonic() < end, "the browser did not start"
-    with urllib.request.urlopen(f"http://127.0.0.1:{file.read_text().splitlines()[0]}/json/list") as answer:
+    file = profile / "DevToolsActivePort"
+    wait_until(lambda: file.is_file() and len(file.read_text().splitlines()) == 2, seconds=_START_S)
+    with urllib.request.urlopen(f"http://127.0.0.1:{file.read_text().splitlines()[0]}/json/list", timeout=10) as answer:
         pages = [target for target in json.load(answer) if target["type"] == "page"]
     return str(pages[0]["webSocketDebuggerUrl"])

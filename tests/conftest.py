@@ -1,5 +1,7 @@
 """Fixtures shared by all tests: narrow networks, and bundles that are exported once per run."""
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 import fcn_deploy as fd
@@ -19,6 +22,8 @@ NARROW = 16
 # Exit code, stdout, stderr.
 Call = Callable[..., tuple[int, str, str]]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+# Make a folder by a name and by what fills it; returns it.
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 def narrow_options(output: Path, variant: fd.Variant = fd.Variant.FCN8S, size: int = 96) -> fd.ExportOptions:
@@ -31,10 +36,36 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take longest, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("full") is None)
+
+
 @pytest.fixture(scope="session")
-def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Fill a folder once per run: the test process that asks first does, the others use it. No test may change it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # each process has a folder of its own in there
+
+    def made(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, filled = root / "once" / name, root / "once" / f"{name}.filled"
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(root / "once" / f"{name}.lock", timeout=100):
+            if not filled.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # half filled
+                folder.mkdir()
+                fill(folder)
+                filled.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def shared_bundle(once: Once) -> Path:
     """A verified, narrow FCN-8s bundle for 96x96; not to be changed by a test."""
-    return fd.export(narrow_options(tmp_path_factory.mktemp("shared") / "bundle")).path
+    return once("shared", lambda folder: fd.export(narrow_options(folder / "bundle"))) / "bundle"
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,8 @@ from PIL import Image
 import fcn_deploy as fd
 from fcn_deploy.runtime.ort import provider_problem
 from tests.conftest import Call, Run
+from tests.messages import missing
+from tests.processes import started, wait_until
 
 COMMANDS = (
     "export", "verify", "predict", "evaluate", "package", "serve", "tensorrt", "bench", "compare", "report", "inspect",
@@ -24,17 +25,17 @@ NARROW = ("--channel-divisor", "16", "--size", "96")
 
 def test_help_loads_neither_torch_nor_onnxruntime() -> None:
     code = "import sys; from fcn_deploy.cli import app; print(*sorted(m for m in sys.modules if '.' not in m))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
 
     assert not {"torch", "onnxruntime", "onnx", "numpy", "PIL"} & set(done.stdout.split())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_commands_help_ends_with_an_example(run_cli: Run, command: str) -> None:
-    done = run_cli(command, "--help")
+def test_every_commands_help_ends_with_an_example(call_cli: Call, command: str) -> None:
+    code, output, _ = call_cli(command, "--help")
 
-    assert done.returncode == 0
-    assert done.stdout.rstrip().splitlines()[-1].strip().startswith(f"Example: fcn-deploy {command}")
+    assert code == 0
+    assert output.rstrip().splitlines()[-1].strip().startswith(f"Example: fcn-deploy {command}")
 
 
 def test_main_help_lists_every_command_and_ends_with_an_example(run_cli: Run) -> None:
@@ -44,35 +45,35 @@ def test_main_help_lists_every_command_and_ends_with_an_example(run_cli: Run) ->
     assert done.stdout.rstrip().endswith("Example: fcn-deploy export --variant 32s")
 
 
-def test_version(run_cli: Run) -> None:
-    assert run_cli("--version").stdout == f"{fd.__version__}\n"
+def test_version(call_cli: Call) -> None:
+    assert call_cli("--version")[1] == f"{fd.__version__}\n"
 
 
 def test_export_verify_predict_inspect(run_cli: Run, photo: Path, tmp_path: Path) -> None:
     exported = run_cli("export", "--variant", "8s", *NARROW)
     assert exported.returncode == 0, exported.stderr
     assert "passed  tier fp32" in exported.stdout
-    assert "untrained (random weights, seed 0)" in exported.stdout
-    assert "wrote fcn8s: fp32, float input 1x3x96x96, logits" in exported.stdout
-    assert "simplified 49 -> 46 nodes (Slice 6 -> 3)" in exported.stdout
+    assert missing("untrained 0", exported.stdout) == []
+    assert missing("fcn8s fp32 1x3x96x96 logits", exported.stdout) == []
+    assert "49 -> 46 nodes (Slice 6 -> 3)" in exported.stdout
     assert "export to ONNX, opset 18" in exported.stderr
 
     verified = run_cli("verify", "fcn8s", "--image", photo, "--samples", "2", "--exact")
     assert verified.returncode == 0, verified.stderr
     assert "noise 1" in verified.stdout
-    assert "Each side against float64" in verified.stdout
-    assert " nodes on CPUExecutionProvider\n" in verified.stdout
+    assert "float64" in verified.stdout
+    assert "CPUExecutionProvider" in verified.stdout
 
     predicted = run_cli("predict", "fcn8s", photo, "--output", "labels")
     assert predicted.returncode == 0, predicted.stderr
     assert predicted.stdout.startswith(f"{photo} -> labels/photo.overlay.png  ")
-    assert predicted.stderr.endswith("untrained weights: the labels mean nothing\n")
+    assert "untrained" in predicted.stderr.splitlines()[-1]
     assert (tmp_path / "labels" / "photo.labels.png").is_file()
 
     inspected = run_cli("inspect", "fcn8s")
     assert inspected.returncode == 0, inspected.stderr
     assert "fuse_pool4/slice" in inspected.stdout
-    assert "labels mean nothing" in inspected.stdout
+    assert "untrained" in inspected.stdout
 
 
 def test_json_is_one_document_and_nothing_else(call_cli: Call, photo: Path, shared_bundle: Path) -> None:
@@ -95,37 +96,37 @@ def test_json_is_one_document_and_nothing_else(call_cli: Call, photo: Path, shar
     assert {f["name"] for f in json.loads(call_cli("doctor", "--json")[1])} >= {"torch", "provider cpu"}
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), [
-    (("export", "--variant", "64s"), 2, "'64s' is not one of"),
-    (("export",), 2, "Missing option '--variant'"),
-    (("exprt",), 2, "Did you mean 'export'"),
-    (("export", "--variant", "8s", "--size", "big"), 2, "is neither a number of pixels"),
-    (("export", "--variant", "8s", "--size", "1x2x3"), 2, "is neither a number of pixels"),
-    (("export", "--variant", "8s", "--size", "-5"), 2, "is neither a number of pixels"),
-    (("export", "--variant", "16s", "--size", "375x500"), 2, "Use height 373 or 378 (--size HxW), or --geometry caffe"),
-    (("export", "--variant", "8s", "--size", "10"), 2, "fc6 needs at least 7 pixels after pool5"),
-    (("export", "--variant", "8s", "--num-classes", "0"), 2, "0 classes: labels are 8-bit"),
-    (("export", "--variant", "8s", "--opset", "9"), 2, "opset 9 is out of bounds: 18 to 23"),
-    (("export", "--variant", "8s", "--batch", "0"), 2, "batch 0 is out of bounds: at least 1"),
-    (("export", "--variant", "8s", "--size", "1" + "0" * 5000), 2, "is neither a number of pixels"),
-    (("export", "--variant", "8s", "--size", "2000000"), 2, "pixels: at most 16777216 fit one run"),
-    (("export", "--variant", "8s", "--rng-seed", "99999999999999999999"), 2, "is not between 0 and"),
+@pytest.mark.parametrize(("arguments", "code", "facts"), [
+    (("export", "--variant", "64s"), 2, "64s 8s 16s 32s"),
+    (("export",), 2, "--variant"),
+    (("exprt",), 2, "exprt export"),
+    (("export", "--variant", "8s", "--size", "big"), 2, "--size big"),
+    (("export", "--variant", "8s", "--size", "1x2x3"), 2, "--size 1x2x3"),
+    (("export", "--variant", "8s", "--size", "-5"), 2, "--size -5"),
+    (("export", "--variant", "16s", "--size", "375x500"), 2, "375 373 378 --size --geometry caffe"),
+    (("export", "--variant", "8s", "--size", "10"), 2, "--size"),
+    (("export", "--variant", "8s", "--num-classes", "0"), 2, "0 1 255"),
+    (("export", "--variant", "8s", "--opset", "9"), 2, "opset 9 18 23"),
+    (("export", "--variant", "8s", "--batch", "0"), 2, "batch 0 1"),
+    (("export", "--variant", "8s", "--size", "1" + "0" * 5000), 2, "--size"),
+    (("export", "--variant", "8s", "--size", "2000000"), 2, "2000000 16777216"),
+    (("export", "--variant", "8s", "--rng-seed", "99999999999999999999"), 2, "99999999999999999999 0"),
     (("inspect", "x" * 300), 3, "File name too long"),
     (("predict", "nothing", "x" * 300), 3, "File name too long"),
-    (("export", "--variant", "8s", "--output", "/proc/nobody/writes/here"), 3, "cannot write /proc/nobody"),
-    (("export", "--variant", "8s", "--at-once"), 2, "--at-once scales the skips"),
-    (("export", "--variant", "8s", "--checkpoint", "none.pth"), 3, "none.pth is not a file"),
-    (("verify", "nothing"), 3, "nothing is neither a bundle nor an ONNX file"),
-    (("inspect", "nothing"), 3, "Write one with `fcn-deploy export`."),
-    (("predict", "nothing", "*.jpg"), 3, "*.jpg names no image"),
+    (("export", "--variant", "8s", "--output", "/proc/nobody/writes/here"), 3, "/proc/nobody/writes"),
+    (("export", "--variant", "8s", "--at-once"), 2, "--at-once"),
+    (("export", "--variant", "8s", "--checkpoint", "none.pth"), 3, "none.pth"),
+    (("verify", "nothing"), 3, "nothing"),
+    (("inspect", "nothing"), 3, "nothing export"),
+    (("predict", "nothing", "*.jpg"), 3, "*.jpg"),
 ])  # fmt: skip
 def test_bad_input_has_its_exit_code_and_leaves_nothing(
-    call_cli: Call, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+    call_cli: Call, tmp_path: Path, arguments: tuple[str, ...], code: int, facts: str
 ) -> None:
     found, output, errors = call_cli(*arguments)
 
     assert found == code, errors
-    assert message in " ".join(errors.replace("│", " ").split())
+    assert missing(facts, errors) == []
     assert output == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -133,8 +134,7 @@ def test_bad_input_has_its_exit_code_and_leaves_nothing(
 def test_an_existing_output_needs_force(call_cli: Call, bundle: Path) -> None:
     code, _, errors = call_cli("export", "--variant", "8s", *NARROW, "--output", bundle)
     assert code == 3
-    assert f"error: {bundle} exists already" in errors
-    assert "Pass --force to replace it" in errors
+    assert missing(f"{bundle} --force", errors) == []
 
     assert call_cli("export", "--variant", "32s", *NARROW, "--output", bundle, "--force")[0] == 0
     assert fd.open_bundle(bundle).info.network.variant is fd.Variant.FCN32S
@@ -144,22 +144,22 @@ def test_an_output_below_a_file(call_cli: Call, photo: Path) -> None:
     code, _, errors = call_cli("export", "--variant", "8s", *NARROW, "--output", photo / "out")
 
     assert code == 3
-    assert "cannot write" in errors
+    assert "photo.png" in errors
 
 
-def test_a_failed_verification_exits_5_and_saves_its_worst_input(run_cli: Run, bundle: Path) -> None:
+def test_a_failed_verification_exits_5_and_saves_its_worst_input(call_cli: Call, bundle: Path) -> None:
     path = bundle / "model.onnx"
     data = bytearray(path.read_bytes())
     data[-4:] = np.float32(30).tobytes()  # the last weight of the last tensor
     alone = bundle.parent / "alone.onnx"
     alone.write_bytes(data)
 
-    failed = run_cli("verify", alone)
+    code, output, errors = call_cli("verify", alone)
 
-    assert failed.returncode == 5
-    assert "FAILED  tier fp32" in failed.stdout
-    assert "does not compute what PyTorch" in failed.stderr
-    assert "saved the worst input" in failed.stdout
+    assert code == 5
+    assert "FAILED  tier fp32" in output
+    assert missing("PyTorch fp32", errors) == []
+    assert "worst-input.npy" in output
     assert (alone.parent / "worst-input.npy").is_file()
 
 
@@ -171,18 +171,18 @@ def test_damaged_bundles_exit_3(call_cli: Call, bundle: Path, photo: Path) -> No
     for command in (("verify", bundle), ("predict", bundle, photo), ("inspect", bundle)):
         code, output, errors = call_cli(*command)
         assert (code, output) == (3, "")
-        assert "is not the file the manifest describes" in errors
+        assert missing("model.onnx SHA-256", errors) == []
 
 
-def test_one_bad_photo_exits_3_after_the_rest(run_cli: Run, shared_bundle: Path, photo: Path, tmp_path: Path) -> None:
+def test_one_bad_photo_exits_3_after_the_rest(call_cli: Call, shared_bundle: Path, photo: Path, tmp_path: Path) -> None:
     Image.new("RGB", (1, 1)).save(tmp_path / "tiny.png")
     (tmp_path / "zero.png").write_bytes(b"")
 
-    done = run_cli("predict", shared_bundle, tmp_path, "--output", "out")
+    code, _, errors = call_cli("predict", shared_bundle, tmp_path, "--output", "out")
 
-    assert done.returncode == 3
-    assert "1 of 3 photos failed" in done.stderr
-    assert "zero.png (0 bytes) is of no known format" in done.stderr
+    assert code == 3
+    assert "1 of 3" in errors
+    assert missing("zero.png 0", errors) == []
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "failures.jsonl", "photo.labels.png", "photo.overlay.png", "tiny.labels.png", "tiny.overlay.png",
     ]  # fmt: skip
@@ -198,19 +198,17 @@ def test_cuda_without_cuda_exits_4(call_cli: Call, shared_bundle: Path, photo: P
 
 def interrupted(tmp_path: Path, number: int) -> int:
     """Send a signal to an export while it writes its model of 136 MB; returns the exit code."""
+
+    def writing() -> bool:
+        assert process.poll() is None, "the export ended before it could be interrupted"
+        return any(f.stat().st_size > 1_000_000 for f in tmp_path.glob(".out.partial-*/model.onnx"))
+
     command = [sys.executable, "-m", "fcn_deploy", "export", "--variant", "32s"]
     command += ["--channel-divisor", "2", "--output", "out", "--force"]
-    # Whoever runs the tests in the background has it ignored, and children inherit that.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        signal.signal(signal.SIGINT, before)
-        deadline = time.monotonic() + 120
-        while not any(f.stat().st_size > 1_000_000 for f in tmp_path.glob(".out.partial-*/model.onnx")):
-            assert process.poll() is None, "the export ended before it could be interrupted"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+    with started(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_until(writing, pause=0.005)
         process.send_signal(number)
-        return process.wait(60)
+        return process.wait(30)
 
 
 @pytest.mark.full
@@ -230,7 +228,7 @@ def test_interrupted_while_writing(tmp_path: Path, bundle: Path, number: int, co
 def test_a_closed_pipe_is_no_traceback(shared_bundle: Path) -> None:
     command = f"{sys.executable} -m fcn_deploy inspect {shared_bundle} | head -1"
 
-    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
 
     assert "Traceback" not in done.stderr
 
@@ -239,7 +237,7 @@ def test_brackets_in_paths_are_no_markup(call_cli: Call, tmp_path: Path) -> None
     code, output, errors = call_cli("export", "--variant", "8s", *NARROW, "--no-verify", "--output", "run[bold]x[/]")
 
     assert code == 0, errors
-    assert "wrote run[bold]x[/]: fp32, float input" in output
+    assert "run[bold]x[/]" in output
     assert (tmp_path / "run[bold]x[/]" / "model.onnx").is_file()
 
 

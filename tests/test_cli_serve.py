@@ -115,15 +115,15 @@ def test_a_port_in_use_is_named(call_cli: Call, shared_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "code", "message"), [
-    (("--http-port", "70000"), 2, "HTTP port 70000 is not between 0 and 65535"),
-    (("--grpc-port", "-1"), 2, "gRPC port -1 is not between 0 and 65535"),
-    (("--http-port", "9", "--grpc-port", "9"), 2, "port 9 is asked for twice"),
-    (("--queue-size", "0"), 2, "queue size 0 is not between 1 and 1000"),
-    (("--max-photo-mb", "0"), 2, "photo size in MB 0 is not between 1 and 1024"),
-    (("--client-timeout", "0"), 2, "client timeout in seconds 0 is not between 0.1 and 3600"),
-    (("--client-timeout", "nan"), 2, "client timeout in seconds nan is not between"),
-    (("--drain", "-1"), 2, "drain time in seconds -1 is not between 0 and 3600"),
-    (("--name", "a/b"), 2, "model name 'a/b' has characters that addresses do not have"),
+    (("--http-port", "70000"), 2, "HTTP port 70000 is out of bounds: 0 to 65535"),
+    (("--grpc-port", "-1"), 2, "gRPC port -1 is out of bounds: 0 to 65535"),
+    (("--http-port", "9", "--grpc-port", "9"), 2, "HTTP and gRPC cannot share port 9"),
+    (("--queue-size", "0"), 2, "queue size 0 is out of bounds: 1 to 1000"),
+    (("--max-photo-mb", "0"), 2, "photo size in MB 0 is out of bounds: 1 to 1024"),
+    (("--client-timeout", "0"), 2, "client timeout in seconds 0.0 is out of bounds: 0.1 to 3600"),
+    (("--client-timeout", "nan"), 2, "client timeout in seconds nan is out of bounds"),
+    (("--drain", "-1"), 2, "drain time in seconds -1.0 is out of bounds: 0 to 3600"),
+    (("--name", "a/b"), 2, "model name 'a/b' has characters that are not allowed in a URL path"),
     (("--host", "no.such.host.invalid", *PORTS), 2, "cannot listen on no.such.host.invalid:0"),
     (("--host", "192.0.2.1", *PORTS), 2, "cannot listen on 192.0.2.1:0: Cannot assign requested address"),
     (("--provider", "cuda", *PORTS), 4, "provider cuda"),
@@ -144,7 +144,7 @@ def test_a_missing_extra_is_named_before_any_work(call_cli: Call, monkeypatch: p
     code, _, errors = call_cli("serve", "nothing")
 
     assert code == 2
-    assert "serving needs kserve, which is not installed" in errors
+    assert "serving needs h11 and grpc and tritonclient and prometheus_client, which are not installed" in errors
     assert "pip install 'fcn-deploy[serve]'" in errors
 
 

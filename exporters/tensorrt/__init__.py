@@ -1,1 +1,1 @@
-"""Building TensorRT engines, step by step; `exporters.tensorrt` puts the steps together."""
+"""Build TensorRT engines from bundles."""

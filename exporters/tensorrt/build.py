@@ -1,39 +1,120 @@
-"""From a bundle to a TensorRT engine: convert, parse, build, check what it computes in, write it with its sidecar."""
+"""From a bundle to a TensorRT engine: settle what to build, convert the graph, build, check its layers, write it."""
 
 import hashlib
 import json
 import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx import BF16_OPSET
 from exporters.precision.options import PrecisionOptions
 from exporters.precision.reduce import calibration_inputs, reduce_precision
-from exporters.tensorrt.builder import BuildPlan, Built, OnPhases, build, require_effect, untold
-from exporters.tensorrt.layers import engine_layers, require_precision
+from exporters.tensorrt.layers import engine_layers, listed_layers, network_layers, require_precision
 from exporters.tensorrt.options import EngineOptions
 from fcn_deploy.artifact.bundle import Bundle, open_bundle
 from fcn_deploy.artifact.engine import Device, Engine, LayerTypes, open_engine, sidecar_path
 from fcn_deploy.choices import Precision, Target
-from fcn_deploy.errors import BundleError, OutputError, ParityError, ProviderError, UsageError
+from fcn_deploy.errors import BundleError, InputFileError, OutputError, ParityError, ProviderError, UsageError
 from fcn_deploy.images import find_images
 from fcn_deploy.installation import __version__
+from fcn_deploy.model_info import TensorSpec
 from fcn_deploy.onnx_file import write_model
 from fcn_deploy.progress import OnStep, quietly
 from fcn_deploy.runtime.nvidia import current_device
 from fcn_deploy.runtime.tensorrt import deserialized
-from fcn_deploy.runtime.tensorrt_flavour import Flavour, find_flavour
+from fcn_deploy.runtime.tensorrt_flavour import Flavour, Message, find_flavour, worst
 from fcn_deploy.storage import check_writable, file_sha256, staged_file
+
+_MEBIBYTE = 1 << 20
+_WARNING = 2
+_LISTED_NODES = 10
 
 
 @dataclass(frozen=True)
-class Job:
+class Phase:
+    """A phase of a build.
+
+    Attributes:
+        name: as TensorRT calls it.
+        steps: how many it has.
+        done: how many are done.
+    """
+
+    name: str
+    steps: int
+    done: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.done}/{self.steps}"
+
+
+# Called with the phases under way, the outermost first, from TensorRT's own threads.
+OnPhases = Callable[[tuple[Phase, ...]], None]
+
+
+@dataclass(frozen=True)
+class EngineBuild:
+    """The outcome of a build.
+
+    Attributes:
+        engine: the engine at the output path.
+        up_to_date: the same engine was there already, and nothing was built.
+    """
+
+    engine: Engine
+    up_to_date: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every fact, for JSON."""
+        return {"up_to_date": self.up_to_date, **self.engine.to_dict()}
+
+
+def build_engine(
+    options: EngineOptions, on_step: OnStep = quietly, on_phases: OnPhases = lambda _phases: None
+) -> EngineBuild:
+    """Build a TensorRT engine and its sidecar; do nothing when the same engine is there already.
+
+    Args:
+        options: what to build, and where to.
+        on_step: called with what is being done.
+        on_phases: called with the progress of TensorRT's builder, from its threads.
+
+    Raises:
+        UsageError: options that do not go together, or nodes that TensorRT refuses.
+        BundleError: the source is damaged, or no model of this toolkit.
+        InputFileError: the timing cache cannot be used.
+        OutputError: another engine is there already, or it cannot be written.
+        ProviderError: TensorRT or a GPU is missing, or the build failed.
+        ParityError: the engine does not compute in the precision asked for.
+    """
+    flavour = find_flavour(options.flavour)
+    device = _device_for(flavour, options)
+    with on_step(f"check {options.source}"):
+        job = _job_of(options, flavour, device)
+        present = _present(options, job.key)
+    if present is not None:
+        return EngineBuild(present, up_to_date=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = _graph(job, Path(folder), on_step)
+        with on_step(f"build the engine with {flavour}, {job.precision}"):
+            built = _build(job, path, on_phases)
+    return EngineBuild(_write(job, built, on_step), up_to_date=False)
+
+
+@dataclass(frozen=True)
+class EngineJob:
     """Everything that decides what is built.
 
     Attributes:
+        options: what was asked for.
         bundle: the source.
         precision: what the engine is to compute in.
         source_sha256: of the source's ONNX file.
@@ -42,6 +123,7 @@ class Job:
         key: hash of all of it.
     """
 
+    options: EngineOptions
     bundle: Bundle
     precision: Precision
     source_sha256: str
@@ -50,43 +132,34 @@ class Job:
     key: str
 
 
-def device_for(flavour: Flavour, options: EngineOptions) -> Device | None:
-    """The GPU to build for; None when compute capabilities are named instead.
-
-    Raises:
-        UsageError: options that this TensorRT does not have.
-        ProviderError: there is no GPU, and none is named.
-    """
+def _device_for(flavour: Flavour, options: EngineOptions) -> Device | None:
+    """Return the GPU to build for; None when compute capabilities are named instead."""
     if options.capabilities and not flavour.builds_without_gpu:
         raise UsageError(
             f"compute capability {', '.join(options.capabilities)}: {flavour} builds for the GPU it runs on only",
             remedy="Leave --compute-capability out, or pass --flavour tensorrt-rtx.",
         )
-    if options.timing_cache is not None:
-        require_effect(flavour)
+    if options.timing_cache is not None and not flavour.times_kernels:
+        raise UsageError(
+            f"{flavour} has no timing cache: it times no kernels while it builds, and compiles them where they run",
+            remedy="Leave --timing-cache out.",
+        )
     for text in options.capabilities:
         flavour.capability(text)
     if options.capabilities:
         return None
     device = current_device()
     if device is None:
-        others = (
-            f"--compute-capability {','.join(flavour.capabilities)}, or some of these" if flavour.capabilities else ""
-        )
+        named = f"Pass --compute-capability {','.join(flavour.capabilities)}, or some of these."
         raise ProviderError(
-            f"{flavour} builds for the GPU at hand, and there is none",
-            remedy=f"Pass {others}." if others else "Run this on the machine that is to run the engine.",
+            f"{flavour} builds for the GPU of this machine, and there is none",
+            remedy=named if flavour.capabilities else "Run this on the machine that is to run the engine.",
         )
     return device
 
 
-def job_of(options: EngineOptions, flavour: Flavour, device: Device | None) -> Job:
-    """Open the source, settle the precision, and hash all that decides what is built.
-
-    Raises:
-        BundleError: the source is damaged, or no model of this toolkit.
-        UsageError: the source cannot have the precision asked for.
-    """
+def _job_of(options: EngineOptions, flavour: Flavour, device: Device | None) -> EngineJob:
+    """Open the source, settle the precision, and hash everything that decides what is built."""
     bundle = open_bundle(options.source)
     precision = _precision(options, bundle)
     sha256 = file_sha256(bundle.model_path)
@@ -102,29 +175,7 @@ def job_of(options: EngineOptions, flavour: Flavour, device: Device | None) -> J
         "workspace_mb": options.workspace_mb,
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return Job(bundle, precision, sha256, flavour, device, key)
-
-
-def require_signed(bundle: Bundle, source: str) -> None:
-    """Check that TensorRT can read a bundle's 8-bit maps, if it has any.
-
-    Args:
-        bundle: the bundle.
-        source: what the user calls it.
-
-    Raises:
-        UsageError: they are unsigned.
-    """
-    unsigned = next((node for node in bundle.model.graph if _rounds_unsigned(node)), None)
-    if unsigned is not None:
-        raise UsageError(
-            f"{source} has 8-bit maps in uint8, at {unsigned.name} first: for CPUs; TensorRT takes int8",
-            remedy="Export it again with --target tensorrt.",
-        )
-
-
-def _rounds_unsigned(node: ir.Node) -> bool:
-    return node.op_type == "QuantizeLinear" and node.outputs[0].dtype is ir.DataType.UINT8
+    return EngineJob(options, bundle, precision, sha256, flavour, device, key)
 
 
 def _precision(options: EngineOptions, bundle: Bundle) -> Precision:
@@ -139,7 +190,7 @@ def _precision(options: EngineOptions, bundle: Bundle) -> Precision:
         raise UsageError("an engine is not quantized while it is built", remedy="Export with --precision int8 first.")
     if wanted is own and options.calibration:
         raise UsageError(
-            f"calibration images are for reducing a float32 graph, and {options.source} stays {own}",
+            f"calibration images are for converting a float32 graph, and {options.source} stays {own}",
             remedy="Leave --calibration out, or ask for another --precision.",
         )
     require_signed(bundle, str(options.source))
@@ -152,56 +203,26 @@ def _precision(options: EngineOptions, bundle: Bundle) -> Precision:
     return wanted
 
 
-@dataclass(frozen=True)
-class EngineBuild:
-    """The outcome of a build.
-
-    Attributes:
-        engine: what lies there now.
-        up_to_date: it lay there already, made of the same, and nothing was built.
-    """
-
-    engine: Engine
-    up_to_date: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every fact, for JSON."""
-        return {"up_to_date": self.up_to_date, **self.engine.to_dict()}
-
-
-def build_engine(options: EngineOptions, on_step: OnStep = quietly, on_phases: OnPhases = untold) -> EngineBuild:
-    """Build a TensorRT engine and its sidecar; do nothing when the same engine is there already.
+def require_signed(bundle: Bundle, source: str) -> None:
+    """Check that TensorRT can read a bundle's 8-bit maps, if it has any.
 
     Args:
-        options: what to build, and where to.
-        on_step: told what is being done.
-        on_phases: told how far TensorRT is, from threads of TensorRT's.
+        bundle: the bundle.
+        source: what the user calls it.
 
     Raises:
-        UsageError: options that do not go together, or nodes that TensorRT refuses.
-        BundleError: the source is damaged, or no model of this toolkit.
-        InputFileError: the timing cache cannot be used.
-        OutputError: another engine is there already, or it cannot be written.
-        ProviderError: TensorRT or a GPU is missing, or the build failed.
-        ParityError: the engine does not compute in the precision asked for.
+        UsageError: they are unsigned.
     """
-    flavour = find_flavour(options.flavour)
-    device = device_for(flavour, options)
-    with on_step(f"check {options.source}"):
-        job = job_of(options, flavour, device)
-        present = _present(options, job.key)
-    if present is not None:
-        return EngineBuild(present, up_to_date=True)
-    with tempfile.TemporaryDirectory() as folder:
-        path = _graph(job, options, Path(folder), on_step)
-        plan = BuildPlan(job.precision, options.capabilities, options.workspace_mb, options.timing_cache)
-        with on_step(f"build the engine with {flavour}, {job.precision}"):
-            built = build(flavour, path, plan, on_phases)
-    return EngineBuild(_written(options, job, built, on_step), up_to_date=False)
+    for node in bundle.model.graph:
+        if node.op_type == "QuantizeLinear" and node.outputs[0].dtype is ir.DataType.UINT8:
+            raise UsageError(
+                f"{source} has uint8 maps for CPUs, {node.name} first; TensorRT needs int8",
+                remedy="Export it again with --target tensorrt.",
+            )
 
 
 def _present(options: EngineOptions, key: str) -> Engine | None:
-    """The engine that is there already, if it is the one that would be built.
+    """Return the engine that is there already if it is the one that would be built.
 
     Raises:
         OutputError: something else is there and may not be replaced, or nothing can be written there.
@@ -216,21 +237,17 @@ def _present(options: EngineOptions, key: str) -> Engine | None:
         engine = None
     if engine is not None and engine.key == key:
         return engine
-    if not options.force:
-        what = (
-            "cannot be recognised" if engine is None else f"is another: {engine.info.precision} for {engine.built_for}"
-        )
-        raise OutputError(
-            f"{path} exists already and {what}", remedy="Pass --force to replace it, or another --output."
-        )
-    return None
+    if options.force:
+        return None
+    found = "cannot be recognised" if engine is None else f"is another: {engine.info.precision} for {engine.built_for}"
+    raise OutputError(f"{path} exists already and {found}", remedy="Pass --force to replace it, or another --output.")
 
 
-def _graph(job: Job, options: EngineOptions, folder: Path, on_step: OnStep) -> Path:
-    """The ONNX file to parse: the source's own, or one in the precision asked for, written to `folder`."""
+def _graph(job: EngineJob, folder: Path, on_step: OnStep) -> Path:
+    """Return the ONNX file to parse: the source's own, or one in the precision asked for, written to `folder`."""
     if job.precision is job.bundle.info.precision:
         return job.bundle.model_path
-    reducing = PrecisionOptions(job.precision, options.calibration)
+    reducing = PrecisionOptions(job.precision, job.options.calibration)
     inputs = calibration_inputs(reducing, job.bundle.input_shape)
     model, _ = reduce_precision(job.bundle.model, reducing, inputs, Target.TENSORRT, on_step)
     path = folder / "model.onnx"
@@ -238,18 +255,207 @@ def _graph(job: Job, options: EngineOptions, folder: Path, on_step: OnStep) -> P
     return path
 
 
-def _written(options: EngineOptions, job: Job, built: Built, on_step: OnStep) -> Engine:
-    path = options.plan_path
+@dataclass(frozen=True)
+class BuiltPlan:
+    """A serialised engine, still in memory.
+
+    Attributes:
+        plan: TensorRT's own buffer.
+        inputs: of the engine.
+        outputs: of the engine.
+        layers: types of the engine's layers as the builder lists them, or else of the network's.
+        seconds: how long the builder took.
+    """
+
+    plan: Any
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layers: LayerTypes
+    seconds: float
+
+
+def _build(job: EngineJob, path: Path, on_phases: OnPhases) -> BuiltPlan:
+    """Parse an ONNX file and build its engine."""
+    flavour = job.flavour
+    builder = flavour.trt.Builder(flavour.log.logger)
+    network = _parsed(flavour, builder, path)
+    typed = network_layers(network)
+    require_precision(typed, job.precision)
+    config = builder.create_builder_config()
+    _configure(flavour, config, job.options)
+    cache_path = job.options.timing_cache
+    cache = load_timing_cache(flavour, config, cache_path) if cache_path is not None else None
+    start = time.perf_counter()
+    plan, messages = _run(flavour, builder, network, config, on_phases)
+    seconds = time.perf_counter() - start
+    layers = listed_layers(messages) or typed
+    require_precision(layers, job.precision)
+    if cache is not None and cache_path is not None:
+        with staged_file(cache_path) as staging:
+            staging.write_bytes(bytes(cache.serialize()))
+    inputs = tuple(_spec(flavour, network.get_input(index)) for index in range(network.num_inputs))
+    outputs = tuple(_spec(flavour, network.get_output(index)) for index in range(network.num_outputs))
+    return BuiltPlan(plan, inputs, outputs, layers, seconds)
+
+
+def _parsed(flavour: Flavour, builder: Any, path: Path) -> Any:
+    """Return the strongly typed network of an ONNX file: each layer computes in the types that the file states.
+
+    Raises:
+        UsageError: TensorRT's parser refuses nodes of it; names them.
+    """
+    network = builder.create_network(flavour.network_flags())
+    parser = flavour.trt.OnnxParser(network, flavour.log.logger)
+    done = parser.parse_from_file(str(path))
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    if done and not errors:
+        return network
+    lines = [f"  node {e.node()} {e.node_name() or 'without a name'} ({e.node_operator()}): {e.desc()}" for e in errors]
+    rest = [f"  and {len(lines) - _LISTED_NODES} more"] if len(lines) > _LISTED_NODES else []
+    raise UsageError(
+        "\n".join([f"{flavour} refuses {len(errors)} nodes of the graph:", *lines[:_LISTED_NODES], *rest]),
+        remedy="Export with another --opset or --optimize simplify. Custom nodes need a plugin, which this command "
+        "does not load.",
+    )
+
+
+def _spec(flavour: Flavour, tensor: Any) -> TensorSpec:
+    return TensorSpec(tensor.name, tuple(tensor.shape), np.dtype(flavour.trt.nptype(tensor.dtype)).name)
+
+
+def _configure(flavour: Flavour, config: Any, options: EngineOptions) -> None:
+    trt = flavour.trt
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    # Set by default: float32 products would be rounded to 10 bits of fraction.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if options.workspace_mb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb * _MEBIBYTE)
+    targets = flavour.build_targets(options.capabilities)
+    if targets:
+        config.num_compute_capabilities = len(targets)
+        for index, target in enumerate(targets):
+            config.set_compute_capability(target, index)
+
+
+def load_timing_cache(flavour: Flavour, config: Any, path: Path) -> Any:
+    """Attach the cache at `path` to a builder's configuration, a new one if there is none; returns it.
+
+    TensorRT itself goes on with an empty cache when it cannot read one, and only logs it.
+
+    Raises:
+        InputFileError: the file is no timing cache of this TensorRT and GPU.
+    """
+    data = path.read_bytes() if path.is_file() else b""
+    with flavour.log.listening() as messages:
+        cache = config.create_timing_cache(data)
+        attached = cache is not None and config.set_timing_cache(cache, False)
+    problem = worst(messages, _WARNING) if data else ""
+    if problem or not attached or (path.is_file() and not data):
+        raise InputFileError(
+            f"timing cache {path} ({len(data)} bytes) cannot be used: {problem or f'{flavour} refuses it'}",
+            remedy="It is damaged, or of another TensorRT or GPU: remove it, or name a new file.",
+        )
+    return cache
+
+
+def _run(flavour: Flavour, builder: Any, network: Any, config: Any, on_phases: OnPhases) -> tuple[Any, list[Message]]:
+    """Build on another thread, so that this one can be interrupted: the builder then ends at its next step."""
+    # Held until the build has ended: TensorRT does not keep it alive.
+    monitor = config.progress_monitor = _monitor(flavour.trt, on_phases)
+    with flavour.log.listening() as messages, ThreadPoolExecutor(1) as pool:
+        future = pool.submit(builder.build_serialized_network, network, config)
+        try:
+            plan = future.result()
+        except BaseException:
+            monitor.stopped = True
+            raise
+    if monitor.failure is not None:
+        raise monitor.failure
+    if plan is None:
+        raise ProviderError(
+            f"{flavour} could not build the engine: {worst(messages) or 'it gives no reason'}",
+            remedy="If it names memory or finds no implementation, pass more --workspace; if it names types, pass "
+            "--precision fp32, or newer GPUs to --compute-capability.",
+        )
+    return plan, messages
+
+
+class BuildMonitor:
+    """Keeps the phases under way. Its methods are those of TensorRT's IProgressMonitor.
+
+    Attributes:
+        stopped: whether the build is to end at its next step.
+        failure: what `on_phases` raised first.
+    """
+
+    def __init__(self, on_phases: OnPhases) -> None:
+        self._on_phases, self._lock = on_phases, threading.Lock()
+        self._phases: dict[str, Phase] = {}
+        self.stopped = False
+        self.failure: Exception | None = None
+
+    def phase_start(self, phase_name: str, _parent_phase: str | None, num_steps: int) -> None:
+        """Add a phase."""
+        self._update({**self._phases, phase_name: Phase(phase_name, num_steps)})
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        """Count a step, numbered from 0; returns whether the build is to go on."""
+        if phase_name in self._phases:
+            self._update({**self._phases, phase_name: replace(self._phases[phase_name], done=step + 1)})
+        return not self.stopped
+
+    def phase_finish(self, phase_name: str) -> None:
+        """Remove a phase."""
+        self._update({name: phase for name, phase in self._phases.items() if name != phase_name})
+
+    def _update(self, phases: dict[str, Phase]) -> None:
+        with self._lock:
+            self._phases = phases
+            try:
+                self._on_phases(tuple(phases.values()))
+            except Exception as error:  # must not pass through TensorRT, which is not Python
+                self.failure = self.failure or error
+                self.stopped = True
+
+
+def _monitor(trt: Any, on_phases: OnPhases) -> BuildMonitor:
+    class Monitor(BuildMonitor, trt.IProgressMonitor):  # type: ignore[misc] # TensorRT's bindings have no types
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            BuildMonitor.__init__(self, on_phases)
+
+    return Monitor()
+
+
+def _write(job: EngineJob, built: BuiltPlan, on_step: OnStep) -> Engine:
+    path = job.options.plan_path
     with staged_file(path) as staging, staged_file(sidecar_path(path)) as sidecar:
         with on_step("write the plan and its sidecar"):
             staging.write_bytes(built.plan)
         layers = _layers(job, built, staging, on_step)
-        engine = _described(options, job, built, layers, staging)
+        engine = Engine(
+            path=path,
+            metadata=replace(job.bundle.info, precision=job.precision).to_metadata(),
+            input_shape=job.bundle.input_shape,
+            inputs=built.inputs,
+            outputs=built.outputs,
+            source_sha256=job.source_sha256,
+            plan_sha256=file_sha256(staging),
+            plan_bytes=staging.stat().st_size,
+            flavour=job.flavour.name,
+            version=job.flavour.version,
+            capabilities=job.options.capabilities,
+            device=job.device,
+            key=job.key,
+            workspace_mb=job.options.workspace_mb,
+            layers=layers,
+            build_seconds=built.seconds,
+        )
         sidecar.write_text(engine.sidecar(), encoding="utf-8")
     return engine
 
 
-def _layers(job: Job, built: Built, plan: Path, on_step: OnStep) -> LayerTypes:
+def _layers(job: EngineJob, built: BuiltPlan, plan: Path, on_step: OnStep) -> LayerTypes:
     """Types of the engine's layers on a GPU that it was built for, else those of the network it was built from."""
     if job.device is None:
         return built.layers
@@ -257,32 +463,10 @@ def _layers(job: Job, built: Built, plan: Path, on_step: OnStep) -> LayerTypes:
         layers = engine_layers(job.flavour, deserialized(job.flavour, plan))
     if layers is None and job.flavour.times_kernels:
         raise ParityError(
-            f"{job.flavour}'s inspector names no layer's type, so nobody knows what the engine computes in",
+            f"{job.flavour}'s inspector names no layer's type, so the engine's precision is unknown",
             remedy="Report this: it was asked for detailed layers.",
         )
-    # RTX compiles where the engine runs, and may have no layers to tell of before.
+    # RTX compiles where the engine runs, and may list no layers before.
     layers = layers or built.layers
     require_precision(layers, job.precision)
     return layers
-
-
-def _described(options: EngineOptions, job: Job, built: Built, layers: LayerTypes, plan: Path) -> Engine:
-    info = replace(job.bundle.info, precision=job.precision)
-    return Engine(
-        path=options.plan_path,
-        metadata=info.to_metadata(),
-        input_shape=job.bundle.input_shape,
-        inputs=built.inputs,
-        outputs=built.outputs,
-        source_sha256=job.source_sha256,
-        plan_sha256=file_sha256(plan),
-        plan_bytes=plan.stat().st_size,
-        flavour=job.flavour.name,
-        version=job.flavour.version,
-        capabilities=options.capabilities,
-        device=job.device,
-        key=job.key,
-        workspace_mb=options.workspace_mb,
-        layers=layers,
-        build_seconds=built.seconds,
-    )

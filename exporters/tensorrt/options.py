@@ -1,11 +1,11 @@
-"""What an engine is built from, for what, and where to."""
+"""The options of an engine's build."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from fcn_deploy.artifact.engine import plan_beside
-from fcn_deploy.choices import PLAN_SUFFIX, FlavourName, Precision
-from fcn_deploy.errors import UsageError
+from fcn_deploy.artifact.engine import PLAN_SUFFIX, plan_beside
+from fcn_deploy.choices import FlavourName, Precision
+from fcn_deploy.errors import UsageError, check_range
 
 MAX_WORKSPACE_MB = 1 << 20
 
@@ -18,8 +18,8 @@ class EngineOptions:
         source: a bundle's directory, or an ONNX file of this toolkit.
         output: the plan; None puts it beside the source, as `<source>.plan`.
         precision: the arithmetic; None keeps the source's own.
-        calibration: images that a float32 source is observed on before it is reduced; empty takes the photo that
-            comes along.
+        calibration: images that a float32 source is observed on before it is converted; empty takes the
+            bundled photo.
         flavour: which TensorRT; None takes the one that is installed, TensorRT before TensorRT-RTX.
         capabilities: compute capabilities to build for ahead of time, e.g. `8.9`: TensorRT-RTX only.
         workspace_mb: limit on scratch memory in MiB; None leaves it to TensorRT.
@@ -41,17 +41,12 @@ class EngineOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.workspace_mb is not None and not 1 <= self.workspace_mb <= MAX_WORKSPACE_MB:
-            raise UsageError(
-                f"workspace {self.workspace_mb} MiB is not between 1 and {MAX_WORKSPACE_MB}",
-                remedy="Pass more, or leave --workspace out: TensorRT then takes what it needs.",
-            )
+        if self.workspace_mb is not None:
+            check_range("workspace (MiB)", self.workspace_mb, 1, MAX_WORKSPACE_MB, option="--workspace")
         if self.plan_path.suffix != PLAN_SUFFIX:
             raise UsageError(f"{self.plan_path} does not end in {PLAN_SUFFIX}", remedy=f"Name it *{PLAN_SUFFIX}.")
 
     @property
     def plan_path(self) -> Path:
         """Where the plan is written."""
-        if self.output is not None:
-            return self.output
-        return plan_beside(self.source)
+        return self.output if self.output is not None else plan_beside(self.source)

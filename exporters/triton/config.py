@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.triton.models import Ensemble, ServedModel, ServedTensor
+from exporters.triton.models import Ensemble, TritonModel, TritonTensor
 from fcn_deploy.choices import TritonBackend
 from fcn_deploy.errors import UsageError
 
@@ -38,14 +38,14 @@ def require_triton() -> None:
         )
 
 
-def config_text(model: ServedModel | Ensemble) -> str:
+def config_text(model: TritonModel | Ensemble) -> str:
     """The text of a model's config.pbtxt."""
     from google.protobuf import text_format
 
     return str(text_format.MessageToString(config_of(model)))
 
 
-def config_of(model: ServedModel | Ensemble) -> "ModelConfig":
+def config_of(model: TritonModel | Ensemble) -> "ModelConfig":
     """A model's configuration as Triton's message."""
     config = _ensemble_config(model) if isinstance(model, Ensemble) else _model_config(model)
     config.version_policy.latest.num_versions = 1
@@ -55,7 +55,7 @@ def config_of(model: ServedModel | Ensemble) -> "ModelConfig":
     return config
 
 
-def _with_tensors(config: "ModelConfig", model: ServedModel | Ensemble) -> "ModelConfig":
+def _with_tensors(config: "ModelConfig", model: TritonModel | Ensemble) -> "ModelConfig":
     for tensor in model.inputs:
         added = config.input.add(name=tensor.spec.name, data_type=data_type(tensor.spec.dtype), dims=tensor.spec.shape)
         added.allow_ragged_batch = tensor.ragged
@@ -66,7 +66,7 @@ def _with_tensors(config: "ModelConfig", model: ServedModel | Ensemble) -> "Mode
     return config
 
 
-def _reshape(added: Any, tensor: ServedTensor) -> None:
+def _reshape(added: Any, tensor: TritonTensor) -> None:
     if tensor.model_shape is not None:
         added.reshape.shape.extend(tensor.model_shape)
 
@@ -79,7 +79,7 @@ def data_type(dtype: str) -> int:
     return int(messages.DataType.Value(f"TYPE_{np_to_triton_dtype(np.dtype(dtype).type)}"))
 
 
-def _model_config(model: ServedModel) -> "ModelConfig":
+def _model_config(model: TritonModel) -> "ModelConfig":
     from tritonclient.grpc import model_config_pb2 as messages
 
     config = messages.ModelConfig(
@@ -96,7 +96,7 @@ def _model_config(model: ServedModel) -> "ModelConfig":
     return config
 
 
-def _place(config: "ModelConfig", model: ServedModel) -> None:
+def _place(config: "ModelConfig", model: TritonModel) -> None:
     from tritonclient.grpc import model_config_pb2 as messages
 
     kinds, place = messages.ModelInstanceGroup.Kind, model.placement
@@ -114,7 +114,7 @@ def _fill(field: Any, values: Mapping[str, str]) -> None:
         field[name] = value
 
 
-def _warm_up(config: "ModelConfig", tensor: ServedTensor, shape: tuple[int, ...], *, batched: bool) -> None:
+def _warm_up(config: "ModelConfig", tensor: TritonTensor, shape: tuple[int, ...], *, batched: bool) -> None:
     """A run on random pixels of exactly that shape, before the model counts as ready."""
     added = config.model_warmup.add(name=f"random {'x'.join(map(str, shape))}", count=1)
     added.batch_size = shape[0] if batched else 0

@@ -30,7 +30,7 @@ ANY = -1  # a size that every request chooses for itself
 
 
 @dataclass(frozen=True)
-class ServedTensor:
+class TritonTensor:
     """An input or output as Triton's clients see it.
 
     Attributes:
@@ -44,7 +44,7 @@ class ServedTensor:
     ragged: bool = False
 
     @classmethod
-    def of(cls, spec: TensorSpec) -> "ServedTensor":
+    def of(cls, spec: TensorSpec) -> "TritonTensor":
         """A model's tensor of fixed sizes: a batch of one is left out of what clients see."""
         if len(spec.shape) > 1 and spec.shape[0] == 1:
             return cls(TensorSpec(spec.name, spec.shape[1:], spec.dtype), spec.shape)
@@ -65,7 +65,7 @@ class Batching:
 
 
 @dataclass(frozen=True)
-class Placement:
+class InstancePlacement:
     """Where copies of a model run.
 
     Attributes:
@@ -82,7 +82,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class ServedModel:
+class TritonModel:
     """A model of a repository.
 
     Attributes:
@@ -98,10 +98,10 @@ class ServedModel:
 
     name: str
     backend: TritonBackend
-    inputs: tuple[ServedTensor, ...]
-    outputs: tuple[ServedTensor, ...]
+    inputs: tuple[TritonTensor, ...]
+    outputs: tuple[TritonTensor, ...]
     warm_up: tuple[tuple[int, ...], ...] = ()
-    placement: Placement = Placement()
+    placement: InstancePlacement = InstancePlacement()
     batching: Batching | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
 
@@ -117,16 +117,16 @@ class Ensemble:
     """
 
     name: str
-    steps: tuple[ServedModel, ...]
+    steps: tuple[TritonModel, ...]
     parameters: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def inputs(self) -> tuple[ServedTensor, ...]:
+    def inputs(self) -> tuple[TritonTensor, ...]:
         """What clients send."""
         return self.steps[0].inputs
 
     @property
-    def outputs(self) -> tuple[ServedTensor, ...]:
+    def outputs(self) -> tuple[TritonTensor, ...]:
         """What clients get."""
         return self.steps[-1].outputs
 
@@ -138,7 +138,7 @@ _QUEUE_DELAY_US = 1000
 
 
 @dataclass(frozen=True)
-class Work:
+class PackageJob:
     """An artifact on its way into a repository.
 
     Attributes:
@@ -182,7 +182,9 @@ _MIB = 2**20
 _PRECISION_MODES = {Precision.FP32: "FP32", Precision.FP16: "FP16", Precision.INT8: "INT8"}
 
 
-def onnx_placement(options: PackageOptions, precision: Precision, shape: tuple[int, int, int, int]) -> Placement:
+def onnx_placement(
+    options: PackageOptions, precision: Precision, shape: tuple[int, int, int, int]
+) -> InstancePlacement:
     """Where an ONNX model runs: on a CPU, or on every GPU with the options this toolkit compares models under.
 
     Args:
@@ -192,13 +194,13 @@ def onnx_placement(options: PackageOptions, precision: Precision, shape: tuple[i
     """
     provider = options.provider or Provider.CPU
     if provider is Provider.CPU:
-        return Placement(options.instances)
+        return InstancePlacement(options.instances)
     # Triton's own default rounds products to TF32; and nodes that TensorRT leaves run under these options too.
     cuda = ("cuda", OrtOptions(Provider.CUDA).provider_options())
     if provider is Provider.CUDA:
-        return Placement(options.instances, gpu=True, accelerators=(cuda,))
+        return InstancePlacement(options.instances, gpu=True, accelerators=(cuda,))
     tensorrt = ("tensorrt", _tensorrt_options(options, precision, shape))
-    return Placement(options.instances, gpu=True, accelerators=(tensorrt, cuda))
+    return InstancePlacement(options.instances, gpu=True, accelerators=(tensorrt, cuda))
 
 
 def _tensorrt_options(
@@ -218,7 +220,7 @@ def _tensorrt_options(
     return chosen
 
 
-def write_onnx_model(work: Work, bundle: Bundle) -> ServedModel:
+def write_onnx_model(job: PackageJob, bundle: Bundle) -> TritonModel:
     """Write the graph: the artifact's own where it has these ends and a batch of one, else one made from it.
 
     Raises:
@@ -226,36 +228,36 @@ def write_onnx_model(work: Work, bundle: Bundle) -> ServedModel:
         ParityError: it labels pictures otherwise once it has been.
     """
     batch, _, height, width = shape = bundle.input_shape
-    _write_graph(work, bundle)
+    _write_graph(job, bundle)
     pixels, labels = (height, width, 3), (height, width)
     inputs, outputs = _tensor(PIXELS_NAME, pixels, batch), _tensor(LABELS_NAME, labels, batch)
-    return ServedModel(
-        work.name,
+    return TritonModel(
+        job.name,
         TritonBackend.ONNXRUNTIME,
         inputs=(inputs,),
         outputs=(outputs,),
         warm_up=((1, *pixels), (batch, *pixels)) if batch > 1 else (pixels,),
-        placement=onnx_placement(work.options, bundle.info.precision, shape),
-        batching=work.batching,
-        parameters=work.facts(),
+        placement=onnx_placement(job.options, bundle.info.precision, shape),
+        batching=job.batching,
+        parameters=job.facts(),
     )
 
 
-def _tensor(name: str, sizes: tuple[int, ...], batch: int) -> ServedTensor:
+def _tensor(name: str, sizes: tuple[int, ...], batch: int) -> TritonTensor:
     """Triton adds the dimension of a batch that it forms itself; a fixed one of 1 it is told of."""
-    return ServedTensor(TensorSpec(name, sizes, "uint8"), None if batch > 1 else (1, *sizes))
+    return TritonTensor(TensorSpec(name, sizes, "uint8"), None if batch > 1 else (1, *sizes))
 
 
-def _write_graph(work: Work, bundle: Bundle) -> None:
-    version = work.version(work.name)
+def _write_graph(job: PackageJob, bundle: Bundle) -> None:
+    version = job.version(job.name)
     served = _served_graph(bundle)
     if served is bundle.model:
-        with work.on_step(f"copy {bundle.model_path}"):
+        with job.on_step(f"copy {bundle.model_path}"):
             shutil.copyfile(bundle.model_path, version / MODEL_FILE)
     else:
-        with work.on_step("compare the labels of the graph for Triton with the artifact's"):
+        with job.on_step("compare the labels of the graph for Triton with the artifact's"):
             require_same_labels(bundle.model_path, served, bundle.input_shape)
-        with work.on_step(f"write {MODEL_FILE}"):
+        with job.on_step(f"write {MODEL_FILE}"):
             write_model(served, version / MODEL_FILE)
     if bundle.manifest is not None:
         shutil.copyfile(bundle.path / MANIFEST_FILE, version / MANIFEST_FILE)
@@ -272,89 +274,73 @@ def _served_graph(bundle: Bundle) -> ir.Model:
 PLAN_FILE = "model.plan"
 
 
-def write_engine_models(work: Work, engine: Engine) -> tuple[ServedModel | Ensemble, ...]:
+def write_engine_models(job: PackageJob, engine: Engine) -> tuple[TritonModel | Ensemble, ...]:
     """Write the engine and what it needs around it; what clients ask for comes last."""
     (taken,), (given,) = engine.inputs, engine.outputs
     before, after = taken.name != PIXELS_NAME, given.name != LABELS_NAME
-    facts = work.facts()
-    with work.on_step(f"copy {engine.path}"):
+    facts = job.facts()
+    with job.on_step(f"copy {engine.path}"):
         if not before and not after:
-            return (_engine(work, engine, work.name, facts),)
-        steps = [_engine(work, engine, f"{work.name}_engine", {})]
+            return (_engine(job, engine, job.name, facts),)
+        steps = [_engine(job, engine, f"{job.name}_engine", {})]
     batch, _, height, width = engine.input_shape
     if before:
         pixels = TensorSpec(PIXELS_NAME, (batch, height, width, 3), "uint8")
-        steps.insert(0, _step(work, "pixels", (pixels, taken), preprocessing(batch, height, width)))
+        steps.insert(0, _step(job, "pixels", (pixels, taken), preprocessing(batch, height, width)))
     if after:
         labels = TensorSpec(LABELS_NAME, (batch, height, width), "uint8")
-        steps.append(_step(work, "labels", (given, labels), postprocessing(batch, given.shape[1], height, width)))
+        steps.append(_step(job, "labels", (given, labels), postprocessing(batch, given.shape[1], height, width)))
     # Triton wants a version folder of an ensemble too, and object stores lose folders that are empty.
-    shutil.copyfile(sidecar_path(engine.path), sidecar_path(work.version(work.name) / PLAN_FILE))
-    return (*steps, Ensemble(work.name, tuple(steps), facts))
+    shutil.copyfile(sidecar_path(engine.path), sidecar_path(job.version(job.name) / PLAN_FILE))
+    return (*steps, Ensemble(job.name, tuple(steps), facts))
 
 
-def _engine(work: Work, engine: Engine, name: str, facts: Mapping[str, str]) -> ServedModel:
-    plan = work.version(name) / PLAN_FILE
+def _engine(job: PackageJob, engine: Engine, name: str, facts: Mapping[str, str]) -> TritonModel:
+    plan = job.version(name) / PLAN_FILE
     shutil.copyfile(engine.path, plan)
     shutil.copyfile(sidecar_path(engine.path), sidecar_path(plan))
-    return _on_gpu(work, name, TritonBackend.TENSORRT, (engine.inputs[0], engine.outputs[0]), facts)
+    return _on_gpu(job, name, TritonBackend.TENSORRT, (engine.inputs[0], engine.outputs[0]), facts)
 
 
-def _step(work: Work, what: str, ends: tuple[TensorSpec, TensorSpec], graph: ir.Model) -> ServedModel:
-    name = f"{work.name}_{what}"
-    write_model(graph, work.version(name) / MODEL_FILE)
-    return _on_gpu(work, name, TritonBackend.ONNXRUNTIME, ends, {})
+def _step(job: PackageJob, what: str, ends: tuple[TensorSpec, TensorSpec], graph: ir.Model) -> TritonModel:
+    name = f"{job.name}_{what}"
+    write_model(graph, job.version(name) / MODEL_FILE)
+    return _on_gpu(job, name, TritonBackend.ONNXRUNTIME, ends, {})
 
 
 def _on_gpu(
-    work: Work, name: str, backend: TritonBackend, ends: tuple[TensorSpec, TensorSpec], facts: Mapping[str, str]
-) -> ServedModel:
-    taken, given = (ServedTensor.of(end) for end in ends)
-    placement = Placement(work.options.instances, gpu=True)
-    return ServedModel(name, backend, (taken,), (given,), (taken.spec.shape,), placement, parameters=facts)
+    job: PackageJob, name: str, backend: TritonBackend, ends: tuple[TensorSpec, TensorSpec], facts: Mapping[str, str]
+) -> TritonModel:
+    taken, given = (TritonTensor.of(end) for end in ends)
+    placement = InstancePlacement(job.options.instances, gpu=True)
+    return TritonModel(name, backend, (taken,), (given,), (taken.spec.shape,), placement, parameters=facts)
 
 
-_ARTIFACT = "artifact"
 _MODEL_PY = Path(__file__).parent / "python_backend" / "model.py"
 _PIXELS = TensorSpec(PIXELS_NAME, (ANY, ANY, 3), "uint8")
 _LABELS = TensorSpec(LABELS_NAME, (ANY, ANY), "uint8")
 
 
-def write_python_model(work: Work) -> ServedModel:
+def write_python_model(job: PackageJob) -> TritonModel:
     """Write the artifact and model.py; photos of any size go in, labels of their sizes come out."""
-    version, batching = work.version(work.name), work.batching
-    with work.on_step(f"copy {work.options.source}"):
+    version, batching = job.version(job.name), job.batching
+    with job.on_step(f"copy {job.options.source}"):
         shutil.copyfile(_MODEL_PY, version / "model.py")
-        copied = _copy_artifact(work.artifact, version)
-    _, _, height, width = work.artifact.input_shape
-    provider = work.options.provider or Provider.CPU
-    gpu = isinstance(work.artifact, Engine) or provider is not Provider.CPU
-    return ServedModel(
-        work.name,
+        copied = job.artifact.copy_to(version, "artifact")
+    _, _, height, width = job.artifact.input_shape
+    provider = job.options.provider or Provider.CPU
+    gpu = not job.artifact.has_graph or provider is not Provider.CPU
+    return TritonModel(
+        job.name,
         TritonBackend.PYTHON,
-        inputs=(ServedTensor(_PIXELS, ragged=batching is not None),),
-        outputs=(ServedTensor(_LABELS),),
+        inputs=(TritonTensor(_PIXELS, ragged=batching is not None),),
+        outputs=(TritonTensor(_LABELS),),
         warm_up=((height, width, 3) if batching is None else (batching.size, height, width, 3),),
         # The runtime takes the first GPU that it sees; Triton would put copies on all.
-        placement=Placement(work.options.instances, gpu=gpu, first_gpu_only=gpu),
+        placement=InstancePlacement(job.options.instances, gpu=gpu, first_gpu_only=gpu),
         batching=batching,
-        parameters={"artifact": copied, "provider": str(provider), **work.facts()},
+        parameters={"artifact": copied, "provider": str(provider), **job.facts()},
     )
-
-
-def _copy_artifact(artifact: Bundle | Engine, version: Path) -> str:
-    """Copy what `open_artifact` needs, no more; returns its name in `version`."""
-    if isinstance(artifact, Bundle) and artifact.manifest is not None:
-        for name in (*artifact.manifest["files"], MANIFEST_FILE):
-            copy = version / _ARTIFACT / name
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(artifact.path / name, copy)
-        return _ARTIFACT
-    copy = version / f"{_ARTIFACT}{artifact.model_path.suffix}"
-    shutil.copyfile(artifact.model_path, copy)
-    if isinstance(artifact, Engine):
-        shutil.copyfile(sidecar_path(artifact.path), sidecar_path(copy))
-    return copy.name
 
 
 def check_servable(options: PackageOptions, artifact: Bundle | Engine) -> None:

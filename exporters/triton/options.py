@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from fcn_deploy.choices import PLAN_SUFFIX, Provider, TritonBackend
+from fcn_deploy.choices import Provider, TritonBackend
 from fcn_deploy.errors import UsageError
 
 MAX_INSTANCES = 64
@@ -82,9 +82,9 @@ class PackageOptions:
         """What clients call the model."""
         if self.name is not None:
             return self.name
-        # `.` and `..` have no name of their own.
-        source = self.source.resolve()
-        return source.stem if source.suffix in (".onnx", PLAN_SUFFIX) else source.name
+        from fcn_deploy.artifact import model_name
+
+        return model_name(self.source)
 
 
 def _check_bounds(what: str, value: int | None, least: int, most: int) -> None:

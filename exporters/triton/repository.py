@@ -11,8 +11,8 @@ from exporters.triton.config import config_text, data_type, require_triton, writ
 from exporters.triton.models import (
     VERSION,
     Ensemble,
-    ServedModel,
-    Work,
+    PackageJob,
+    TritonModel,
     check_servable,
     write_engine_models,
     write_onnx_model,
@@ -20,8 +20,8 @@ from exporters.triton.models import (
 )
 from exporters.triton.options import PackageOptions
 from fcn_deploy.artifact import open_artifact
-from fcn_deploy.artifact.bundle import MODEL_FILE, Bundle
-from fcn_deploy.artifact.engine import open_engine
+from fcn_deploy.artifact.bundle import MODEL_FILE
+from fcn_deploy.artifact.engine import Engine, open_engine
 from fcn_deploy.choices import TritonBackend
 from fcn_deploy.errors import BundleError
 from fcn_deploy.model_info import ModelInfo, TensorSpec
@@ -178,42 +178,42 @@ def package(options: PackageOptions, on_step: OnStep = quietly) -> Package:
         artifact = open_artifact(options.source)
         check_servable(options, artifact)
     with staged_directory(options.output, marker=RECORD, force=options.force) as staging:
-        work = Work(options, artifact, staging / REPOSITORY, on_step)
-        served = _write_models(work)
+        job = PackageJob(options, artifact, staging / REPOSITORY, on_step)
+        served = _write_models(job)
         with on_step("read the configurations back and compare them with the models"):
             for model in served:
                 text = config_text(model)
-                (work.repository / model.name / CONFIG_FILE).write_text(text, encoding="utf-8")
-            validate_repository(work.repository)
+                (job.repository / model.name / CONFIG_FILE).write_text(text, encoding="utf-8")
+            validate_repository(job.repository)
         gpu = _write_beside(staging, options, served)
         result = _result(options, artifact.info, served[-1], staging, gpu=gpu)
         _write_record(staging / RECORD, result, options)
     return result
 
 
-def _write_models(work: Work) -> tuple[ServedModel | Ensemble, ...]:
+def _write_models(job: PackageJob) -> tuple[TritonModel | Ensemble, ...]:
     """Write the files of every model; what clients ask for comes last."""
-    if work.options.backend is TritonBackend.PYTHON:
-        return (write_python_model(work),)
-    if isinstance(work.artifact, Bundle):
-        return (write_onnx_model(work, work.artifact),)
-    return write_engine_models(work, work.artifact)
+    if job.options.backend is TritonBackend.PYTHON:
+        return (write_python_model(job),)
+    if isinstance(job.artifact, Engine):
+        return write_engine_models(job, job.artifact)
+    return (write_onnx_model(job, job.artifact),)
 
 
-def _write_beside(staging: Path, options: PackageOptions, served: tuple[ServedModel | Ensemble, ...]) -> bool:
+def _write_beside(staging: Path, options: PackageOptions, served: tuple[TritonModel | Ensemble, ...]) -> bool:
     """Write the client and the manifest; returns whether a GPU is needed."""
     text = _CLIENT.read_text(encoding="utf-8")
     (staging / CLIENT).write_text(text.replace(_CLIENT_MODEL, f'MODEL = "{options.model_name}"'), encoding="utf-8")
-    gpu = any(isinstance(model, ServedModel) and model.placement.gpu for model in served)
+    gpu = any(isinstance(model, TritonModel) and model.placement.gpu for model in served)
     write_inference_service(staging / MANIFEST, options.model_name, options.storage_uri, gpu=gpu)
     return gpu
 
 
 def _result(
-    options: PackageOptions, info: ModelInfo, served: ServedModel | Ensemble, staging: Path, *, gpu: bool
+    options: PackageOptions, info: ModelInfo, served: TritonModel | Ensemble, staging: Path, *, gpu: bool
 ) -> Package:
     files = sorted(path for path in staging.rglob("*") if path.is_file())
-    batching = served.batching if isinstance(served, ServedModel) else None
+    batching = served.batching if isinstance(served, TritonModel) else None
     return Package(
         path=options.output,
         name=served.name,

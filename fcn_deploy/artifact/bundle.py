@@ -1,16 +1,19 @@
-"""The artifact: a directory of `model.onnx` and `manifest.json`, written in one move and checked on opening.
+"""Bundles: directories of `model.onnx` and `manifest.json`, written in one move and checked on opening.
 
 The manifest holds the model's facts, the SHA-256 of every file, the record of the parity check, and its own SHA-256.
-Beside the model of an int8 artifact lie some of the photos it was calibrated on, to prove it and time it with.
+An int8 bundle also holds some of its calibration photos, for `verify` and `bench`.
 """
 
 import hashlib
 import json
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import onnx_ir as ir
 
 from fcn_deploy.errors import BundleError, CheckpointError, UsageError
@@ -23,16 +26,56 @@ MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 PHOTOS_FOLDER = "calibration"
 _SELF_HASH = "manifest_sha256"
+_AGAIN = "Export the bundle again."
+# Relative POSIX names, which never lead out of the bundle's directory.
+_FILE_NAME = re.compile(rf"{re.escape(MODEL_FILE)}|{PHOTOS_FOLDER}/(?!\.\.?\Z)[^/\\\x00-\x1f]+")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a manifest states about a file.
+
+    Attributes:
+        bytes: its size.
+        sha256: in hex.
+    """
+
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """The fields of a manifest that are read back; all others are a record for people.
+
+    Attributes:
+        schema_version: of these fields.
+        files: by relative POSIX name: `model.onnx`, and `calibration/NAME` for each photo.
+        model: the metadata of the ONNX file.
+        optimize: how far the graph was rewritten.
+        parity: the record of the parity check; None when it was left out.
+    """
+
+    schema_version: int
+    files: dict[str, FileRecord]
+    model: dict[str, str]
+    optimize: str
+    parity: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class _Versioned:
+    schema_version: int
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened artifact.
+    """An opened bundle, or a bare ONNX file.
 
     Attributes:
         path: as the user named it: a bundle's directory, or a bare ONNX file.
         model_path: the ONNX file.
-        model: its graph; large weights stay in the file until they are asked for.
+        model: its graph; large weights stay in the file until they are read.
         manifest: the bundle's manifest, or None for a bare file.
     """
 
@@ -52,14 +95,19 @@ class Bundle:
 
     @property
     def model_sha256(self) -> str:
-        """SHA-256 of the model's file, in hex; of a bare file, which has to be read for it."""
+        """SHA-256 of the model's file, in hex; a bare file is read to compute it."""
         return str(self.manifest["files"][MODEL_FILE]["sha256"]) if self.manifest else file_sha256(self.model_path)
 
     @property
     def photos(self) -> tuple[Path, ...]:
-        """The photos that lie beside the model, which is calibrated on them; empty where it needs none."""
+        """The calibration photos that lie beside the model; empty without any."""
         files = self.manifest["files"] if self.manifest is not None else ()
         return tuple(self.path / name for name in sorted(files) if name.startswith(f"{PHOTOS_FOLDER}/"))
+
+    @property
+    def has_graph(self) -> bool:
+        """True: it is an ONNX graph."""
+        return True
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -80,6 +128,17 @@ class Bundle:
         channels, height, width = rest if self.model.graph.inputs[0].name != PIXELS_NAME else (rest[2], *rest[:2])
         return batch, channels, height, width
 
+    def copy_to(self, folder: Path, name: str) -> str:
+        """Copy the directory's files of the manifest, or the bare file, into `folder`; returns the copy's name."""
+        if self.manifest is None:
+            shutil.copyfile(self.path, folder / f"{name}{self.path.suffix}")
+            return f"{name}{self.path.suffix}"
+        for file in (*self.manifest["files"], MANIFEST_FILE):
+            copy = folder / name / file
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.path / file, copy)
+        return name
+
 
 def open_bundle(path: Path) -> Bundle:
     """Open a bundle's directory, or a bare ONNX file, and check everything that can be checked.
@@ -93,17 +152,15 @@ def open_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path} is neither a bundle nor an ONNX file", remedy="Write one with `fcn-deploy export`.")
     manifest = _read_manifest(path / MANIFEST_FILE)
     for name, record in manifest["files"].items():
-        _check_file(path / name, record["bytes"], record["sha256"])
+        _check_file(path / name, FileRecord(record["bytes"], record["sha256"]))
     bundle = Bundle(path, path / MODEL_FILE, read_model(path / MODEL_FILE), manifest)
     if dict(bundle.model.metadata_props) != manifest["model"]:
-        raise BundleError(
-            f"{path}: manifest and {MODEL_FILE} describe different models", remedy="Export the bundle again."
-        )
+        raise BundleError(f"{path}: manifest and {MODEL_FILE} describe different models", remedy=_AGAIN)
     return bundle
 
 
 def check_checkpoint(made_from: Provenance, path: Path | None, sha256: str | None = None) -> None:
-    """Check that `path` can be the checkpoint an artifact was exported from: given exactly when there was one.
+    """Check that `path` can be the checkpoint an artifact was exported from, and is given only if there was one.
 
     Args:
         made_from: the artifact's provenance.
@@ -121,7 +178,7 @@ def check_checkpoint(made_from: Provenance, path: Path | None, sha256: str | Non
     if path is None:
         raise CheckpointError(
             f"this artifact was exported from a checkpoint (SHA-256 {made_from.checkpoint_sha256})",
-            remedy="Pass that file with --checkpoint: the proof needs the network as it was trained.",
+            remedy="Pass that file with --checkpoint: the check needs the network as it was trained.",
         )
     if sha256 is not None and sha256 != made_from.checkpoint_sha256:
         raise CheckpointError(
@@ -144,26 +201,38 @@ def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_such_number)
-        version = manifest["schema_version"]
+        manifest = msgspec.json.decode(path.read_bytes())
+        version = msgspec.convert(manifest, _Versioned).schema_version
     except OSError as error:
         raise BundleError(
             f"{path.parent} is no bundle: {path.name}: {error.strerror}", remedy="Pass what `fcn-deploy export` wrote."
         ) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BundleError(f"{path} is damaged: {error}", remedy="Export the bundle again.") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{path} is damaged: {error}", remedy=_AGAIN) from error
     if version != SCHEMA_VERSION:
         raise BundleError(
             f"{path} has schema version {version}; this fcn-deploy reads {SCHEMA_VERSION}",
             remedy="Export the bundle again with this version.",
         )
     if manifest.get(_SELF_HASH) != _self_hash(manifest):
-        raise BundleError(f"{path} was edited after it was written", remedy="Export the bundle again.")
+        raise BundleError(f"{path} was edited after it was written", remedy=_AGAIN)
+    _check_fields(path, manifest)
     return dict(manifest)
 
 
-def _no_such_number(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+def _check_fields(path: Path, manifest: Mapping[str, Any]) -> None:
+    try:
+        files = msgspec.convert(manifest, _Manifest).files
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{path} is damaged: {error}", remedy=_AGAIN) from error
+    unexpected = [name for name in files if not _FILE_NAME.fullmatch(name)]
+    if unexpected:
+        raise BundleError(
+            f"{path} lists the file {unexpected[0]!r}; a bundle has only {MODEL_FILE} and {PHOTOS_FOLDER}/NAME",
+            remedy=_AGAIN,
+        )
+    if MODEL_FILE not in files:
+        raise BundleError(f"{path} is damaged: $.files has no {MODEL_FILE}", remedy=_AGAIN)
 
 
 def _self_hash(manifest: Mapping[str, Any]) -> str:
@@ -171,14 +240,12 @@ def _self_hash(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _check_file(path: Path, size: int, sha256: str) -> None:
+def _check_file(path: Path, record: FileRecord) -> None:
     found = path.stat().st_size if path.is_file() else None
-    if found != size:
+    if found != record.bytes:
         raise BundleError(
-            f"{path} has {'no file' if found is None else f'{found} bytes'}; its manifest says {size} bytes",
+            f"{path} has {'no file' if found is None else f'{found} bytes'}; its manifest says {record.bytes} bytes",
             remedy="Copy the bundle again, or export it again.",
         )
-    if file_sha256(path) != sha256:
-        raise BundleError(
-            f"{path} is not the file the manifest describes (SHA-256 differs)", remedy="Export the bundle again."
-        )
+    if file_sha256(path) != record.sha256:
+        raise BundleError(f"{path} is not the file the manifest describes (SHA-256 differs)", remedy=_AGAIN)

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fcn_deploy.choices import PLAN_SUFFIX
 from fcn_deploy.cli.parameters import ArtifactPath, Json
 
 if TYPE_CHECKING:
@@ -24,9 +23,10 @@ def inspect(
 ) -> None:
     """Show an artifact's layers, map sizes, parameters, multiply-adds, metadata, and what to know about it."""
     import fcn_deploy as fd
+    from fcn_deploy.artifact import is_engine
     from fcn_deploy.cli.console import print_json, print_line
 
-    if bundle.suffix == PLAN_SUFFIX:
+    if is_engine(bundle):
         _inspect_engine(bundle, picture, as_json=json)
         return
     inspection = fd.inspect(bundle)

@@ -9,8 +9,8 @@ from fcn_deploy.choices import EngineName, OutputFormat, Provider
 from fcn_deploy.cli.parameters import ArtifactPath, Json
 
 if TYPE_CHECKING:
-    from fcn_deploy.prediction.plan import Prediction
-    from fcn_deploy.prediction.run import Tally
+    from fcn_deploy.prediction.options import Prediction
+    from fcn_deploy.prediction.run import PredictionSummary
 
 EPILOG = "Example: fcn-deploy predict fcn8s photos/ --output labels"
 _SHOWN_CLASSES = 3
@@ -43,23 +43,25 @@ def predict(
 
     paths = fd.find_images(images)
     options = fd.PredictOptions(output, keep_aspect, provider, output_format, engine, address)
-    tally = fd.Tally()
+    summary = fd.PredictionSummary()
     found = []
-    for prediction in _with_progress(fd.predict(bundle, paths, options), tally, len(paths)):
+    for prediction in _with_progress(fd.predict(bundle, paths, options), summary, len(paths)):
         if json:
             found.append(prediction.to_dict())
         else:
             _show(prediction)
     if json:
         print_json(found)
-    print_line(str(tally), to_stderr=True)
-    if tally.untrained:
+    print_line(str(summary), to_stderr=True)
+    if summary.untrained:
         print_line("untrained weights: the labels mean nothing", to_stderr=True)
-    if tally.failed:
+    if summary.failed:
         raise typer.Exit(fd.ImageError.exit_code)
 
 
-def _with_progress(predictions: "Iterator[Prediction]", tally: "Tally", total: int) -> "Iterator[Prediction]":
+def _with_progress(
+    predictions: "Iterator[Prediction]", summary: "PredictionSummary", total: int
+) -> "Iterator[Prediction]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from fcn_deploy.cli.console import err
@@ -68,8 +70,8 @@ def _with_progress(predictions: "Iterator[Prediction]", tally: "Tally", total: i
     columns = (TextColumn("segment"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task("", total=total, rate=0.0)
-        for prediction in tally.counting(predictions):
-            progress.update(task, advance=1, rate=tally.images_per_s)
+        for prediction in summary.counting(predictions):
+            progress.update(task, advance=1, rate=summary.images_per_s)
             yield prediction
 
 

@@ -8,7 +8,7 @@ from fcn_deploy.choices import Provider
 from fcn_deploy.cli.parameters import ArtifactPath, Json
 
 if TYPE_CHECKING:
-    from fcn_deploy.serving.listening import Listening
+    from fcn_deploy.serving.server import Endpoint
 
 EPILOG = "Example: fcn-deploy serve fcn8s --http-port 8000"
 _SIGNAL_CODES = 128
@@ -27,7 +27,7 @@ def serve(
     provider: Annotated[Provider, typer.Option(help="Where ONNX Runtime runs.")] = Provider.CPU,
     keep_aspect: Annotated[
         bool,
-        typer.Option("--keep-aspect", metavar="", help="Pad dropped photos to the input's shape, not stretch them."),
+        typer.Option("--keep-aspect", metavar="", help="Pad photos to the input's shape instead of stretching them."),
     ] = False,
     queue_size: Annotated[int, typer.Option(help="Requests that may wait; one more is refused with 503.")] = 32,
     max_photo_mb: Annotated[int, typer.Option(help="Largest file of a photo, MB.")] = 32,
@@ -60,7 +60,7 @@ def _leave(answered: int, cut_off: int, signal: int | None) -> None:
         raise typer.Exit(_SIGNAL_CODES + signal)
 
 
-def _print_document(listening: "Listening") -> None:
+def _print_document(listening: "Endpoint") -> None:
     import sys
 
     from fcn_deploy.cli.console import print_json
@@ -69,14 +69,15 @@ def _print_document(listening: "Listening") -> None:
     sys.stdout.flush()
 
 
-def _show(listening: "Listening") -> None:
+def _show(listening: "Endpoint") -> None:
     from rich.markup import escape
 
     from fcn_deploy.cli.console import print_line
 
-    tensors = (listening.interface.inputs[0], listening.interface.outputs[0])
-    takes, gives = (f"{t['name']} {t['datatype']} {t['shape']}" for t in tensors)
-    at_most = f", at most {listening.interface.batch} at once" if listening.interface.batch > 1 else ""
+    pixels, labels = (
+        f"{tensor['name']} {tensor['datatype']} {tensor['shape']}" for tensor in (*listening.inputs, *listening.outputs)
+    )
+    at_most = f", at most {listening.max_batch} at once" if listening.max_batch > 1 else ""
     for title, text in (
         ("model", f"{listening.name}: {listening.description}"),
         ("runtime", listening.runtime),
@@ -84,8 +85,8 @@ def _show(listening: "Listening") -> None:
         ("HTTP", listening.infer_url),
         ("gRPC", listening.grpc_url),
         ("metrics", f"{listening.http_url}/metrics"),
-        ("takes", f"{takes}, RGB{at_most}"),
-        ("gives", gives),
+        ("input", f"{pixels}, RGB{at_most}"),
+        ("output", labels),
         ("try", f"curl --data-binary @photo.jpg {listening.http_url}/segment"),
     ):
         print_line(f"[dim]{title:8}[/]{escape(text)}")

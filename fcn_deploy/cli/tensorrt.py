@@ -11,8 +11,7 @@ from fcn_deploy.cli.parameters import BundlePath, Json, parse_capabilities
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from exporters.tensorrt.build import EngineBuild
-    from exporters.tensorrt.builder import Phase
+    from exporters.tensorrt.build import EngineBuild, Phase
 
 EPILOG = "Example: fcn-deploy tensorrt fcn8s --precision fp16"
 

@@ -19,7 +19,7 @@ from fcn_deploy.images import Labels, Pixels
 from fcn_deploy.metrics import confusion_matrix
 from fcn_deploy.progress import OnStep, quietly
 from fcn_deploy.runtime.base import feed_of, labels_of
-from fcn_deploy.segmentation import Fitted, Segmenter, Threads, ahead
+from fcn_deploy.segmentation import CancellingThreadPool, Fitted, Segmenter, map_ordered
 from fcn_deploy.storage import sole_writer, staged_file
 
 if TYPE_CHECKING:
@@ -184,8 +184,8 @@ def _score(sides: Sides, journal: Journal, pairs: tuple[Pair, ...], on_step: OnS
     with contextlib.ExitStack() as stack:
         advance = stack.enter_context(on_step(f"label and score, images: {len(pairs)}", len(pairs)))
         # Photos and truths are read while the runtime is busy: the next batch is ready, and one more photo made.
-        reader = stack.enter_context(Threads(1))
-        loaded = ahead(reader, partial(_load, sides, journal), pairs, batch + 1)
+        reader = stack.enter_context(CancellingThreadPool(1))
+        loaded = map_ordered(reader, partial(_load, sides, journal), pairs, batch + 1)
         for outcome in _outcomes(sides, journal, loaded):
             tally.add(outcome)
             advance()

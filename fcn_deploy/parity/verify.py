@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fcn_deploy.artifact import open_artifact
-from fcn_deploy.artifact.bundle import Bundle
-from fcn_deploy.artifact.engine import Engine
-from fcn_deploy.choices import PLAN_SUFFIX, Head, ImageInput, Provider
+from fcn_deploy.artifact import Artifact, open_artifact
+from fcn_deploy.choices import Head, ImageInput, Provider
 from fcn_deploy.errors import OutputError, UsageError
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.models.weights import rebuild
@@ -143,18 +141,18 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
         ProviderError: the provider asked for would not run.
     """
     options = options or VerifyOptions()
-    if options.layers and path.suffix == PLAN_SUFFIX:
-        raise UsageError(f"{path} is an engine, whose layers are fused", remedy="Leave --layers out.")
-    check_runnable(path, options.provider)
     with on_step(f"check {path}"):
-        bundle = open_artifact(path)
-        info, shape = bundle.info, bundle.input_shape
+        artifact = open_artifact(path)
+        info, shape = artifact.info, artifact.input_shape
+    if options.layers and not artifact.has_graph:
+        raise UsageError(f"{path} is an engine, whose layers are fused", remedy="Leave --layers out.")
+    check_runnable(artifact, options.provider)
     if options.exact and info.head is Head.LABELS:
         raise UsageError("the model gives labels, which have no error in float64", remedy="Leave --exact out.")
-    photos = photo_inputs(options.images or bundle.photos, shape)
+    photos = photo_inputs(options.images or artifact.photos, shape)
     inputs = parity_inputs(info, shape, photos, noise=options.samples, hard=True)
     reference_name, references, exact = _reference_outputs(info, options, inputs, shape, on_step)
-    candidate = runner_for(bundle.model_path, options.provider)
+    candidate = runner_for(artifact, options.provider)
     outputs = run_all(candidate, inputs, on_step)
     with on_step("compare"):
         comparisons = compare_all(inputs, references, outputs)
@@ -165,8 +163,10 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
     layers = None
     if options.layers:
         network, how = rebuild(info, options.checkpoint), OrtOptions(options.provider)
-        layers = compare_layers(bundle.model_path, network, worst, parity.tier.max_error, options=how, on_step=on_step)
-    return Verification(info, parity, _save_worst(bundle, options, parity, worst), placement, layers)
+        layers = compare_layers(
+            artifact.model_path, network, worst, parity.tier.max_error, options=how, on_step=on_step
+        )
+    return Verification(info, parity, _save_worst(artifact, options, parity, worst), placement, layers)
 
 
 def _reference_outputs(
@@ -192,16 +192,14 @@ def _distances(
     return tuple(ExactErrors(ours.input_name, ours.severity, theirs.severity) for ours, theirs in pairs)
 
 
-def _save_worst(
-    bundle: Bundle | Engine, options: VerifyOptions, parity: ParityReport, worst: ParityInput
-) -> Path | None:
-    as_pixels = bundle.info.image_input is ImageInput.UINT8
+def _save_worst(artifact: Artifact, options: VerifyOptions, parity: ParityReport, worst: ParityInput) -> Path | None:
+    as_pixels = artifact.info.image_input is ImageInput.UINT8
     if options.save_worst is not None:
         _save(worst, options.save_worst, as_pixels)
         return options.save_worst
     if parity.passed:
         return None
-    path = bundle.model_path.parent / WORST_INPUT_FILE
+    path = artifact.model_path.parent / WORST_INPUT_FILE
     try:
         _save(worst, path, as_pixels)
     except OutputError:

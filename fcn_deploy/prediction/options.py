@@ -1,13 +1,21 @@
-"""What `predict` is asked for."""
+"""Options of a prediction run, the plan that all its stages share, and its outcome for each photo."""
 
-import importlib.util
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from fcn_deploy.choices import EngineName, OutputFormat, Provider
-from fcn_deploy.errors import UsageError
+from fcn_deploy.errors import FcnDeployError, UsageError
+from fcn_deploy.images import LABELS_SUFFIX, OVERLAY_SUFFIX
+from fcn_deploy.installation import require_extra
+from fcn_deploy.model_info import ModelInfo
+from fcn_deploy.segmentation import PendingPhoto, Segmenter
 
-# What fsspec takes for an address: `s3://bucket/folder`, `memory://folder`.
+# Marks an address for fsspec: `s3://bucket/folder`, `memory://folder`.
 URL_MARK = "://"
 
 
@@ -16,15 +24,15 @@ class PredictOptions:
     """How photos are segmented, and where the results go.
 
     Attributes:
-        output: directory of the results, made if needed; or an address that fsspec knows, such as `s3://bucket/labels`.
+        output: directory of the results, created if needed; or an address for fsspec, such as `s3://bucket/labels`.
         keep_aspect: pad the photo to the input's shape with the mean colour instead of stretching it.
         provider: where ONNX Runtime runs.
         output_format: what is written for each photo.
         engine: what runs the stages.
-        address: of the Ray cluster; None starts one on this machine for the time it takes.
+        address: address of the Ray cluster; None starts one on this machine for the duration of the run.
 
     Raises:
-        UsageError: an address without the engine it is for, or a package that is not installed.
+        UsageError: an address without the Ray engine, or a package that is not installed.
     """
 
     output: Path | str = Path("predictions")
@@ -37,13 +45,13 @@ class PredictOptions:
     def __post_init__(self) -> None:
         if self.address is not None and self.engine is not EngineName.RAY:
             raise UsageError(
-                f"address {self.address} is of a Ray cluster; the engine is {self.engine}",
-                remedy="Pass --engine ray, or leave --address out.",
+                f"address {self.address} belongs to a Ray cluster, but the engine is {self.engine}",
+                remedy="Pass --engine ray, or omit --address.",
             )
         if self.engine is EngineName.RAY:
-            _require("ray", extra="ray", purpose="--engine ray")
+            require_extra("--engine ray", "ray", ["ray"])
         if self.output_format is OutputFormat.PARQUET:
-            _require("pyarrow", extra="parquet", purpose="--output-format parquet")
+            require_extra("--output-format parquet", "parquet", ["pyarrow"])
 
     @property
     def remote(self) -> bool:
@@ -51,9 +59,140 @@ class PredictOptions:
         return URL_MARK in str(self.output)
 
 
-def _require(package: str, *, extra: str, purpose: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise UsageError(
-            f"{purpose} needs {package}, which is not installed",
-            remedy=f"pip install 'fcn-deploy[{extra}]', or choose another.",
-        )
+@dataclass(frozen=True)
+class Task:
+    """A photo to segment.
+
+    Attributes:
+        image: the photo's file.
+        name: name of its results, without a suffix.
+    """
+
+    image: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Decoded(PendingPhoto):
+    """A photo that is ready for the model.
+
+    Attributes:
+        task: which photo.
+        key: hash of everything its results depend on: content, model and options.
+    """
+
+    task: Task
+    key: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One segmented photo, or the reason why it was not segmented.
+
+    Attributes:
+        image: the photo.
+        files: paths or addresses of its results; empty after a failure.
+        shares: each class found with its share of the pixels, largest first; empty when the results existed before.
+        failure: what went wrong, or None.
+        untrained: whether the model's weights are random, so that the labels mean nothing.
+        done_before: whether results of the same photo, model and options existed before the run.
+        inference_ms: time the runtime took for its batch, divided by the photos in that batch; None when it did not
+            run.
+    """
+
+    image: Path
+    files: tuple[str, ...] = ()
+    shares: tuple[tuple[str, float], ...] = ()
+    failure: FcnDeployError | None = None
+    untrained: bool = False
+    done_before: bool = False
+    inference_ms: float | None = None
+
+    @property
+    def labels_path(self) -> Path | None:
+        """The palette PNG of the labels, in the photo's size; None in another format or after a failure."""
+        return self._file(LABELS_SUFFIX)
+
+    @property
+    def overlay_path(self) -> Path | None:
+        """The labels over the photo, with a legend; None in another format or after a failure."""
+        return self._file(OVERLAY_SUFFIX)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every fact, for JSON."""
+        return {
+            "image": str(self.image),
+            "files": list(self.files),
+            "classes": dict(self.shares),
+            "untrained": self.untrained,
+            "done_before": self.done_before,
+            "inference_ms": self.inference_ms,
+            "failure": str(self.failure) if self.failure else None,
+        }
+
+    def _file(self, suffix: str) -> Path | None:
+        return next((Path(file) for file in self.files if file.endswith(suffix)), None)
+
+
+# Increased when results of the same photo, model and options change.
+_RESULTS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every stage of a run needs to know; travels between processes.
+
+    Attributes:
+        folder: base of relative paths, for workers that run elsewhere.
+        artifact: the artifact that segments.
+        options: the options of the run.
+        info: the model's facts.
+        model_sha256: hash of the model's file.
+        batch: N, photos per run of the model.
+        height: H of its input.
+        width: W of its input.
+    """
+
+    folder: Path
+    artifact: Path
+    options: PredictOptions
+    info: ModelInfo
+    model_sha256: str
+    batch: int
+    height: int
+    width: int
+
+    def key(self, photo: bytes) -> str:
+        """Return the SHA-256, in hex, of everything the results of a photo with this content depend on."""
+        content = hashlib.sha256(photo).hexdigest()
+        aspect = "padded" if self.options.keep_aspect else "stretched"
+        facts = (str(_RESULTS_VERSION), content, self.model_sha256, aspect, self.options.output_format)
+        return hashlib.sha256(" ".join(facts).encode()).hexdigest()
+
+
+def make_plan(artifact: Path, segmenter: Segmenter, options: PredictOptions) -> Plan:
+    """Return the plan of segmenting with an artifact."""
+    s = segmenter
+    return Plan(Path.cwd(), artifact, options, s.info, s.model_sha256, s.batch, s.height, s.width)
+
+
+def make_tasks(images: Sequence[Path]) -> list[Task]:
+    """Return a task for each distinct image, named by its stem, or `stem-2`, `stem-3`, ... where several share it.
+
+    Names also differ on file systems that ignore case.
+    """
+    distinct = list(dict.fromkeys(images))
+    stems = Counter(image.stem.casefold() for image in distinct)
+    # Counting on per stem keeps a million photos of one name from trying a million names each.
+    numbers = {stem: count(2) for stem in stems}
+    taken: set[str] = set()
+    return [Task(image, _free_name(image.stem, stems, numbers, taken)) for image in distinct]
+
+
+def _free_name(stem: str, stems: Counter[str], numbers: "dict[str, count[int]]", taken: set[str]) -> str:
+    own = stem.casefold()
+    name = stem
+    while name.casefold() in taken or (name.casefold() != own and name.casefold() in stems):
+        name = f"{stem}-{next(numbers[own])}"
+    taken.add(name.casefold())
+    return name

@@ -1,50 +1,107 @@
 """The stages on a Ray cluster: tasks that decode and encode, and one actor per device that holds the model.
 
-Ray Data schedules, holds back what is too far ahead, and repeats what a lost worker had in hand; results are written
-under names that do not depend on who writes them, so that repeating is harmless. Items travel pickled, since photos
-differ in size. Every worker has to reach the artifact, the photos and the output under the same paths, and to have
-this toolkit installed.
+Ray Data schedules, limits how far stages run ahead, and repeats the work of a lost worker; results are written under
+names that do not depend on the worker, so repeating is harmless. Items travel pickled, since photos differ in size.
+Every worker has to reach the artifact, the photos and the output under the same paths, and to have this toolkit
+installed.
+
+Ray's driver is a process of its own. Native threads of Ray outlive `ray.shutdown`, and may abort a process that ends
+while they run: this must not change the exit code of a run whose results are complete.
 """
 
 import logging
 import os
 import pickle
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from fcn_deploy.choices import Provider
 from fcn_deploy.errors import FcnDeployError, UsageError
 from fcn_deploy.prediction import stages
-from fcn_deploy.prediction.plan import Plan, Prediction, Task
+from fcn_deploy.prediction.options import Plan, Prediction, Task
 from fcn_deploy.prediction.sinks import Sink
-from fcn_deploy.segmentation import Segmenter
+from fcn_deploy.segmentation import Segmenter, label_batch, make_batch, run_batch
 
-# Ray otherwise reports its use over the network, and its core writes remarks of its own to the terminal.
+# Ray otherwise reports its use over the network, and its core writes messages of its own to the terminal.
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-# A cluster of this machine's own then cannot be reached from elsewhere: Ray's rule for Windows and macOS.
+# Keeps a cluster that is started on this machine on the loopback interface: Ray's rule for Windows and macOS.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 # A column of pickled items.
 Rows = dict[str, Any]
 _COLUMN = "item"
-# What a lost worker has to do again, and what a task is worth starting for.
+# Small enough to repeat for a lost worker, large enough to be worth a task.
 _TASKS_PER_BLOCK = 8
 # Of a core: decoding and encoding take a tenth of the time of a run.
 _HELPER_CPUS = 0.5
-_ANSWER_S = 5
+_CONNECT_TIMEOUT_S = 5
+_RERUN = "Run the same command again: finished photos are not done twice."
 
 
 def predict_on_ray(plan: Plan, tasks: Sequence[Task], sink: Sink) -> Iterator[Prediction]:
-    """Segment photos on a Ray cluster; yields as they are done, each once it is written.
+    """Segment photos on a Ray cluster; yields in the order of completion, each photo once it is written.
 
     Raises:
         UsageError: the cluster's address cannot be reached.
-        FcnDeployError: what a worker met with, such as an output that cannot be written.
+        FcnDeployError: a worker failed, for instance to write its results, or the driver's process ended early.
     """
+    command = [sys.executable, "-c", f"from {__name__} import drive; drive()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as driver:  # noqa: S603 - this interpreter
+        try:
+            # A driver that ended before it read everything is reported by what it does not send.
+            with suppress(BrokenPipeError), cast("BinaryIO", driver.stdin) as job:
+                pickle.dump((plan, list(tasks), sink), job)
+            yield from _received(driver)
+        finally:
+            driver.terminate()
+
+
+def _received(driver: "subprocess.Popen[bytes]") -> Iterator[Prediction]:
+    """Yield what the driver sends, up to the None that ends it."""
+    try:
+        for item in iter(partial(pickle.load, cast("BinaryIO", driver.stdout)), None):
+            if isinstance(item, FcnDeployError):
+                raise item
+            yield item
+    except (EOFError, pickle.UnpicklingError) as error:
+        raise FcnDeployError(f"Ray's driver process ended early, with code {driver.wait()}", remedy=_RERUN) from error
+
+
+def drive() -> None:
+    """Run the driver: read a pickled job from stdin, send pickled predictions to stdout, and end without cleanup."""
+    # Ctrl-C reaches both processes; the parent ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers, suppress(BrokenPipeError):
+        # Output of Ray itself goes to stderr.
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        plan, tasks, sink = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the parent process
+        for item in _answers(plan, tasks, sink):
+            pickle.dump(item, answers)
+            answers.flush()
+    # Ray's shutdown is over. Ending the interpreter as usual would race with the native threads that remain.
+    os._exit(0)
+
+
+def _answers(plan: Plan, tasks: Sequence[Task], sink: Sink) -> Iterator[Prediction | FcnDeployError | None]:
+    try:
+        yield from _run_data(plan, tasks, sink)
+    except FcnDeployError as error:
+        yield error
+    except Exception as error:  # Ray raises what its workers or its own parts raise
+        reason = (str(error).splitlines() or [""])[0]
+        yield FcnDeployError(f"Ray failed with {type(error).__name__}: {reason}", remedy=_RERUN)
+    yield None
+
+
+def _run_data(plan: Plan, tasks: Sequence[Task], sink: Sink) -> Iterator[Prediction]:
     _prepare(plan.options.address)
     import ray
 
@@ -61,14 +118,14 @@ def predict_on_ray(plan: Plan, tasks: Sequence[Task], sink: Sink) -> Iterator[Pr
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_devices(plan)),
             **_actor_resources(plan),
         )
-        # A part of a table at a time, or what a block has.
+        # A part of a table at a time, or whatever a block holds.
         at_once = sink.rows_per_write if sink.rows_per_write > 1 else None
         data = data.map_batches(_finish_rows, fn_args=(shared,), batch_size=at_once, num_cpus=_HELPER_CPUS)
         yield from _predictions(data)
 
 
 class _Model:
-    """The actor: a session that stays open from one batch to the next."""
+    """The actor: it holds a session that stays open from one batch to the next."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -81,8 +138,7 @@ class _Model:
         if self._segmenter is None:
             segmenter = Segmenter(self._plan.folder / self._plan.artifact, self._plan.options.provider)
             self._segmenter = segmenter.__enter__()
-        batch = stages.batch_of(self._segmenter, items)
-        return stages.label(self._segmenter, stages.infer(self._segmenter, batch))
+        return label_batch(self._segmenter, run_batch(self._segmenter, make_batch(self._segmenter, items)))
 
 
 def _decode_rows(rows: Rows, shared: Any) -> Rows:
@@ -96,7 +152,7 @@ def _finish_rows(rows: Rows, shared: Any) -> Rows:
 
 
 def _stage(work: Callable[[list[Any]], Sequence[Any]], rows: Rows) -> Rows:
-    """The rows of what `work` makes of items. Its errors travel as items to the driver: Ray would wrap them in text."""
+    """Apply `work` to the items of rows. Its errors travel to the driver as items: Ray would wrap them in text."""
     items = _items(rows)
     try:
         return _rows([item for item in items if isinstance(item, FcnDeployError)] or work(items))
@@ -121,7 +177,7 @@ def _rows(items: Sequence[Any]) -> Rows:
 
 
 def _devices(plan: Plan) -> int:
-    """How many actors there may be: one per GPU, or one per machine, whose cores one session uses by itself."""
+    """Return the largest number of actors: one per GPU, or one per machine, whose cores one session uses by itself."""
     import ray
 
     if plan.options.provider is Provider.CPU:
@@ -129,7 +185,8 @@ def _devices(plan: Plan) -> int:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if gpus == 0:
         raise UsageError(
-            f"provider {plan.options.provider}: the Ray cluster has no GPU", remedy="Pass --provider cpu, or add one."
+            f"provider {plan.options.provider}: the Ray cluster has no GPU",
+            remedy="Pass --provider cpu, or add a GPU node.",
         )
     return gpus
 
@@ -139,7 +196,7 @@ def _actor_resources(plan: Plan) -> dict[str, float]:
 
     if plan.options.provider is not Provider.CPU:
         return {"num_gpus": 1, "num_cpus": _HELPER_CPUS}
-    # All but one of a machine's cores: one session uses them all, and decoding always finds room. Ray Data spreads.
+    # All cores of a machine but one, so that one session runs per machine and decoding always finds a core.
     cores = min(node["Resources"]["CPU"] for node in ray.nodes() if node["Resources"].get("CPU", 0) > 0)
     return {"num_cpus": max(cores - 1, _HELPER_CPUS)}
 
@@ -154,7 +211,7 @@ def _predictions(data: Any) -> Iterator[Prediction]:
 
 @contextmanager
 def _cluster(address: str | None) -> Iterator[None]:
-    """The cluster at `address`, or one on this machine that ends with the block."""
+    """Connect to the cluster at `address`, or start one on this machine that ends with the block."""
     import ray
 
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
@@ -168,13 +225,13 @@ def _cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_answers(address: str) -> None:
-    """Find out in seconds that nobody listens: Ray itself tries for minutes."""
+def _check_listening(address: str) -> None:
+    """Check within seconds that something listens: Ray itself would try for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S):
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S):
             pass
     except (OSError, ValueError, OverflowError) as error:
         raise _no_cluster(address, error) from error
@@ -183,16 +240,16 @@ def _check_answers(address: str) -> None:
 def _no_cluster(address: str, error: Exception) -> UsageError:
     return UsageError(
         f"no Ray cluster answers at {address}: {error}",
-        remedy="Check --address (HOST:PORT, or auto), or leave it out to start one here.",
+        remedy="Check --address (HOST:PORT, or auto), or omit it to start a cluster on this machine.",
     )
 
 
 def _prepare(address: str | None) -> None:
-    """Neither reports over the network nor progress bars nor log lines of Ray's own; before Ray is imported."""
+    """Turn off Ray's usage reports, progress bars and log lines; has to happen before Ray is imported."""
     for name, value in (_ENVIRONMENT if address else _ENVIRONMENT | _LOOPBACK).items():
         os.environ.setdefault(name, value)
     if address is not None:
-        _check_answers(address)
+        _check_listening(address)
     from ray.data import DataContext
 
     DataContext.get_current().enable_progress_bars = False

@@ -1,4 +1,4 @@
-"""Label maps of photos of any size with an artifact of one fixed size."""
+"""Run a prediction: the pipeline of threads, the record of failures, and the summary."""
 
 import json
 import os
@@ -13,11 +13,18 @@ from pathlib import Path
 from fcn_deploy.choices import EngineName, OutputFormat
 from fcn_deploy.errors import OutputError
 from fcn_deploy.prediction import stages
-from fcn_deploy.prediction.options import PredictOptions
-from fcn_deploy.prediction.plan import Plan, Prediction, Task, plan_of, tasks_of
-from fcn_deploy.prediction.sinks import Encoded, FileSink, Sink
+from fcn_deploy.prediction.options import Decoded, Plan, Prediction, PredictOptions, Task, make_plan, make_tasks
+from fcn_deploy.prediction.sinks import FileSink, Sink, TableSink
 from fcn_deploy.prediction.store import Store, open_store
-from fcn_deploy.segmentation import Segmenter, Threads, ahead
+from fcn_deploy.segmentation import (
+    Batch,
+    CancellingThreadPool,
+    Segmenter,
+    label_batch,
+    make_batches,
+    map_ordered,
+    run_batch,
+)
 
 # One batch runs while the next one waits.
 _RUNS_AHEAD = 2
@@ -33,14 +40,14 @@ def predict_locally(plan: Plan, tasks: Iterable[Task], sink: Sink, segmenter: Se
     threads = min(os.cpu_count() or 1, _MAX_THREADS)
     waiting = threads + plan.batch
     with ExitStack() as stack:
-        decoders, runtime, encoders = (stack.enter_context(Threads(n)) for n in (threads, 1, threads))
+        decoders, runtime, encoders = (stack.enter_context(CancellingThreadPool(n)) for n in (threads, 1, threads))
         stack.enter_context(_open_in(runtime, segmenter))
-        decoded = ahead(decoders, partial(stages.decode, plan, sink), tasks, waiting)
-        batches = stages.collate(segmenter, decoded)
-        ran = ahead(runtime, partial(stages.infer, segmenter), batches, _RUNS_AHEAD)
-        encoded = ahead(encoders, lambda batch: stages.encode(sink, stages.label(segmenter, batch)), ran, threads)
-        writes = _grouped((entry for batch in encoded for entry in batch), sink.rows_per_write)
-        for written in ahead(encoders, partial(stages.write, sink), writes, threads):
+        decoded = map_ordered(decoders, partial(stages.decode, plan, sink), tasks, waiting)
+        batches: Iterator[Batch[Decoded, Prediction]] = make_batches(segmenter, decoded)
+        ran = map_ordered(runtime, partial(run_batch, segmenter), batches, _RUNS_AHEAD)
+        encoded = map_ordered(encoders, lambda batch: stages.encode(sink, label_batch(segmenter, batch)), ran, threads)
+        writes = stages.group_writes((entry for batch in encoded for entry in batch), sink.rows_per_write)
+        for written in map_ordered(encoders, partial(stages.write, sink), writes, threads):
             yield from written
 
 
@@ -54,67 +61,41 @@ def _open_in(thread: Executor, segmenter: Segmenter) -> Iterator[None]:
         thread.submit(segmenter.__exit__, None, None, None).result()
 
 
-def _grouped(entries: Iterable[Encoded | Prediction], size: int) -> Iterator[list[Encoded | Prediction]]:
-    """Groups with `size` results to write; what needs no writing goes along."""
-    group: list[Encoded | Prediction] = []
-    for entry in entries:
-        group.append(entry)
-        if sum(isinstance(e, Encoded) for e in group) == size or not any(isinstance(e, Encoded) for e in group):
-            yield group
-            group = []
-    if group:
-        yield group
-
-
 FAILURES_FILE = "failures.jsonl"
 
 
 def predict(path: Path, images: Sequence[Path], options: PredictOptions | None = None) -> Iterator[Prediction]:
     """Segment photos and write their results; yields every distinct image once, failures included.
 
-    Results of the same photo, model and options that are there already are left as they are. Photos that cannot be
-    read are listed in `failures.jsonl` beside the results. Yields in order, but for the engine `ray`.
+    Existing results of the same photo, model and options are left as they are. Photos that cannot be read are listed
+    in `failures.jsonl` beside the results. Yields in order, except with the Ray engine.
 
     Raises:
-        BundleError: the artifact is missing, damaged, or has no facts about its classes.
-        ProviderError: the provider asked for would not run.
+        BundleError: the artifact is missing, damaged, or does not record its classes.
+        ProviderError: the requested provider would not run.
         OutputError: results cannot be written, or another run is writing there.
         UsageError: the output's address, or that of the Ray cluster, cannot be opened.
     """
     options = options or PredictOptions()
     segmenter = Segmenter(path, options.provider)
-    plan = plan_of(path, segmenter, options)
+    plan = make_plan(path, segmenter, options)
     store = open_store(options.output, remote=options.remote)
     with store.claim():
-        sink = open_sink(plan, store)
-        yield from _noting_failures(store, _run(plan, tasks_of(images), sink, segmenter))
-        sink.settle()
+        sink = (TableSink if options.output_format is OutputFormat.PARQUET else FileSink)(plan, store)
+        yield from _record_failures(store, _run(plan, make_tasks(images), sink, segmenter))
+        sink.remove_replaced()
 
 
 def _run(plan: Plan, tasks: Sequence[Task], sink: Sink, segmenter: Segmenter) -> Iterator[Prediction]:
     if plan.options.engine is EngineName.RAY:
         from fcn_deploy.prediction.ray import predict_on_ray
 
-        yield from predict_on_ray(plan, tasks, sink)
-    else:
-        yield from predict_locally(plan, tasks, sink, segmenter)
+        return predict_on_ray(plan, tasks, sink)
+    return predict_locally(plan, tasks, sink, segmenter)
 
 
-def open_sink(plan: Plan, store: Store) -> Sink:
-    """The sink of a run.
-
-    Raises:
-        OutputError: there is a table that cannot be read.
-    """
-    if plan.options.output_format is OutputFormat.PARQUET:
-        from fcn_deploy.prediction.sinks import TableSink
-
-        return TableSink(plan, store)
-    return FileSink(plan, store)
-
-
-def _noting_failures(store: Store, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-    """Pass predictions on; list those that failed in a file, also when the run does not come to its end."""
+def _record_failures(store: Store, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+    """Pass predictions on; list those that failed in a file, even when the run ends early."""
     lines: list[str] = []
     try:
         for prediction in predictions:
@@ -124,7 +105,7 @@ def _noting_failures(store: Store, predictions: Iterable[Prediction]) -> Iterato
                 lines.append(json.dumps(facts) + "\n")
             yield prediction
     except BaseException:
-        # Why it ended matters more than the list.
+        # The reason for the end matters more than the list.
         with suppress(OutputError):
             _write_failures(store, lines)
         raise
@@ -139,16 +120,16 @@ def _write_failures(store: Store, lines: Sequence[str]) -> None:
 
 
 @dataclass
-class Tally:
-    """Counts predictions as they pass.
+class PredictionSummary:
+    """Counts of a run's predictions, and how long they took.
 
     Attributes:
-        segmented: photos that the model saw.
-        done_before: photos whose results were there already.
+        segmented: photos that the model labelled.
+        done_before: photos whose results existed before the run.
         failed: photos that could not be read.
         untrained: whether the model's weights are random.
-        inference_s: time the runtime took, in seconds.
-        seconds: from the start to the last prediction.
+        inference_s: time the runtime took, seconds.
+        seconds: time from the start to the last prediction.
     """
 
     segmented: int = 0
@@ -160,7 +141,7 @@ class Tally:
     _start: float = field(default_factory=time.perf_counter)
 
     def counting(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-        """Pass predictions on, and count them."""
+        """Pass predictions on and count them."""
         for prediction in predictions:
             self._count(prediction)
             yield prediction
@@ -178,7 +159,7 @@ class Tally:
 
     @property
     def images_per_s(self) -> float:
-        """Photos that the model saw, per second of the whole run; 0 before the first."""
+        """Photos labelled per second of the whole run; 0 before the first."""
         return self.segmented / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:

@@ -1,10 +1,10 @@
-"""The runner an artifact needs: TensorRT's for a plan, ONNX Runtime's for everything else."""
+"""The runner of an artifact: TensorRT's for an engine, ONNX Runtime's for everything else."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
-from fcn_deploy.artifact.engine import open_engine
-from fcn_deploy.choices import PLAN_SUFFIX, Provider
+from fcn_deploy.artifact import Artifact
+from fcn_deploy.artifact.engine import Engine
+from fcn_deploy.choices import Provider
 from fcn_deploy.errors import UsageError
 from fcn_deploy.runtime.nvidia import Cuda
 from fcn_deploy.runtime.ort_options import OrtOptions
@@ -15,48 +15,47 @@ if TYPE_CHECKING:
     from fcn_deploy.runtime.tensorrt import TrtRunner
 
 
-def check_runnable(path: Path, provider: Provider) -> None:
-    """Check, before any work, that an artifact would run here.
+def check_runnable(artifact: Artifact, provider: Provider) -> None:
+    """Check, before any work, that an artifact would run on this machine.
 
     Raises:
-        BundleError: an engine is damaged, or was built for another TensorRT or GPU.
+        BundleError: an engine was built for another TensorRT or GPU.
         ProviderError: TensorRT, a GPU, or the provider asked for is missing.
-        UsageError: a provider is asked for, and it is an engine.
+        UsageError: a provider is asked for, and the artifact is an engine.
     """
-    if path.suffix != PLAN_SUFFIX:
-        from fcn_deploy.runtime.ort import require_provider
+    if isinstance(artifact, Engine):
+        _check_no_provider(artifact, provider)
+        from fcn_deploy.runtime.tensorrt import check_device, check_version
 
-        require_provider(provider)
+        check_version(artifact, find_flavour(artifact.flavour))
+        check_device(artifact, Cuda().device)
         return
-    _check_provider(path, provider)
-    from fcn_deploy.runtime.tensorrt import check_device, check_version
+    from fcn_deploy.runtime.ort import require_provider
 
-    engine = open_engine(path)
-    check_version(engine, find_flavour(engine.flavour))
-    check_device(engine, Cuda().device)
+    require_provider(provider)
 
 
-def runner_for(path: Path, provider: Provider) -> Union["OrtRunner", "TrtRunner"]:
-    """What runs the model at `path`, a plan or an ONNX file; both say where its nodes are placed once they are open.
+def runner_for(artifact: Artifact, provider: Provider) -> Union["OrtRunner", "TrtRunner"]:
+    """Return the runner of an artifact; it knows where its nodes are placed once it is open.
 
     Raises:
-        BundleError: an engine is damaged, or was built by another TensorRT.
-        ProviderError: its TensorRT is not installed.
-        UsageError: a provider is asked for, and it is an engine.
+        BundleError: an engine was built by another TensorRT.
+        ProviderError: the engine's TensorRT is not installed.
+        UsageError: a provider is asked for, and the artifact is an engine.
     """
-    if path.suffix == PLAN_SUFFIX:
-        _check_provider(path, provider)
+    if isinstance(artifact, Engine):
+        _check_no_provider(artifact, provider)
         from fcn_deploy.runtime.tensorrt import TrtRunner
 
-        return TrtRunner(path)
+        return TrtRunner(artifact)
     from fcn_deploy.runtime.ort import OrtRunner
 
-    return OrtRunner(path, OrtOptions(provider))
+    return OrtRunner(artifact.model_path, OrtOptions(provider))
 
 
-def _check_provider(path: Path, provider: Provider) -> None:
+def _check_no_provider(engine: Engine, provider: Provider) -> None:
     if provider is not Provider.CPU:
         raise UsageError(
-            f"provider {provider}: {path} is an engine, which runs with the TensorRT that built it",
+            f"provider {provider}: {engine.path} is an engine, which runs with the TensorRT that built it",
             remedy="Leave --provider out: it is for ONNX files.",
         )

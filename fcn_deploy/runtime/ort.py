@@ -79,10 +79,10 @@ def _cast(source: str, made: str, to: int) -> onnx.NodeProto:
 
 
 # Node names by the execution provider that runs them.
-Placement = Mapping[str, tuple[str, ...]]
+NodePlacement = Mapping[str, tuple[str, ...]]
 
 
-def placement_of(session: Any) -> Placement:
+def placement_of(session: Any) -> NodePlacement:
     """Where ONNX Runtime's `session` put every node, before it joins any."""
     found: dict[str, tuple[str, ...]] = {}
     for part in session.get_provider_graph_assignment_info():
@@ -91,7 +91,7 @@ def placement_of(session: Any) -> Placement:
     return found
 
 
-def require_placement(provider: Provider, running: Sequence[str], placement: Placement) -> None:
+def require_placement(provider: Provider, running: Sequence[str], placement: NodePlacement) -> None:
     """Check that `provider` runs every node.
 
     Args:
@@ -148,7 +148,7 @@ class OrtRunner(Runner):
     ) -> None:
         self.path = path
         self.options = options or OrtOptions()
-        self.placement: Placement = {}
+        self.placement: NodePlacement = {}
         self.name = self._plain_name = f"ONNX Runtime {ort.__version__} {self.options.provider.upper()}"
         self._profile, self._optimized = profile, optimized
         self._session: ort.InferenceSession | None = None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fcn_deploy.artifact.engine import Device, Engine, open_engine
+from fcn_deploy.artifact.engine import Device, Engine
 from fcn_deploy.errors import BundleError, ProviderError
 from fcn_deploy.runtime.base import Arrays, Bound, Runner
 from fcn_deploy.runtime.nvidia import Cuda
@@ -24,11 +24,11 @@ class TrtRunner(Runner):
     """Runs a TensorRT engine.
 
     Args:
-        path: the plan; its sidecar lies beside it.
+        engine: the plan and its sidecar.
         cuda_graph: capture the run once and replay it.
 
     Attributes:
-        engine_file: the plan's sidecar.
+        engine_file: the plan and its sidecar.
         placement: names of the engine's layers, all of which TensorRT runs; known once the runner is open.
 
     Raises:
@@ -36,8 +36,8 @@ class TrtRunner(Runner):
         ProviderError: at once, when TensorRT is not installed; on opening, when there is no GPU.
     """
 
-    def __init__(self, path: Path, *, cuda_graph: bool = False) -> None:
-        self.engine_file = open_engine(path)
+    def __init__(self, engine: Engine, *, cuda_graph: bool = False) -> None:
+        self.engine_file = engine
         self._flavour = find_flavour(self.engine_file.flavour)
         check_version(self.engine_file, self._flavour)
         self.inputs = self.engine_file.inputs

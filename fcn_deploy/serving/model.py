@@ -1,84 +1,129 @@
-"""The artifact as KServe knows a model."""
+"""The model that HTTP and gRPC share: whether requests are accepted, and what it answers."""
 
-import uuid
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from enum import StrEnum
+from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
-from fcn_deploy.images import Pixels
 from fcn_deploy.installation import __version__
-from fcn_deploy.model_info import LABELS_NAME, PIXELS_NAME
-from fcn_deploy.serving.admission import Admission
-from fcn_deploy.serving.queue import RunQueue
-from fcn_deploy.serving.sdk import (
-    DataPlane,
-    InferInput,
-    InferOutput,
-    InferRequest,
-    InferResponse,
-    Model,
-    ModelRepository,
-)
-from fcn_deploy.serving.tensors import DATATYPE, Interface
-
-_US_PER_S = 1e6
+from fcn_deploy.segmentation import Segmenter
+from fcn_deploy.serving.metrics import ServerMetrics
+from fcn_deploy.serving.options import ServeOptions, model_name_of
+from fcn_deploy.serving.protocol import ModelInterface, RequestError, unavailable
+from fcn_deploy.serving.queue import BatchQueue
 
 
-class ServedModel(Model):  # type: ignore[misc] # KServe has no types
-    """Answers KServe's requests from the queue; whether it is ready is the server's affair."""
+class ServerState(StrEnum):
+    """What a server is doing, for messages."""
 
-    def __init__(self, name: str, interface: Interface, queue: RunQueue, admission: Admission) -> None:
-        super().__init__(name)
-        self._interface = interface
-        self._queue = queue
-        self._admission = admission
-
-    def get_input_types(self) -> list[dict[str, Any]]:
-        """Name, datatype and shape of the input."""
-        return self._interface.inputs
-
-    def get_output_types(self) -> list[dict[str, Any]]:
-        """Name, datatype and shape of the output."""
-        return self._interface.outputs
-
-    async def healthy(self) -> bool:
-        """Whether requests are answered."""
-        return self._admission.ready
-
-    def load(self) -> bool:
-        """Leave the model as it is: KServe would load it when a request finds it not ready."""
-        return self._admission.ready
-
-    async def predict(self, payload: InferRequest, *_: Any) -> InferResponse:
-        """Labels of a request that `request_for` made, with microseconds of waiting and of the model's run."""
-        answer = await self._queue.submit(payload.inputs[0].data)
-        labels = answer.labels
-        return InferResponse(
-            payload.id or str(uuid.uuid4()),
-            self.name,
-            [InferOutput(LABELS_NAME, list(labels.shape), DATATYPE, data=labels)],
-            parameters={"queue_us": int(answer.waited_s * _US_PER_S), "run_us": int(answer.ran_s * _US_PER_S)},
-            use_binary_outputs=payload.parameters["binary_data_output"],
-        )
+    LOADING = "loading its model"
+    READY = "ready"
+    DRAINING = "shutting down"
 
 
-class ServerPlane(DataPlane):  # type: ignore[misc] # KServe has no types
-    """KServe's data plane for one model, ready when the server is."""
+class ModelService:
+    """A served artifact with its queue. Requests are accepted while it is ready; accepted requests are counted.
 
-    def __init__(self, model: ServedModel, admission: Admission) -> None:
-        repository = ModelRepository()
-        repository.update(model)
-        super().__init__(repository)
-        self._admission = admission
+    Args:
+        path: a bundle's directory, an ONNX file, or a TensorRT engine.
+        options: its name, and bounds.
+        metrics: where requests and runs are counted.
+
+    Attributes:
+        name: in the protocol.
+        segmenter: the model's facts and size; only the queue runs it.
+        interface: what requests have to look like.
+        queue: where pixels become labels.
+        state: set by `load` and `drain`.
+        in_flight: requests that were accepted and are not answered yet.
+
+    Raises:
+        BundleError: the artifact is missing or damaged.
+    """
+
+    def __init__(self, path: Path, options: ServeOptions, metrics: ServerMetrics) -> None:
+        self.segmenter = Segmenter(path, options.provider)
+        self.name = options.name or model_name_of(path.resolve().stem)
+        self.interface = ModelInterface(self.segmenter.batch, self.segmenter.height, self.segmenter.width)
+        self.queue = BatchQueue(self.segmenter, options.queue_size, metrics)
+        self.state = ServerState.LOADING
+        self.in_flight = 0
+        self._metrics = metrics
+        self._idle = asyncio.Event()
+        self._idle.set()
+        metrics.watch("in_flight", "Accepted requests.", lambda: self.in_flight)
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are accepted."""
+        return self.state is ServerState.READY
+
+    async def load(self) -> None:
+        """Load the model, run it once, and begin to accept requests.
+
+        Raises:
+            BundleError: the runtime cannot load the model.
+            ProviderError: the provider asked for would not run.
+        """
+        await self.queue.open()
+        self._metrics.describe_model(self.name, self.segmenter.info, self.segmenter.runner_name)
+        self.state = ServerState.READY
+
+    async def drain(self) -> None:
+        """Accept no more requests, and wait until the accepted ones are answered."""
+        self.state = ServerState.DRAINING
+        await self._idle.wait()
+
+    @contextlib.contextmanager
+    def accepted(self) -> Iterator[None]:
+        """Count a request as accepted for the length of the block.
+
+        Raises:
+            RequestError: the server is not ready.
+        """
+        self.check_ready()
+        self.in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            if not self.in_flight:
+                self._idle.set()
+
+    def check_ready(self) -> None:
+        """Check that requests are accepted.
+
+        Raises:
+            RequestError: the model is not loaded yet, or the server is shutting down.
+        """
+        if not self.ready:
+            raise unavailable(f"the server is {self.state}")
+
+    def check_name(self, name: str) -> None:
+        """Check that a request is for this model.
+
+        Raises:
+            RequestError: it is for another.
+        """
+        if name != self.name:
+            raise RequestError(
+                HTTPStatus.NOT_FOUND, f"no model {name!r} is served here", "GET /v2/models lists it."
+            )  # fmt: skip
 
     def metadata(self) -> dict[str, Any]:
-        """Name, version and extensions of the server."""
-        return {"name": "fcn-deploy", "version": __version__, "extensions": ["binary_tensor_data"]}
+        """Return name, inputs and outputs of the model, as the protocol describes them."""
+        return {
+            "name": self.name,
+            "platform": "",
+            "inputs": self.interface.inputs,
+            "outputs": self.interface.outputs,
+        }
 
-    async def ready(self) -> bool:
-        """Whether requests are answered."""
-        return self._admission.ready
 
-
-def request_for(name: str, pixels: Pixels, call_id: str, *, binary: bool) -> InferRequest:
-    """KServe's request for n x H x W x 3 pixels that have been checked."""
-    given = InferInput(PIXELS_NAME, list(pixels.shape), DATATYPE, data=pixels)
-    return InferRequest(name, [given], call_id, parameters={"binary_data_output": binary})
+def server_metadata() -> dict[str, Any]:
+    """Return name, version and extensions of the server, as the protocol describes them."""
+    return {"name": "fcn-deploy", "version": __version__, "extensions": ["binary_tensor_data"]}

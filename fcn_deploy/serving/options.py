@@ -1,18 +1,16 @@
-"""How a server listens and what it takes at most."""
+"""Where a server listens, and how much its clients may use of it."""
 
-import importlib.util
 import re
 from dataclasses import dataclass
 
 from fcn_deploy.choices import Provider
-from fcn_deploy.errors import UsageError
+from fcn_deploy.errors import UsageError, check_range
+from fcn_deploy.installation import require_extra
 
-_HIGHEST_PORT = 65_535
-_LONGEST_S = 3_600
-_LONGEST_QUEUE = 1_000
-_LARGEST_PHOTO_MB = 1_024
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
+_MAX_PORT = 65_535
+_MAX_SECONDS = 3_600
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_NOT_IN_MODEL_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True)
@@ -20,19 +18,20 @@ class ServeOptions:
     """Where a server listens, and its bounds.
 
     Attributes:
-        host: address to listen on; 0.0.0.0 lets in everyone who reaches this machine.
-        http_port: of HTTP; 0 takes any free port.
-        grpc_port: of gRPC; 0 takes any free port.
-        name: the model's name in the protocol; None takes the artifact's.
+        host: address to listen on; 0.0.0.0 accepts connections from every network.
+        http_port: of HTTP; 0 uses any free port.
+        grpc_port: of gRPC; 0 uses any free port.
+        name: the model's name in the protocol; None uses the artifact's.
         provider: where ONNX Runtime runs.
-        keep_aspect: pad dropped photos to the input's shape instead of stretching them.
-        queue_size: requests that may wait for the runtime; one more is refused with 503 (gRPC: UNAVAILABLE).
+        keep_aspect: pad photos sent to `/segment` to the input's shape instead of stretching them.
+        queue_size: requests that may wait for the model; one more is refused with 503 (gRPC: UNAVAILABLE).
         max_photo_mb: largest photo, in millions of bytes of file.
-        client_timeout_s: seconds a client may take for a request's head, for its body, and to read the answer.
+        client_timeout_s: seconds a client has to send a request's head, again to send its body, and again to read
+            the answer.
         drain_s: seconds that accepted requests may take after a signal to stop.
 
     Raises:
-        UsageError: a value out of its bounds.
+        UsageError: a value is out of its bounds.
     """
 
     host: str = "127.0.0.1"
@@ -47,39 +46,32 @@ class ServeOptions:
     drain_s: float = 30.0
 
     def __post_init__(self) -> None:
-        _check("HTTP port", self.http_port, (0, _HIGHEST_PORT), "--http-port")
-        _check("gRPC port", self.grpc_port, (0, _HIGHEST_PORT), "--grpc-port")
-        _check("queue size", self.queue_size, (1, _LONGEST_QUEUE), "--queue-size")
-        _check("photo size in MB", self.max_photo_mb, (1, _LARGEST_PHOTO_MB), "--max-photo-mb")
-        _check("client timeout in seconds", self.client_timeout_s, (0.1, _LONGEST_S), "--client-timeout")
-        _check("drain time in seconds", self.drain_s, (0, _LONGEST_S), "--drain")
+        check_range("HTTP port", self.http_port, 0, _MAX_PORT, option="--http-port")
+        check_range("gRPC port", self.grpc_port, 0, _MAX_PORT, option="--grpc-port")
+        check_range("queue size", self.queue_size, 1, 1_000, option="--queue-size")
+        check_range("photo size in MB", self.max_photo_mb, 1, 1_024, option="--max-photo-mb")
+        check_range("client timeout in seconds", self.client_timeout_s, 0.1, _MAX_SECONDS, option="--client-timeout")
+        check_range("drain time in seconds", self.drain_s, 0, _MAX_SECONDS, option="--drain")
         if self.http_port and self.http_port == self.grpc_port:
-            raise UsageError(f"port {self.http_port} is asked for twice", remedy="Give HTTP and gRPC a port each.")
-        if self.name is not None and not _NAME.fullmatch(self.name):
             raise UsageError(
-                f"model name {self.name!r} has characters that addresses do not have",
+                f"HTTP and gRPC cannot share port {self.http_port}", remedy="Give HTTP and gRPC different ports."
+            )
+        if self.name is not None and not _MODEL_NAME.fullmatch(self.name):
+            raise UsageError(
+                f"model name {self.name!r} has characters that are not allowed in a URL path",
                 remedy="Use up to 100 letters, digits, and . _ - after a letter or digit.",
             )
 
 
-def _check(what: str, value: float, bounds: tuple[float, float], option: str) -> None:
-    if not bounds[0] <= value <= bounds[1]:
-        raise UsageError(
-            f"{what} {value:g} is not between {bounds[0]:g} and {bounds[1]:g}",
-            remedy=f"Pass {option} within these bounds.",
-        )
-
-
-def name_from(text: str) -> str:
-    """A model name out of a file's: every run of characters that addresses do not have becomes one underscore."""
-    return _NOT_IN_NAMES.sub("_", text).lstrip("_.-")[:100] or "model"
+def model_name_of(file_name: str) -> str:
+    """Return a model name for a file name: each run of characters that names may not have becomes one underscore."""
+    return _NOT_IN_MODEL_NAMES.sub("_", file_name).lstrip("_.-")[:100] or "model"
 
 
 def require_serving() -> None:
-    """Check that the server's library is installed, without loading it.
+    """Check that the packages a server needs are installed, without loading them.
 
     Raises:
-        UsageError: it is not; names the extra that brings it.
+        UsageError: one is missing; names it and the extra that installs it.
     """
-    if importlib.util.find_spec("kserve") is None:
-        raise UsageError("serving needs kserve, which is not installed", remedy="pip install 'fcn-deploy[serve]'")
+    require_extra("serving", "serve", ("h11", "grpc", "tritonclient", "prometheus_client"))

@@ -1,25 +1,21 @@
-"""The page at `/`: a person drops a photo and sees the labels over it."""
+"""The page at `/`, on which a person drops a photo and sees its labels, and the address it posts photos to."""
 
 import base64
 import io
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
-
-from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from typing import Any, ClassVar
 
 from fcn_deploy.errors import ImageError
 from fcn_deploy.images import MAX_PIXELS, Labels, Pixels, Placement, class_shares, decode_image, label_image, place
-from fcn_deploy.segmentation import Segmenter
-from fcn_deploy.serving.gate import PAGE_POST
-from fcn_deploy.serving.handing import aside
-from fcn_deploy.serving.queue import RunQueue
-from fcn_deploy.serving.refusals import bad_request, busy
+from fcn_deploy.serving.http import HttpResponse, json_response
+from fcn_deploy.serving.model import ModelService
+from fcn_deploy.serving.protocol import bad_request, unavailable
+from fcn_deploy.serving.queue import run_in_thread
 
 _STATIC = Path(__file__).parent / "static"
-_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
 _HEADERS = {
     # Nothing but this server's own files, and pictures the page makes itself.
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -33,88 +29,89 @@ _MAX_WAITING = 8
 
 
 @dataclass
-class Page:
+class PhotoPage:
     """Serves the page's files, and labels the photos it sends.
 
     Attributes:
-        name: of the model.
-        segmenter: the model's facts and size; run by the queue only.
-        queue: where they are labelled.
-        decoder: one thread; a decoded photo takes up to half a gigabyte.
+        service: the model.
+        executor: one thread, so that one photo is decoded at a time.
         keep_aspect: how photos are fitted.
         max_bytes: of a photo's file.
         photos: that are being worked on.
+        files: the page's files and their types, by path.
     """
 
-    name: str
-    segmenter: Segmenter
-    queue: RunQueue
-    decoder: Executor
+    service: ModelService
+    executor: Executor
     keep_aspect: bool
     max_bytes: int
     photos: int = 0
+    files: ClassVar[dict[str, tuple[str, str]]] = {
+        "/": ("index.html", "text/html"),
+        "/page.css": ("page.css", "text/css"),
+        "/page.js": ("page.js", "text/javascript"),
+    }
 
-    def add_to(self, app: Any) -> None:
-        """Add the page's routes to an application."""
-        for path in _FILES:
-            app.add_route(path, self._file, methods=["GET"])
-        app.add_route("/facts", self._facts, methods=["GET"])
-        app.add_route(PAGE_POST, self._segment, methods=["POST"])
+    def file(self, path: str) -> HttpResponse:
+        """Return one of the page's files."""
+        name, content_type = self.files[path]
+        headers = _HEADERS | {"content-type": f"{content_type}; charset=utf-8"}
+        return HttpResponse(HTTPStatus.OK, (_STATIC / name).read_bytes(), headers)
 
-    async def _file(self, request: Request) -> Response:
-        return FileResponse(_STATIC / _FILES[request.url.path], headers=_HEADERS)
-
-    async def _facts(self, _: Request) -> Response:
-        info = self.segmenter.info
-        return JSONResponse({
-            "name": self.name,
-            "network": str(info.network),
-            "untrained": info.provenance.untrained,
-            "height": self.segmenter.height,
-            "width": self.segmenter.width,
+    def facts(self) -> HttpResponse:
+        """Return what the page says about the model and about photos."""
+        segmenter = self.service.segmenter
+        return json_response({
+            "name": self.service.name,
+            "network": str(segmenter.info.network),
+            "untrained": segmenter.info.provenance.untrained,
+            "height": segmenter.height,
+            "width": segmenter.width,
             "max_bytes": self.max_bytes,
             "max_pixels": MAX_PIXELS,
-        }, headers=_HEADERS)  # fmt: skip
+        }, _HEADERS)  # fmt: skip
 
-    async def _segment(self, request: Request) -> Response:
-        """A photo's file in; its labels as a PNG of the photo's size, and each class's share, out."""
-        data = await request.body()
+    async def segment(self, data: bytearray) -> HttpResponse:
+        """Return a photo's labels as a PNG of the photo's size, and each class's share.
+
+        Raises:
+            RequestError: the file is no photo, or too many photos are waiting.
+        """
         if not data:
             raise bad_request("the body is empty", "Post a photo's file.")
         if self.photos > _MAX_WAITING:
-            raise busy(f"{self.photos} photos are being worked on, and no more than {_MAX_WAITING} may wait")
+            raise unavailable(f"{self.photos} photos are being worked on, and at most {_MAX_WAITING} may wait")
         self.photos += 1
         try:
-            return JSONResponse(await self._labelled(data), headers=_HEADERS)
+            return json_response(await self._label(data), _HEADERS)
         except ImageError as error:
             raise bad_request(error.problem, error.remedy) from error
         finally:
             self.photos -= 1
 
-    async def _labelled(self, data: bytes) -> dict[str, Any]:
-        canvas, placement = await aside(self.decoder, lambda: self._fitted(data))
-        answer = await self.queue.submit(canvas[None])
-        labels = answer.labels[0]
-        return await aside(self.decoder, lambda: self._described(placement.restore(labels)))
+    async def _label(self, data: bytearray) -> dict[str, Any]:
+        canvas, placement = await run_in_thread(self.executor, lambda: self._fit(bytes(data)))
+        labels = (await self.service.queue.submit(canvas[None])).labels[0]
+        return await run_in_thread(self.executor, lambda: self._describe(placement.restore(labels)))
 
-    def _fitted(self, data: bytes) -> tuple[Pixels, Placement]:
+    def _fit(self, data: bytes) -> tuple[Pixels, Placement]:
         # The photo itself, which may be a thousand times as large, is not kept while others are run.
         photo = decode_image(data, "you sent")
-        return place(photo, self.segmenter.height, self.segmenter.width, keep_aspect=self.keep_aspect)
+        segmenter = self.service.segmenter
+        return place(photo, segmenter.height, segmenter.width, keep_aspect=self.keep_aspect)
 
-    def _described(self, labels: Labels) -> dict[str, Any]:
-        info, file = self.segmenter.info, io.BytesIO()
-        label_image(labels, info).save(file, "PNG")
+    def _describe(self, labels: Labels) -> dict[str, Any]:
+        info, png = self.service.segmenter.info, io.BytesIO()
+        label_image(labels, info).save(png, "PNG")
         classes = [
             {"name": info.class_names[k], "colour": "#{:02x}{:02x}{:02x}".format(*info.palette[k]), "share": share}
             for k, share in class_shares(labels)
         ]
         height, width = labels.shape
-        encoded = base64.b64encode(file.getvalue()).decode()
         return {
             "height": height,
             "width": width,
             "untrained": info.provenance.untrained,
             "classes": classes,
-            "labels_png": encoded,
+            "labels_png": base64.b64encode(png.getvalue()).decode(),
         }

@@ -1,48 +1,35 @@
-"""Between the event loop and the runtime: one thread that runs the model, and a bounded queue in front of it."""
+"""The queue in front of the model: requests wait here, and one thread runs them in batches."""
 
 import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fcn_deploy.images import Labels, Pixels, mean_image
 from fcn_deploy.segmentation import Segmenter
-from fcn_deploy.serving.handing import reject, resolve
-from fcn_deploy.serving.metrics import Metrics
-from fcn_deploy.serving.refusals import busy
+from fcn_deploy.serving.metrics import ServerMetrics
+from fcn_deploy.serving.protocol import InferResult, unavailable
 
-
-@dataclass(frozen=True)
-class Answer:
-    """Labels of one request.
-
-    Attributes:
-        labels: n x H x W uint8.
-        waited_s: seconds from its arrival to the beginning of its run.
-        ran_s: seconds of its run: of the model alone.
-    """
-
-    labels: Labels
-    waited_s: float
-    ran_s: float
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class _Job:
+class _QueuedRequest:
     pixels: Pixels
-    done: "asyncio.Future[Answer]"
+    result: "asyncio.Future[InferResult]"
     arrived: float = field(default_factory=time.perf_counter)
 
 
-class RunQueue:
-    """Runs requests one after the other, or several at once where the model has a batch.
+class BatchQueue:
+    """Runs requests in the order of their arrival, several at once where the model has a batch.
 
-    The thread that opens the model also runs and closes it, as CUDA wants. Made and used on an event loop.
+    The thread that opens the model also runs and closes it, which CUDA requires. Create and use it on an event loop.
 
     Args:
         segmenter: the model, not open yet.
@@ -50,113 +37,145 @@ class RunQueue:
         metrics: where runs are counted.
     """
 
-    def __init__(self, segmenter: Segmenter, size: int, metrics: Metrics) -> None:
+    def __init__(self, segmenter: Segmenter, size: int, metrics: ServerMetrics) -> None:
         self._segmenter = segmenter
         self._size = size
         self._metrics = metrics
-        self._waiting: deque[_Job] = deque()
+        self._waiting: deque[_QueuedRequest] = deque()
         self._changed = threading.Condition()
-        self._open = False
+        self._is_open = False
         self._loop = asyncio.get_running_loop()
-        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._loaded: asyncio.Future[None] = self._loop.create_future()
         self._closed = asyncio.Event()
-        self._thread = threading.Thread(target=self._live, name="runtime")
+        self._thread = threading.Thread(target=self._run_all, name="runtime")
         metrics.watch("waiting", "Requests that wait for the runtime.", lambda: len(self._waiting))
 
     async def open(self) -> None:
-        """Load the model, run it once, and begin to take requests.
+        """Load the model, run it once, and begin to run requests.
 
         Raises:
-            BundleError: the runtime refuses the model.
+            BundleError: the runtime cannot load the model.
             ProviderError: the provider asked for would not run.
         """
-        self._open = True
+        self._is_open = True
         self._thread.start()
-        await self._opened
+        await self._loaded
 
-    async def submit(self, pixels: Pixels) -> Answer:
-        """Labels of n x H x W x 3 pixels, n at most the model's batch; given up when the caller is cancelled.
+    async def submit(self, pixels: Pixels) -> InferResult:
+        """Return the labels of n x H x W x 3 pixels, n at most the model's batch; a cancelled request is not run.
 
         Raises:
-            Refusal: too many wait already.
+            RequestError: the queue is full.
         """
         if len(self._waiting) >= self._size:
-            raise busy(f"{len(self._waiting)} requests wait for the model already, and no more than {self._size} may")
-        job = _Job(pixels, self._loop.create_future())
+            raise unavailable(f"{len(self._waiting)} requests wait for the model, and at most {self._size} may")
+        request = _QueuedRequest(pixels, self._loop.create_future())
         with self._changed:
-            self._waiting.append(job)
+            self._waiting.append(request)
             self._changed.notify()
         try:
-            return await job.done
+            return await request.result
         except asyncio.CancelledError:
             with self._changed:
-                if job in self._waiting:
-                    self._waiting.remove(job)
+                if request in self._waiting:
+                    self._waiting.remove(request)
             raise
 
     async def close(self) -> None:
-        """Wait for the run that is going on, give up those that wait, and close the model."""
+        """Wait for the current run, cancel waiting requests, and close the model."""
         with self._changed:
-            self._open = False
+            self._is_open = False
             self._changed.notify()
         if self._thread.ident is not None:
             await self._closed.wait()
-        for job in self._waiting:
-            job.done.cancel()
+        for request in self._waiting:
+            request.result.cancel()
 
-    def _live(self) -> None:
-        """All that happens in the thread."""
+    def _run_all(self) -> None:
+        """Load the model and run batches until the queue is closed; this is all that happens in the thread."""
         try:
             with self._segmenter:
-                self._labels(mean_image(self._segmenter.height, self._segmenter.width)[None])
-                self._on_loop(resolve, self._opened, None)
-                while self._run(self._next()):
-                    pass
-        except BaseException as error:  # the one that waits for the model raises it
-            self._on_loop(reject, [self._opened], error)
+                self._label(mean_image(self._segmenter.height, self._segmenter.width)[None])
+                self._on_loop(_resolve, self._loaded, None)
+                while batch := self._next_batch():
+                    self._run(batch)
+                    del batch  # or the last one is kept while none waits
+        except BaseException as error:  # `open` raises it
+            self._on_loop(_reject, [self._loaded], error)
         finally:
             self._on_loop(self._closed.set)
 
-    def _next(self) -> list[_Job]:
-        """Wait for requests; the oldest that fit one run, or nothing at the end."""
-        jobs: list[_Job] = []
+    def _next_batch(self) -> list[_QueuedRequest]:
+        """Wait for requests and return the oldest that fit one run; nothing when the queue is closed."""
+        batch: list[_QueuedRequest] = []
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or not self._open)
-            room = self._segmenter.batch if self._open else 0
+            self._changed.wait_for(lambda: self._waiting or not self._is_open)
+            room = self._segmenter.batch if self._is_open else 0
             while self._waiting and len(self._waiting[0].pixels) <= room:
-                jobs.append(self._waiting.popleft())
-                room -= len(jobs[-1].pixels)
-        return jobs
+                batch.append(self._waiting.popleft())
+                room -= len(batch[-1].pixels)
+        return batch
 
-    def _run(self, jobs: list[_Job]) -> bool:
-        """Run requests and answer them; without any, say that this was the end."""
-        if not jobs:
-            return False
+    def _run(self, batch: list[_QueuedRequest]) -> None:
         start = time.perf_counter()
         try:
-            pixels = jobs[0].pixels if len(jobs) == 1 else np.concatenate([job.pixels for job in jobs])
-            labels, seconds = self._labels(pixels)
-        except Exception as error:  # whatever a runtime raises is the answer to these requests, not the queue's end
-            self._on_loop(reject, [job.done for job in jobs], error)
+            pixels = batch[0].pixels if len(batch) == 1 else np.concatenate([request.pixels for request in batch])
+            labels, seconds = self._label(pixels)
+        except Exception as error:  # a failed run ends its own requests only
+            self._on_loop(_reject, [request.result for request in batch], error)
         else:
-            self._on_loop(_deliver, jobs, labels, start, seconds)
-            self._metrics.ran(len(pixels), seconds)
-        return True
+            self._on_loop(_deliver, batch, labels, start, seconds)
+            self._metrics.count_run(len(pixels), seconds)
 
-    def _labels(self, pixels: Pixels) -> tuple[Labels, float]:
+    def _label(self, pixels: Pixels) -> tuple[Labels, float]:
+        """Return labels, and the seconds that the runtime alone took."""
         feed = self._segmenter.feed(list(pixels))
         start = time.perf_counter()
         outputs = self._segmenter.run(feed)
         seconds = time.perf_counter() - start
         return self._segmenter.labels(outputs), seconds
 
-    def _on_loop(self, work: Callable[..., None], *arguments: Any) -> None:
-        self._loop.call_soon_threadsafe(work, *arguments)
+    def _on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
+        self._loop.call_soon_threadsafe(function, *arguments)
 
 
-def _deliver(jobs: list[_Job], labels: Labels, start: float, seconds: float) -> None:
+async def run_in_thread(executor: Executor, function: Callable[[], T]) -> T:
+    """Return what `function` returns in another thread; it is not called if the caller has been cancelled by then.
+
+    `loop.run_in_executor` is not used: its future keeps its callbacks, and with them itself and its result, until the
+    garbage collector runs; at a megabyte a request that is hundreds of megabytes.
+    """
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def run() -> None:
+        if result.cancelled():
+            return
+        try:
+            value = function()
+        except Exception as error:
+            loop.call_soon_threadsafe(_reject, [result], error)
+        else:
+            loop.call_soon_threadsafe(_resolve, result, value)
+
+    executor.submit(run)
+    return await result
+
+
+def _deliver(batch: list[_QueuedRequest], labels: Labels, start: float, seconds: float) -> None:
     first = 0
-    for job in jobs:
-        last = first + len(job.pixels)
-        resolve(job.done, Answer(labels[first:last], start - job.arrived, seconds))
+    for request in batch:
+        last = first + len(request.pixels)
+        _resolve(request.result, InferResult(labels[first:last], start - request.arrived, seconds))
         first = last
+
+
+def _resolve(future: "asyncio.Future[Any]", value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _reject(futures: "Iterable[asyncio.Future[Any]]", error: BaseException) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)

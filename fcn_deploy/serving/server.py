@@ -1,24 +1,83 @@
-"""Servers as they are used: until a signal comes, or for the length of a block."""
+"""A server for one artifact: until a signal comes (`serve`), or for the length of a block (`Server`)."""
 
 import asyncio
 import contextlib
+import errno
+import logging
 import signal
+import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self
 
+from fcn_deploy.errors import UsageError
 from fcn_deploy.serving.options import ServeOptions, require_serving
 
-if TYPE_CHECKING:
-    from fcn_deploy.serving.listening import Listening
-
-_T = TypeVar("_T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-OnListening = Callable[["Listening"], None]
+_STOP_GRACE_S = 1
+_BACKLOG = 512
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server that is ready: where it listens, and what it serves.
+
+    Attributes:
+        name: of the model.
+        description: its network and weights.
+        runtime: what runs it.
+        untrained: whether its labels mean nothing.
+        inputs: as the protocol describes them.
+        outputs: as the protocol describes them.
+        max_batch: photos that one request may have.
+        host: address it listens on.
+        http_port: of HTTP.
+        grpc_port: of gRPC.
+    """
+
+    name: str
+    description: str
+    runtime: str
+    untrained: bool
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    max_batch: int
+    host: str
+    http_port: int
+    grpc_port: int
+
+    @property
+    def http_url(self) -> str:
+        """The URL of the page, and the base of all others."""
+        return f"http://{_address(self.host, self.http_port)}"
+
+    @property
+    def grpc_url(self) -> str:
+        """The address for a gRPC client."""
+        return _address(self.host, self.grpc_port)
+
+    @property
+    def infer_url(self) -> str:
+        """The URL that HTTP clients post tensors to."""
+        return f"{self.http_url}/v2/models/{self.name}/infer"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every fact, for JSON."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "runtime": self.runtime,
+            "untrained": self.untrained,
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "max_batch": self.max_batch,
+            "http": self.http_url,
+            "grpc": self.grpc_url,
+        }
 
 
 @dataclass(frozen=True)
@@ -36,8 +95,11 @@ class Served:
     signal: int | None = None
 
 
+OnListening = Callable[[Endpoint], None]
+
+
 def serve(path: Path, options: ServeOptions | None = None, on_listening: OnListening | None = None) -> Served:
-    """Serve an artifact until SIGINT or SIGTERM; what was accepted is answered first, unless a second signal comes.
+    """Serve an artifact until SIGINT or SIGTERM; accepted requests are answered first, unless a second signal comes.
 
     Args:
         path: a bundle's directory, an ONNX file, or a TensorRT engine.
@@ -52,11 +114,11 @@ def serve(path: Path, options: ServeOptions | None = None, on_listening: OnListe
     require_serving()
 
     async def main() -> Served:
-        ending = _Ending()
-        with _signals(ending):
-            return await _lived(path, options or ServeOptions(), ending, on_listening or (lambda _: None))
+        shutdown = _Shutdown()
+        with _signals_to(shutdown):
+            return await _run(path, options or ServeOptions(), shutdown, on_listening or (lambda _: None))
 
-    return _run(main())
+    return asyncio.run(main())
 
 
 class Server:
@@ -75,21 +137,21 @@ class Server:
         ProviderError: on entering, when the provider asked for would not run.
     """
 
-    listening: "Listening"
+    listening: Endpoint
 
     def __init__(self, path: Path, options: ServeOptions | None = None) -> None:
         require_serving()
         self._path = path
         self._options = options or ServeOptions()
-        self._listening: Future[Listening] = Future()
-        self._ending: _Ending | None = None
+        self._started: Future[Endpoint] = Future()
+        self._shutdown: _Shutdown | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Lock()
-        self._thread = threading.Thread(target=self._live, name="server")
+        self._thread = threading.Thread(target=self._serve, name="server")
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self.listening = self._listening.result()
+        self.listening = self._started.result()
         return self
 
     def __exit__(
@@ -101,46 +163,60 @@ class Server:
         """Refuse new requests, answer the accepted ones, and wait for that; the second time, only wait."""
         with self._stopping:
             loop, self._loop = self._loop, None
-        if loop is not None and self._ending is not None:
-            loop.call_soon_threadsafe(self._ending.end, None)
+        if loop is not None and self._shutdown is not None:
+            loop.call_soon_threadsafe(self._shutdown.request, None)
         self._thread.join()
 
-    def _live(self) -> None:
+    def _serve(self) -> None:
         async def main() -> None:
-            self._loop, self._ending = asyncio.get_running_loop(), _Ending()
-            await _lived(self._path, self._options, self._ending, self._listening.set_result)
+            self._loop, self._shutdown = asyncio.get_running_loop(), _Shutdown()
+            await _run(self._path, self._options, self._shutdown, self._started.set_result)
 
         try:
-            _run(main())
-        except BaseException as error:  # the thread that waits for the address raises it
-            if self._listening.done():
+            asyncio.run(main())
+        except BaseException as error:  # `__enter__` raises it
+            if self._started.done():
                 raise
-            self._listening.set_exception(error)
+            self._started.set_exception(error)
         finally:
             self._loop = None
 
 
-class _Ending:
-    """When a server has to end: orderly the first time it is told, at once the second time."""
+class _Shutdown:
+    """Whether a server has to stop: after draining since the first request to, at once since the second."""
 
     def __init__(self) -> None:
-        self.orderly, self.at_once = asyncio.Event(), asyncio.Event()
+        self.requested, self.at_once = asyncio.Event(), asyncio.Event()
         self.signal: int | None = None
 
-    def end(self, number: int | None) -> None:
-        if self.orderly.is_set():
+    def request(self, number: int | None) -> None:
+        if self.requested.is_set():
             self.at_once.set()
         else:
             self.signal = number
-            self.orderly.set()
+            self.requested.set()
 
 
-async def _lived(path: Path, options: ServeOptions, ending: _Ending, on_listening: OnListening) -> Served:
-    """Start, wait for the end, which may come before the start is done, and stop."""
-    from fcn_deploy.serving.service import Service
+@contextlib.contextmanager
+def _signals_to(shutdown: _Shutdown) -> Iterator[None]:
+    """Let signals request a shutdown for the length of the block."""
+    loop = asyncio.get_running_loop()
 
-    service = Service(path, options)
-    starting, waiting = asyncio.ensure_future(service.start()), asyncio.ensure_future(ending.orderly.wait())
+    def handle(number: int, _: FrameType | None) -> None:
+        loop.call_soon_threadsafe(shutdown.request, number)
+
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+async def _run(path: Path, options: ServeOptions, shutdown: _Shutdown, on_listening: OnListening) -> Served:
+    """Start, wait for a shutdown, which may be requested while starting, and stop."""
+    core = _ServerCore(path, options)
+    starting, waiting = asyncio.ensure_future(core.start()), asyncio.ensure_future(shutdown.requested.wait())
     try:
         await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
@@ -149,29 +225,105 @@ async def _lived(path: Path, options: ServeOptions, ending: _Ending, on_listenin
     finally:
         starting.cancel()
         waiting.cancel()
-        cut_off = await service.stop(options.drain_s, ending.at_once)
-    return Served(service.metrics.answered(), cut_off, ending.signal)
+        cut_off = await core.stop(shutdown.at_once)
+    return Served(core.metrics.answered_requests(), cut_off, shutdown.signal)
 
 
-@contextlib.contextmanager
-def _signals(ending: _Ending) -> Iterator[None]:
-    """Let signals end the server instead of what they did before."""
-    loop = asyncio.get_running_loop()
+class _ServerCore:
+    """The parts of a server, on one event loop: the model, HTTP and gRPC."""
 
-    def end(number: int, _: FrameType | None) -> None:
-        loop.call_soon_threadsafe(ending.end, number)
+    def __init__(self, path: Path, options: ServeOptions) -> None:
+        from fcn_deploy.serving.grpc import create_grpc_server
+        from fcn_deploy.serving.http import HttpServer
+        from fcn_deploy.serving.metrics import ServerMetrics
+        from fcn_deploy.serving.model import ModelService
+        from fcn_deploy.serving.routes import Routes
 
-    before = {number: signal.signal(number, end) for number in _SIGNALS}
+        self._options = options
+        self.metrics = ServerMetrics()
+        self._service = ModelService(path, options, self.metrics)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        routes = Routes(self._service, self.metrics, options, self._executor)
+        self._http = HttpServer(routes.handle, options.client_timeout_s)
+        self._grpc = create_grpc_server(self._service, self.metrics)
+        self.metrics.watch("body_bytes", "Bytes of request bodies in memory.", lambda: self._http.held_bytes)
+
+    async def start(self) -> Endpoint:
+        """Listen, load the model, run it once, and accept requests.
+
+        Raises:
+            UsageError: an address cannot be listened on.
+            BundleError: the runtime cannot load the model.
+            ProviderError: the provider asked for would not run.
+        """
+        _silence_libraries()
+        host = self._options.host
+        listener = listen(host, self._options.http_port, "--http-port")
+        http_port = listener.getsockname()[1]
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(listener.close)
+            # gRPC says of a port in use no more than that it failed, and logs to the terminal.
+            with listen(host, self._options.grpc_port, "--grpc-port") as tried:
+                grpc_port = tried.getsockname()[1]
+            on_error.pop_all()
+        self._grpc.add_insecure_port(_address(host, grpc_port))
+        await self._grpc.start()
+        await self._http.start(listener)
+        await self._service.load()
+        segmenter, interface = self._service.segmenter, self._service.interface
+        return Endpoint(
+            self._service.name, f"{segmenter.info.network}, {segmenter.info.provenance}", segmenter.runner_name,
+            segmenter.info.provenance.untrained, interface.inputs, interface.outputs, interface.batch,
+            host, http_port, grpc_port,
+        )  # fmt: skip
+
+    async def stop(self, at_once: asyncio.Event) -> int:
+        """Refuse new requests, wait for the accepted ones, and stop; returns how many of those were cut off."""
+        waits = [asyncio.ensure_future(self._service.drain()), asyncio.ensure_future(at_once.wait())]
+        await asyncio.wait(waits, timeout=self._options.drain_s, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        cut_off = self._service.in_flight
+        grace_s = 0 if cut_off else _STOP_GRACE_S
+        await self._grpc.stop(grace_s)
+        await self._http.stop(grace_s)
+        await self._service.queue.close()
+        self._executor.shutdown(cancel_futures=True)
+        return cut_off
+
+
+def listen(host: str, port: int, option: str) -> socket.socket:
+    """Return a socket that accepts connections.
+
+    Raises:
+        UsageError: the address does not belong to this machine, the port is in use, or it is not allowed.
+    """
     try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        opened = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise _cannot_listen(host, port, error, "Pass --host with an address of this machine.") from error
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+        opened.listen(_BACKLOG)
+    except OSError as error:
+        opened.close()
+        in_use = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        remedy = f"Pass another {option}, or 0 for any that is free." if in_use else "Pass another --host."
+        raise _cannot_listen(host, port, error, remedy) from error
+    return opened
 
 
-def _run(main: Coroutine[Any, Any, _T]) -> _T:
-    """Run on the event loop that Uvicorn prefers: uvloop where there is one."""
-    from uvicorn.loops.auto import auto_loop_factory
+def _cannot_listen(host: str, port: int, error: OSError, remedy: str) -> UsageError:
+    return UsageError(f"cannot listen on {_address(host, port)}: {error.strerror}", remedy=remedy)
 
-    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
-        return runner.run(main)
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _silence_libraries() -> None:
+    """Keep what libraries log off the terminal, unless the calling program has set logging up."""
+    for name in ("fcn_deploy.serving", "asyncio", "grpc"):
+        logging.getLogger(name).addHandler(logging.NullHandler())

@@ -16,7 +16,7 @@ print(cost.seconds, cost.peak_bytes)
 
 def test_cost_of_a_process_that_takes_memory_and_time() -> None:
     """From a process of its own: the account of a child begins at its parent's size, and this one is large."""
-    done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True, timeout=100)
     seconds, peak_bytes = map(float, done.stdout.split())
 
     assert 0.5 < seconds < 30

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,8 @@ from benchmarks.engine.schedule import Progress, distinct
 from benchmarks.report.results import Row, Status
 from fcn_deploy import BenchOptions, Protocol, Provider
 from tests.conftest import narrow_options
+from tests.messages import missing, states
+from tests.processes import started, wait_until
 
 PRLIMIT = shutil.which("prlimit") or ""
 PLAIN_NODES = 49
@@ -148,7 +149,7 @@ def test_a_bundle_without_a_reference_or_without_memory_leaves_the_others(tmp_pa
         if progress.step.startswith("first run") and "batch 16" in progress.step:
             for pid in workers()[1:]:
                 mapped = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-                subprocess.run([PRLIMIT, f"--pid={pid}", f"--as={mapped + 50_000_000}"], check=True)
+                subprocess.run([PRLIMIT, f"--pid={pid}", f"--as={mapped + 50_000_000}"], check=True, timeout=10)
 
     first, second, third = fd.bench([killed, large, shared_bundle], options("ort"), disturb).rows
 
@@ -160,9 +161,7 @@ def test_a_bundle_without_a_reference_or_without_memory_leaves_the_others(tmp_pa
 
 
 def kill_second_worker() -> None:
-    deadline = time.monotonic() + 60
-    while len(workers()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: len(workers()) >= 2)
     os.kill(workers()[-1], signal.SIGKILL)
 
 
@@ -187,7 +186,7 @@ def test_threads_are_kept_to_and_a_runtime_that_is_not_installed_is_skipped(
     found = rows(fd.bench([shared_bundle], BenchOptions(threads=1, protocol=QUICK), look))
 
     assert found["openvino"].status is Status.SKIPPED
-    assert found["openvino"].problem == "OpenVINO is not installed: pip install 'fcn-deploy[openvino]'"
+    assert missing("OpenVINO 'fcn-deploy[openvino]'", found["openvino"].problem or "") == []
     assert found["ort"].status is Status.MEASURED
     assert found["ort"].options == "1 threads"
     assert [len(allowed) for allowed in cores] == [1]
@@ -200,26 +199,24 @@ def hide(hidden: str) -> object:
 
 @pytest.mark.parametrize("threads", [0, -1, 10_000])
 def test_threads_out_of_their_bounds(shared_bundle: Path, threads: int) -> None:
-    with pytest.raises(fd.UsageError, match=f"{threads} threads: this machine has"):
+    with pytest.raises(fd.UsageError, check=states(f"{threads} threads")):
         fd.bench([shared_bundle], BenchOptions(threads=threads))
 
 
 def test_two_bundles_that_could_not_be_told_apart(shared_bundle: Path, bundle: Path) -> None:
-    with pytest.raises(
-        fd.UsageError, match=r"two bundles of FCN-8s / 16 1x3x96x96: their rows could not be told apart"
-    ):
+    with pytest.raises(fd.UsageError, check=states("FCN-8s 16 1x3x96x96")):
         fd.bench([shared_bundle, bundle], options("ort"))
 
 
 def test_a_batch_no_bundle_has(shared_bundle: Path) -> None:
-    with pytest.raises(fd.UsageError, match=r"no bundle takes batches of 2, 4: .* takes 1") as caught:
+    with pytest.raises(fd.UsageError, check=states("2 4 1")) as caught:
         fd.bench([shared_bundle], BenchOptions(batches=(1, 2, 4)))
 
     assert "fcn-deploy export --variant 8s --batch 2 --output bundle-b2" in caught.value.remedy
 
 
 def test_the_wrong_checkpoint_is_refused(shared_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(fd.UsageError, match="this artifact was exported from no checkpoint"):
+    with pytest.raises(fd.UsageError, match="checkpoint"):
         fd.bench([shared_bundle], BenchOptions(checkpoint=tmp_path / "x.pth"))
 
 
@@ -236,9 +233,9 @@ def test_a_trained_bundle_needs_its_very_checkpoint(tmp_path: Path) -> None:
     bundle = fd.export(trained).path
 
     for wrong, problem in (
-        (None, "was exported from a checkpoint"),
+        (None, "checkpoint"),
         (other, "SHA-256"),
-        (tmp_path / "x", "is not a file"),
+        (tmp_path / "x", "file"),
     ):
         with pytest.raises(fd.CheckpointError, match=problem):
             fd.bench([bundle], BenchOptions(checkpoint=wrong))
@@ -251,17 +248,13 @@ def test_a_parent_that_is_killed_leaves_no_children(shared_bundle: Path) -> None
     code = "import fcn_deploy as fd; fd.bench([fd_path], fd.BenchOptions(rows=('ort',)))".replace(
         "fd_path", f"__import__('pathlib').Path({str(shared_bundle)!r})"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code])
-    deadline = time.monotonic() + 60
-    while not (children := workers(parent.pid)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    parent.kill()
-    parent.wait()
-    while any(alive(pid) for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    with started([sys.executable, "-c", code]) as parent:
+        wait_until(lambda: workers(parent.pid), seconds=90)
+        children = workers(parent.pid)
+        parent.kill()
+        parent.wait(10)
 
-    assert children
-    assert not any(alive(pid) for pid in children)
+    wait_until(lambda: not any(alive(pid) for pid in children))
 
 
 def workers(parent: int | None = None) -> list[int]:

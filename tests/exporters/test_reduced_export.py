@@ -14,14 +14,15 @@ from benchmarks.sample_accuracy import write_scenes
 from benchmarks.train_sample import CLASSES, Split
 from fcn_deploy.artifact.bundle import open_bundle
 from fcn_deploy.parity.compare import Comparison
-from tests.conftest import narrow_options
+from tests.conftest import Once, narrow_options
+from tests.messages import missing
 
 SIZE = 224
 
 
 @pytest.fixture(scope="session")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scenes(tmp_path_factory.mktemp("scenes") / "calibration", Split.TRAINING, 6, SIZE)
+def scenes(once: Once) -> Path:
+    return once("scenes", lambda folder: write_scenes(folder / "calibration", Split.TRAINING, 6, SIZE)) / "calibration"
 
 
 def options(output: Path, precision: fd.PrecisionOptions, checkpoint: Path = fd.SAMPLE_CHECKPOINT) -> fd.ExportOptions:
@@ -71,7 +72,9 @@ def test_int8_passes_its_gate_on_what_it_was_calibrated_for(tmp_path: Path, scen
 
 
 def test_a_photo_of_an_int8_bundle_that_was_exchanged_is_found(tmp_path: Path, scenes: Path) -> None:
-    fd.export(options(tmp_path / "out", fd.PrecisionOptions(fd.Precision.INT8, (scenes,))))
+    narrow = replace(narrow_options(tmp_path / "out"), optimize=fd.Optimize.SIMPLIFY, verify=False)
+    fd.export(replace(narrow, precision=fd.PrecisionOptions(fd.Precision.INT8, (scenes,))))
+    assert open_bundle(tmp_path / "out").photos
     (tmp_path / "out/calibration/1.jpg").write_bytes((tmp_path / "out/calibration/2.jpg").read_bytes())
 
     with pytest.raises(fd.BundleError, match=r"1\.jpg"):
@@ -159,8 +162,7 @@ def test_a_gate_that_fails_names_the_worst_input_and_a_layer(tmp_path: Path) -> 
         fd.export(options(tmp_path / "out", fd.PrecisionOptions(fd.Precision.FP16), tmp_path / "tiny.safetensors"))
 
     assert caught.value.exit_code == 5
-    assert "tier fp16, worst input " in caught.value.problem
-    assert "relu4_2 is the first beyond 0.005" in caught.value.problem
+    assert missing("fp16 relu4_2 0.005", caught.value.problem) == []
     assert "verify --layers" in caught.value.remedy
     assert not (tmp_path / "out").exists()
 
@@ -177,7 +179,7 @@ def test_names_of_other_classes_than_those_scored_are_refused(tmp_path: Path) ->
     state = {name: torch.as_tensor(tensor) for name, tensor in load_file(fd.SAMPLE_CHECKPOINT).items()}
     save_file(state, tmp_path / "six.safetensors", metadata={"class_names": "a b c d e f"})
 
-    with pytest.raises(fd.CheckpointError, match="names 6 classes and scores 7"):
+    with pytest.raises(fd.CheckpointError, match=r"6 .*7"):
         fd.read_checkpoint(tmp_path / "six.safetensors")
 
 

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fcn_deploy as fd
-from fcn_deploy.segmentation import Threads, ahead
+from fcn_deploy.segmentation import CancellingThreadPool, map_ordered
 
 DEADLOCK_S = 60
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 30), st.integers(1, 5), st.integers(1, 4))
-def test_ahead_keeps_the_order_and_its_distance(count: int, limit: int, threads: int) -> None:
+def test_map_ordered_keeps_the_order_and_its_distance(count: int, limit: int, threads: int) -> None:
     given_out: list[int] = []
 
     def items() -> Iterator[int]:
@@ -25,7 +25,7 @@ def test_ahead_keeps_the_order_and_its_distance(count: int, limit: int, threads:
             yield i
 
     with ThreadPoolExecutor(threads) as pool:
-        for read, result in enumerate(ahead(pool, lambda i: i * i, items(), limit)):
+        for read, result in enumerate(map_ordered(pool, lambda i: i * i, items(), limit)):
             assert result == read * read
             assert len(given_out) - read <= limit
     assert len(given_out) == count
@@ -41,7 +41,7 @@ def test_items_overlap() -> None:
         return second_began.wait(DEADLOCK_S)
 
     with ThreadPoolExecutor(2) as pool:
-        assert list(ahead(pool, work, [0, 1], 2)) == [True, True]
+        assert list(map_ordered(pool, work, [0, 1], 2)) == [True, True]
 
 
 def test_an_error_drops_what_has_not_begun() -> None:
@@ -53,8 +53,8 @@ def test_an_error_drops_what_has_not_begun() -> None:
             raise fd.OutputError("full", remedy="Empty it.")
         return item
 
-    with pytest.raises(fd.OutputError), Threads(1) as pool:
-        list(ahead(pool, work, range(1000), 5))
+    with pytest.raises(fd.OutputError), CancellingThreadPool(1) as pool:
+        list(map_ordered(pool, work, range(1000), 5))
 
     assert begun[:3] == [0, 1, 2]
     assert len(begun) <= 2 + 5

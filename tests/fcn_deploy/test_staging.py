@@ -1,15 +1,19 @@
+import contextlib
 import errno
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fcn_deploy import OutputError
 from fcn_deploy.storage import sole_writer, staged_directory, staged_file
+from tests.messages import missing
+from tests.processes import started
 
 MARKER = "manifest.json"
 
@@ -70,8 +74,8 @@ def test_an_existing_target_needs_force(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught:
         stage(tmp_path / "out")
 
-    assert caught.value.problem == f"{tmp_path / 'out'} exists already"
-    assert caught.value.remedy == "Pass --force to replace it, or another --output."
+    assert str(tmp_path / "out") in caught.value.problem
+    assert missing("--force --output", caught.value.remedy) == []
     assert contents(tmp_path) == {"out/manifest.json": "old"}
 
 
@@ -81,7 +85,7 @@ def test_force_spares_what_is_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
 
     for name in ("photos", "file"):
-        with pytest.raises(OutputError, match=r"is no bundle .* so --force does not replace it"):
+        with pytest.raises(OutputError, match="--force"):
             stage(tmp_path / name, force=True)
 
     assert contents(tmp_path) == {"photos/cat.jpg": "cat", "file": "text"}
@@ -89,7 +93,7 @@ def test_force_spares_what_is_no_bundle(tmp_path: Path) -> None:
 
 def test_no_space_is_reported_and_cleaned_up(tmp_path: Path) -> None:
     with (
-        pytest.raises(OutputError, match=r"cannot write .*out: No space left on device; \d+ MB free"),
+        pytest.raises(OutputError, match=r"out.*No space left on device.* \d+ MB"),
         staged_directory(tmp_path / "out", marker=MARKER, force=False),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -100,7 +104,7 @@ def test_no_space_is_reported_and_cleaned_up(tmp_path: Path) -> None:
 def test_a_file_where_a_directory_is_needed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
 
-    with pytest.raises(OutputError, match=r"cannot write .*: (Not a directory|File exists)"):
+    with pytest.raises(OutputError, match=r"(Not a directory|File exists)"):
         stage(tmp_path / "file" / "out")
 
 
@@ -115,13 +119,12 @@ HOLD = """
 """
 
 
-def holding(target: Path) -> "subprocess.Popen[str]":
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLD), str(target)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "writing\n"
-    return process
+@contextlib.contextmanager
+def holding(target: Path) -> Iterator["subprocess.Popen[str]"]:
+    with started([sys.executable, "-c", textwrap.dedent(HOLD), target], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        yield process
 
 
 def test_a_killed_run_leaves_the_old_artifact_and_the_next_run_sweeps_up(tmp_path: Path) -> None:
@@ -164,7 +167,7 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None
             (tmp_path / "out").mkdir()
             (tmp_path / "out" / "thesis.txt").write_text("years of work")
 
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="--force"):
         late()
     assert contents(tmp_path) == {"out/thesis.txt": "years of work"}
 
@@ -192,7 +195,7 @@ def test_a_kill_between_the_two_renames_is_mended_by_the_next_run(tmp_path: Path
     aside = tmp_path / ".out.old-abc"
     stage(aside / "out", "old")
 
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="--force"):
         stage(tmp_path / "out")
 
     assert contents(tmp_path) == {"out/manifest.json": "old"}
@@ -218,18 +221,18 @@ def test_links_names_with_brackets_and_the_current_directory(tmp_path: Path, mon
 def test_a_directory_has_one_writer_at_a_time(tmp_path: Path) -> None:
     with sole_writer(tmp_path / "deep" / "out"):
         with (
-            pytest.raises(OutputError, match=r"another run is writing to .*out") as caught,
+            pytest.raises(OutputError, match=r"another .*out") as caught,
             sole_writer(tmp_path / "deep" / "out"),
         ):
             pass
-        assert caught.value.remedy == "Wait for it to end, or choose another --output."
+        assert "--output" in caught.value.remedy
         with sole_writer(tmp_path / "deep" / "other"):
             pass
     with sole_writer(tmp_path / "deep" / "out"):
         pass
 
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write"), sole_writer(tmp_path / "file" / "out"):
+    with pytest.raises(OutputError, match="file"), sole_writer(tmp_path / "file" / "out"):
         pass
 
 
@@ -245,9 +248,9 @@ RACE = """
 
 def test_many_exports_to_one_place_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(RACE), str(tmp_path / "out")]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-
-    messages = [process.communicate(timeout=120)[1] for process in processes]
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(started(command, stderr=subprocess.PIPE)) for _ in range(3)]
+        messages = [process.communicate(timeout=60)[1] for process in processes]
 
     assert [process.returncode for process in processes] == [0, 0, 0], messages
     assert contents(tmp_path) == {"out/manifest.json": "whole"}

@@ -159,9 +159,10 @@ def _open_openvino(case: Case, workspace: Workspace, threads: int | None) -> Sub
 
 
 def _open_tensorrt(case: Case, workspace: Workspace) -> Subject:
+    from fcn_deploy.artifact.engine import open_engine
     from fcn_deploy.runtime.tensorrt import TrtRunner
 
-    runner = TrtRunner(workspace.plan, cuda_graph=case.cuda_graph)
+    runner = TrtRunner(open_engine(workspace.plan), cuda_graph=case.cuda_graph)
     # Stays open as long as its process lives.
     runner.__enter__()
     bound = HostEndToEnd(runner.bind(), runner.inputs[0]) if case.end_to_end else runner.bind()

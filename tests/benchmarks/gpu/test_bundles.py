@@ -12,6 +12,7 @@ from benchmarks.engine.environment import available_cores
 from benchmarks.engine.workspace import Workspace
 from benchmarks.gpu.plan import BundleMaker, Entry, Exports
 from fcn_deploy import Precision, Provider, Variant
+from tests.processes import wait_until
 
 PLAN = (
     Entry(Variant.FCN32S, Precision.FP32, ("ort",)),
@@ -27,8 +28,7 @@ def maker(tmp_path: Path) -> Iterator[BundleMaker]:
 
 def process_of(maker: BundleMaker) -> int:
     """The number of the only process, once there is one."""
-    while not maker._processes:
-        time.sleep(0.01)
+    wait_until(lambda: maker._processes)
     (process,) = maker._processes.values()
     return process.pid
 

@@ -1,8 +1,7 @@
-"""Narrow bundles of every kind of ends and two batches, and photos with what PyTorch says of them."""
+"""Narrow bundles of every kind of input and output and two batches, and photos with their labels by PyTorch."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,33 +10,40 @@ import pytest
 import fcn_deploy as fd
 from exporters.rewrite import with_heads
 from fcn_deploy.onnx_file import write_model
-from tests.conftest import NARROW
+from tests.conftest import Once, narrow_options
 
 SIZE = 96
 Bundles = Callable[[fd.ImageInput, fd.Head, int], Path]
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory: pytest.TempPathFactory, shared_bundle: Path) -> Bundles:
-    """A narrow FCN-8s for 96x96 by what it takes, what it gives, and its batch; made once.
+def bundles(once: Once, shared_bundle: Path) -> Bundles:
+    """A narrow FCN-8s for 96x96 by its input, its output and its batch; made once.
 
-    With float images and logits it is a bundle, with other ends a bare ONNX file made from that.
+    With float images and logits it is a bundle, with another input or output a bare ONNX file made from that.
     """
 
-    @cache
+    def plain(batch: int) -> Path:
+        if batch == 1:
+            return shared_bundle
+
+        def fill(folder: Path) -> None:
+            onnx = fd.OnnxOptions(SIZE, SIZE, batch=batch)
+            fd.export(replace(narrow_options(folder / "fcn8s"), onnx=onnx, verify=False))
+
+        return once(f"batch-{batch}", fill) / "fcn8s"
+
     def made(image_input: fd.ImageInput, head: fd.Head, batch: int) -> Path:
-        folder = tmp_path_factory.mktemp("bundles")
-        if (image_input, head) != (fd.ImageInput.FLOAT, fd.Head.LOGITS):
-            bundle = fd.open_bundle(made(fd.ImageInput.FLOAT, fd.Head.LOGITS, batch))
+        if (image_input, head) == (fd.ImageInput.FLOAT, fd.Head.LOGITS):
+            return plain(batch)
+        bundle = fd.open_bundle(plain(batch))
+
+        def fill(folder: Path) -> None:
             model = with_heads(bundle.model, image_input, head)
             model.metadata_props.update(replace(bundle.info, image_input=image_input, head=head).to_metadata())
             write_model(model, folder / "fcn8s.onnx")
-            return folder / "fcn8s.onnx"
-        if batch == 1:
-            return shared_bundle
-        onnx = fd.OnnxOptions(SIZE, SIZE, batch=batch)
-        options = fd.ExportOptions(fd.Variant.FCN8S, folder / "fcn8s", channel_divisor=NARROW, onnx=onnx, verify=False)
-        return fd.export(options).path
+
+        return once(f"{image_input}-{head}-{batch}", fill) / "fcn8s.onnx"
 
     return made
 

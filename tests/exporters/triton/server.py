@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 _VENV = ROOT / ".venv-triton"
-_DEADLINE_S, _GOODBYE_S = 120, 30
+_DEADLINE_S, _GOODBYE_S = 80, 30
 
 
 def site_packages() -> Path:
@@ -122,4 +122,4 @@ class Server:
             self._process.wait(_GOODBYE_S)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            self._process.wait(_GOODBYE_S)

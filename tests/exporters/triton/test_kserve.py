@@ -41,7 +41,7 @@ for resources in (None, gpus):
 
 
 def test_the_manifest_is_what_kserves_own_classes_write(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", BY_KSERVE], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", BY_KSERVE], capture_output=True, text=True, check=True, timeout=100)
 
     for gpu, expected in zip((False, True), done.stdout.splitlines(), strict=True):
         write_inference_service(tmp_path / "service.yaml", "fcn8s", "s3://models/fcn", gpu=gpu)

@@ -19,6 +19,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 import fcn_deploy as fd
+from tests.conftest import Once
 from tests.expected import expected_labels
 from tests.exporters.triton.conftest import SIZE, Bundles, pictures
 from tests.exporters.triton.engines import engine_for_triton
@@ -62,7 +63,7 @@ def run_in_python(repository: Path, model_file: Path | None = None) -> Path:
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory, bundles: Bundles) -> dict[str, Path]:
+def packages(tmp_path_factory: pytest.TempPathFactory, once: Once, bundles: Bundles) -> dict[str, Path]:
     """Packages of every backend, by the name of their model."""
     folder = tmp_path_factory.mktemp("packages")
     python, onnxruntime = fd.TritonBackend.PYTHON, fd.TritonBackend.ONNXRUNTIME
@@ -73,7 +74,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory, bundles: Bundles) -> dict
         "graphs": {"source": bundles(FLOAT, LOGITS, 4), "backend": onnxruntime, "queue_delay_us": TOGETHER_US},
         **{name: {"source": bundles(FLOAT, LOGITS, 4), **options} for name, options in ELSEWHERE.items()},
     }
-    plan = engine_for_triton(bundles(FLOAT, LOGITS, 1), folder / "fcn8s.plan")
+    source = bundles(FLOAT, LOGITS, 1)
+    plan = once("triton-engine", lambda folder: engine_for_triton(source, folder / "fcn8s.plan")) / "fcn8s.plan"
     for name in ("engine-around", "engine-elsewhere"):
         wanted[name] = {"source": plan, "backend": fd.TritonBackend.TENSORRT}
     for name, options in wanted.items():
@@ -223,9 +225,9 @@ def test_a_bad_photo_among_good_ones_is_refused_alone(server: Server) -> None:
         answers = [pool.submit(ask, tritonclient.http, server, "photos", photo[None]) for photo in good]
         refused = pool.submit(ask, tritonclient.http, server, "photos", empty)
 
-    assert "a photo of 0x40 pixels" in str(refused.exception())
+    assert "a photo of 0x40 pixels" in str(refused.exception(timeout=60))
     for answer, photo in zip(answers, good, strict=True):
-        assert np.array_equal(answer.result()[0], expected_labels(photo, SIZE))
+        assert np.array_equal(answer.result(timeout=60)[0], expected_labels(photo, SIZE))
 
 
 @pytest.mark.parametrize(("model", "grpc"), [
@@ -240,7 +242,7 @@ def test_the_clients_example_writes_the_labels(
 
     done = subprocess.run(
         [sys.executable, str(packages[model] / "client.py"), "photo.png", *where],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
 
     assert done.stderr == ""
@@ -254,7 +256,8 @@ def test_the_clients_example_says_what_went_wrong(server: Server, packages: dict
     (tmp_path / "notes.txt").write_text("no photo")
     client = [sys.executable, str(packages["photo"] / "client.py")]
 
-    broken = subprocess.run([*client, str(tmp_path / "notes.txt")], capture_output=True, text=True, check=False)
+    command = [*client, str(tmp_path / "notes.txt")]
+    broken = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
     assert broken.returncode == 1
     assert "cannot identify image file" in broken.stderr

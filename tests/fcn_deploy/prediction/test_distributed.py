@@ -1,4 +1,4 @@
-"""The same run on Ray: on a cluster of two workers, with one of them killed, and on one that is started for it."""
+"""The same run on Ray: on a cluster of two nodes, with a worker killed, and on one that is started for it."""
 
 import os
 import signal
@@ -14,7 +14,9 @@ import pytest
 from pyarrow import parquet
 
 import fcn_deploy as fd
-from tests.conftest import Run
+from tests.conftest import Call, Run
+from tests.messages import missing
+from tests.processes import started
 
 PHOTOS = 40
 # On the loopback interface alone.
@@ -24,29 +26,23 @@ MODEL_PROCESS = "ray::MapWorker(MapBatches(_Model))"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A head without cores and two workers of two, each with processes of its own; its address."""
+    """A cluster of two nodes of two cores, each with processes of its own; its address."""
     code = (
         "import sys; from ray.cluster_utils import Cluster; "
-        "here = {'include_dashboard': False}; "
-        "c = Cluster(initialize_head=True, head_node_args={'num_cpus': 0, **here}); "
-        "[c.add_node(num_cpus=2, **here) for _ in range(2)]; c.wait_for_nodes(); "
+        "here = {'num_cpus': 2, 'include_dashboard': False}; "
+        "c = Cluster(initialize_head=True, head_node_args=here); "
+        "c.add_node(**here); c.wait_for_nodes(); "
         "print('cluster', c.address, flush=True); sys.stdin.read(); c.shutdown()"
     )
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=ENVIRONMENT | {"RAY_USAGE_STATS_ENABLED": "0"},
-    ) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with started(command, env=ENVIRONMENT | {"RAY_USAGE_STATS_ENABLED": "0"}, **pipes) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         address = next(line.split()[1] for line in process.stdout if line.startswith("cluster "))
         yield address
         process.stdin.close()
-        process.wait()
+        process.wait(60)
 
 
 @pytest.fixture
@@ -78,8 +74,8 @@ def test_a_cluster_writes_what_the_local_engine_writes(
     done = on_ray(run_cli, shared_bundle, many_photos, *arguments)
 
     assert done.returncode == 3, done.stderr
-    assert f"{PHOTOS} photos segmented" in done.stderr
-    assert f"1 of {PHOTOS + 1} photos failed" in done.stderr
+    assert f"{PHOTOS} photos" in done.stderr
+    assert f"1 of {PHOTOS + 1}" in done.stderr
     assert rows(tmp_path / "ray") == rows(tmp_path / "local")
     assert len(rows(tmp_path / "ray")) == PHOTOS
     assert (tmp_path / "ray" / "failures.jsonl").read_bytes() == (tmp_path / "local" / "failures.jsonl").read_bytes()
@@ -109,11 +105,11 @@ def test_a_killed_worker_loses_nothing(
     arguments = (shared_bundle, many_photos, "--output", "ray", "--output-format", "npz", "--address", cluster)
     done = on_ray(run_cli, *arguments)
     over.set()
-    killer.join()
+    killer.join(10)
 
     assert killed
     assert done.returncode == 3, done.stderr
-    assert f"{PHOTOS} photos segmented" in done.stderr
+    assert f"{PHOTOS} photos" in done.stderr
     assert content(tmp_path / "ray") == content(tmp_path / "local")
 
 
@@ -137,17 +133,16 @@ def test_what_a_worker_meets_with_ends_the_run(
     done = on_ray(run_cli, shared_bundle, photos[0], "--output", "out", "--address", cluster)
 
     assert done.returncode == 3
-    assert "error: cannot write" in done.stderr
     assert "out/00.labels.png" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_bad_addresses(run_cli: Run, shared_bundle: Path, photos: list[Path]) -> None:
-    unused = run_cli("predict", shared_bundle, photos[0], "--address", "127.0.0.1:1")
-    assert unused.returncode == 2
-    assert "address 127.0.0.1:1 is of a Ray cluster; the engine is local" in unused.stderr
+def test_bad_addresses(run_cli: Run, call_cli: Call, shared_bundle: Path, photos: list[Path]) -> None:
+    code, _, errors = call_cli("predict", shared_bundle, photos[0], "--address", "127.0.0.1:1")
+    assert code == 2
+    assert missing("127.0.0.1:1 Ray local", errors) == []
 
     nobody = on_ray(run_cli, shared_bundle, photos[0], "--address", "127.0.0.1:1")
     assert nobody.returncode == 2
-    assert "no Ray cluster answers at 127.0.0.1:1" in nobody.stderr
+    assert missing("Ray 127.0.0.1:1", nobody.stderr) == []
     assert "Traceback" not in nobody.stderr

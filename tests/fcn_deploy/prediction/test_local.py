@@ -6,18 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fcn_deploy as fd
-from fcn_deploy.prediction.plan import Prediction, Task, tasks_of
-from fcn_deploy.prediction.run import _grouped
+from fcn_deploy.prediction.options import Decoded, Prediction, make_tasks
 from fcn_deploy.prediction.sinks import Encoded
-from fcn_deploy.prediction.stages import collate
-from fcn_deploy.segmentation import Segmenter
+from fcn_deploy.prediction.stages import group_writes
+from fcn_deploy.segmentation import Batch, Segmenter, make_batches
 
 
 def test_groups_of_results_take_along_what_needs_no_writing() -> None:
     done = Prediction(Path("a"), done_before=True)
-    encoded = Encoded(Task(Path("b"), "b"), "key", Prediction(Path("b")))
+    encoded = Encoded(Prediction(Path("b")))
 
-    groups = list(_grouped([done, encoded, done, encoded, encoded, done, done], 2))
+    groups = list(group_writes([done, encoded, done, encoded, encoded, done, done], 2))
 
     assert groups == [[done], [encoded, done, encoded], [encoded, done, done]]
 
@@ -26,17 +25,17 @@ def test_batches_do_not_wait_for_photos_that_need_no_run(shared_bundle: Path) ->
     done = Prediction(Path("a"), done_before=True)
 
     with Segmenter(shared_bundle) as segmenter:
-        batches = list(collate(segmenter, [done] * 100))
+        batches: list[Batch[Decoded, Prediction]] = list(make_batches(segmenter, [done] * 100))
 
     assert [len(batch.entries) for batch in batches] == [64, 36]
-    assert all(batch.feed is None for batch in batches)
+    assert all(batch.arrays is None for batch in batches)
 
 
 @given(st.lists(st.sampled_from(["a", "A", "a-2", "a-3", "b", "b-2"]), max_size=12))
 def test_names_are_distinct_whatever_the_case(stems: list[str]) -> None:
     images = [Path(str(i)) / f"{stem}.png" for i, stem in enumerate(stems)]
 
-    names = [task.name.casefold() for task in tasks_of(images)]
+    names = [task.name.casefold() for task in make_tasks(images)]
 
     assert len(set(names)) == len(names)
     assert {stem.casefold() for stem in stems} <= set(names)

@@ -16,15 +16,18 @@ from pyarrow import parquet
 import fcn_deploy as fd
 from fcn_deploy.prediction import sinks
 from fcn_deploy.storage import sole_writer
-from tests.conftest import narrow_options
+from tests.conftest import Once, narrow_options
+from tests.processes import started
 
 FORMATS = list(fd.OutputFormat)
 
 
 @pytest.fixture(scope="module")
-def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    options = narrow_options(tmp_path_factory.mktemp("other") / "bundle", fd.Variant.FCN32S)
-    return fd.export(replace(options, verify=False)).path
+def other_bundle(once: Once) -> Path:
+    def fill(folder: Path) -> None:
+        fd.export(replace(narrow_options(folder / "bundle", fd.Variant.FCN32S), verify=False))
+
+    return once("other", fill) / "bundle"
 
 
 def run(
@@ -120,7 +123,7 @@ def test_a_damaged_table_is_refused(shared_bundle: Path, photos: list[Path], tmp
     out.mkdir()
     (out / "part-0123.parquet").write_bytes(b"no table")
 
-    with pytest.raises(fd.OutputError, match=r"part-0123.parquet is no table of predictions"):
+    with pytest.raises(fd.OutputError, match=r"part-0123\.parquet"):
         run(shared_bundle, photos[:1], out, fd.OutputFormat.PARQUET)
 
 
@@ -155,18 +158,8 @@ def test_a_run_that_is_killed_goes_on_and_leaves_no_partial_file(
     shared_bundle: Path, photos: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-u",
-        "-m",
-        "fcn_deploy",
-        "predict",
-        str(shared_bundle),
-        *map(str, photos),
-        "--output",
-        str(out),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    command = [sys.executable, "-u", "-m", "fcn_deploy", "predict", shared_bundle, *photos, "--output", out]
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         shown = list(itertools.islice(process.stdout, 2))
         os.kill(process.pid, signal.SIGKILL)
@@ -183,8 +176,8 @@ def test_a_second_run_into_one_folder_is_refused(shared_bundle: Path, photos: li
     with sole_writer(tmp_path / "out"), pytest.raises(fd.OutputError) as caught:
         run(shared_bundle, photos, tmp_path / "out", fd.OutputFormat.PNG)
 
-    assert caught.value.problem == f"another run is writing to {tmp_path / 'out'}"
-    assert caught.value.remedy == "Wait for it to end, or choose another --output."
+    assert str(tmp_path / "out") in caught.value.problem
+    assert "--output" in caught.value.remedy
     assert not list((tmp_path / "out").iterdir())
     assert len(run(shared_bundle, photos, tmp_path / "out", fd.OutputFormat.PNG)) == 12
 
@@ -210,11 +203,11 @@ def test_a_full_disk_ends_the_run_and_leaves_whole_files(shared_bundle: Path, tm
         str(tmp_path / "out"),
     ]
 
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
 
     assert done.returncode == 3
-    assert "error: cannot write" in done.stderr
-    assert "Choose an --output with room that you may write to." in done.stderr
+    assert str(tmp_path / "out") in done.stderr
+    assert "--output" in done.stderr
     found = sorted((tmp_path / "out").iterdir())
     assert [p.name for p in found[:6]] == [f"{i:02d}.{kind}.png" for i in range(3) for kind in ("labels", "overlay")]
     for path in found:

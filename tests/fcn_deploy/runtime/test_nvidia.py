@@ -39,6 +39,11 @@ def test_each_problem_has_its_remedy(problem: str, remedy: str) -> None:
     assert nvidia.remedy(problem).startswith(remedy)
 
 
+def output_of(command: list[str], environment: dict[str, str]) -> str:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout
+
+
 @pytest.mark.skipif(not COMPILER or sys.platform != "linux", reason="needs a C compiler and ELF")
 def test_a_hidden_cudnn_is_named_by_the_loader_itself(tmp_path: Path) -> None:
     """A stand-in for the provider's library that really needs a cuDNN which is really gone."""
@@ -48,17 +53,14 @@ def test_a_hidden_cudnn_is_named_by_the_loader_itself(tmp_path: Path) -> None:
     (tmp_path / "empty.c").write_text("int answer(void) { return 42; }")
     (tmp_path / "user.c").write_text("int answer(void); int ask(void) { return answer(); }")
     cudnn, provider = tmp_path / "libcudnn.so.9", package / "capi" / "libonnxruntime_providers_cuda.so"
-    subprocess.run(
-        [COMPILER, "-shared", "-fPIC", "-Wl,-soname,libcudnn.so.9", "-o", cudnn, tmp_path / "empty.c"], check=True
-    )
-    subprocess.run([COMPILER, "-shared", "-fPIC", "-o", provider, tmp_path / "user.c", cudnn], check=True)
+    compiler = [COMPILER, "-shared", "-fPIC", "-o"]
+    subprocess.run([*compiler, cudnn, tmp_path / "empty.c", "-Wl,-soname,libcudnn.so.9"], check=True, timeout=60)
+    subprocess.run([*compiler, provider, tmp_path / "user.c", cudnn], check=True, timeout=60)
     ask = "from fcn_deploy.runtime import nvidia; print(nvidia.provider_library_problem('cuda'))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
 
     cudnn.unlink()
-    hidden = subprocess.run(
-        [sys.executable, "-P", "-c", ask], env=environment, capture_output=True, text=True, check=True
-    ).stdout
+    hidden = output_of([sys.executable, "-P", "-c", ask], environment)
 
     assert hidden.startswith("libcudnn.so.9: cannot open shared object file")
     assert nvidia.remedy(hidden) == "pip install 'onnxruntime-gpu[cudnn]'."
@@ -94,8 +96,7 @@ def test_libraries_that_another_package_brought_into_another_folder_are_loaded(t
 
     def loaded(*path: str) -> bool:
         variables = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, *path])}
-        done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
-        return str(library) in done.stdout
+        return str(library) in output_of([sys.executable, "-c", code], variables)
 
     assert loaded(str(tmp_path))
     assert not loaded()

@@ -75,21 +75,6 @@ def test_a_node_elsewhere_is_an_error_that_names_it() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no affinities")
-def test_pinned_threads_stay_on_their_cores(shared_bundle: Path) -> None:
-    cores = sorted(os.sched_getaffinity(0))[:2]
-    if len(cores) < 2:
-        pytest.skip("needs two cores")
-    before = {int(task.name) for task in Path("/proc/self/task").iterdir()}
-
-    with OrtRunner(shared_bundle / "model.onnx", OrtOptions(threads=2, cores=tuple(cores))) as runner:
-        runner.run({"image": IMAGES[0]})
-        new = {int(task.name) for task in Path("/proc/self/task").iterdir()} - before
-        affinities = [os.sched_getaffinity(task) for task in new]
-
-    assert {cores[1]} in affinities
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no affinities")
 def test_threads_stay_on_the_cores_that_the_process_may_use(shared_bundle: Path) -> None:
     """By itself ONNX Runtime starts a thread per core of the machine, and binds each to its own."""
     code = (
@@ -98,9 +83,8 @@ def test_threads_stay_on_the_cores_that_the_process_may_use(shared_bundle: Path)
         "with OrtRunner(Path(sys.argv[1])):\n"
         "    print({min(os.sched_getaffinity(int(t.name))) for t in Path('/proc/self/task').iterdir()})\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, shared_bundle / "model.onnx"], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", code, str(shared_bundle / "model.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
 
     assert done.stdout.strip() == str({min(os.sched_getaffinity(0))})
 
@@ -109,7 +93,7 @@ def test_clashing_wheels_stop_every_run(shared_bundle: Path, monkeypatch: pytest
     monkeypatch.setattr(nvidia, "clashing_wheels", lambda: {"onnxruntime": "1.30", "onnxruntime-gpu": "1.31"})
 
     with (
-        pytest.raises(ProviderError, match=r"onnxruntime 1.30 and onnxruntime-gpu 1.31 are installed over each other"),
+        pytest.raises(ProviderError, match=r"onnxruntime 1\.30 .*onnxruntime-gpu 1\.31"),
         OrtRunner(shared_bundle / "model.onnx"),
     ):
         pass
@@ -122,7 +106,6 @@ def test_clashing_wheels_stop_every_run(shared_bundle: Path, monkeypatch: pytest
     (OrtOptions(Provider.CUDA, cuda_graph=True), 1e-5),
     (OrtOptions(Provider.CUDA, nhwc=True), 1e-5),
     (OrtOptions(Provider.CUDA, tf32=True), 2e-3),
-    (OrtOptions(Provider.CUDA, memory_limit_bytes=2**31), 1e-5),
 ])  # fmt: skip
 def test_cuda_agrees_with_the_cpu_however_it_is_set(shared_bundle: Path, options: OrtOptions, bound: float) -> None:
     with OrtRunner(shared_bundle / "model.onnx", options) as runner:

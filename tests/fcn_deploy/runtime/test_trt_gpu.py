@@ -34,7 +34,7 @@ def test_an_engine_computes_what_onnx_runtime_does(engine: fd.Engine, shared_bun
     with OrtRunner(shared_bundle / "model.onnx") as reference:
         expected = reference.run({"image": image})["logits"]
 
-    with TrtRunner(engine.path, cuda_graph=cuda_graph) as runner:
+    with TrtRunner(engine, cuda_graph=cuda_graph) as runner:
         first = runner.run({"image": image})["logits"]
         again = runner.run({"image": image})["logits"]
         other = runner.run({"image": -image})["logits"]

@@ -46,6 +46,6 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
             self.warm = True
             return super().run(feed)
 
-    monkeypatch.setattr("fcn_deploy.serving.service.Segmenter", Waiting)
+    monkeypatch.setattr("fcn_deploy.serving.model.Segmenter", Waiting)
     yield state
     state.going.set()

@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 import fcn_deploy as fd
 from fcn_deploy.segmentation import Segmenter
-from fcn_deploy.serving.listening import listen
+from fcn_deploy.serving.server import listen
 from tests.fcn_deploy.serving.clients import (
     INFER,
     Pixels,
@@ -63,7 +63,7 @@ def test_what_was_accepted_is_answered_and_what_comes_later_is_refused(shared_bu
             pass
         ending = in_thread(server.stop)
         wait_until_not_ready(server)
-        assert call(server, "/v2/health/ready")[1] == {"error": "Server is not ready."}
+        assert call(server, "/v2/health/ready")[1] == {"error": "the server is shutting down. Try again after 1 s."}
         assert call(server, "/v2/health/live")[0] == 200
         assert call(server, "/v2/models/net/ready")[0] == 503
         assert not late.is_server_ready()
@@ -123,7 +123,7 @@ def test_nothing_is_let_in_before_the_model_is_loaded(shared_bundle: Path, monke
             assert going.wait(20)
             return super().__enter__()
 
-    monkeypatch.setattr("fcn_deploy.serving.service.Segmenter", Slow)
+    monkeypatch.setattr("fcn_deploy.serving.model.Segmenter", Slow)
     with listen("127.0.0.1", 0, "") as free:
         port = free.getsockname()[1]
     server = fd.Server(shared_bundle, replace(OPTIONS, http_port=port))
@@ -132,7 +132,9 @@ def test_nothing_is_let_in_before_the_model_is_loaded(shared_bundle: Path, monke
     early = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     early.request("GET", "/v2/health/ready")
     response = early.getresponse()
-    assert (response.status, response.read()) == (503, b'{"error":"Server is not ready."}')
+    assert (response.status, json.loads(response.read())["error"]) == (
+        503, "the server is loading its model. Try again after 1 s.",
+    )  # fmt: skip
     body, fields = binary_request(noise())
     early.request("POST", INFER, body, fields)
     response = early.getresponse()

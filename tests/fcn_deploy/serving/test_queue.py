@@ -16,10 +16,10 @@ from tritonclient.utils import InferenceServerException
 import fcn_deploy as fd
 from fcn_deploy.images import Labels, Pixels
 from fcn_deploy.runtime.base import Arrays
-from fcn_deploy.serving.handing import aside
-from fcn_deploy.serving.metrics import Metrics
-from fcn_deploy.serving.queue import RunQueue
-from fcn_deploy.serving.refusals import Refusal
+from fcn_deploy.serving.queue import BatchQueue, run_in_thread
+from fcn_deploy.serving.metrics import ServerMetrics
+
+from fcn_deploy.serving.protocol import RequestError
 from tests.fcn_deploy.serving.clients import (
     INFER,
     binary_request,
@@ -73,8 +73,8 @@ def photos(count: int, value: int) -> Pixels:
     return np.full((count, 4, 4, 3), value, np.uint8)
 
 
-async def opened(model: Sums, size: int = 100) -> RunQueue:
-    queue = RunQueue(model, size, Metrics())  # type: ignore[arg-type]
+async def opened(model: Sums, size: int = 100) -> BatchQueue:
+    queue = BatchQueue(model, size, ServerMetrics())  # type: ignore[arg-type]
     await queue.open()
     await began(model)
     return queue
@@ -84,7 +84,7 @@ async def began(model: Sums) -> None:
     assert await asyncio.to_thread(model.begun.acquire, timeout=20)
 
 
-async def submitted(queue: RunQueue, *requests: Pixels) -> "list[asyncio.Task[list[int]]]":
+async def submitted(queue: BatchQueue, *requests: Pixels) -> "list[asyncio.Task[list[int]]]":
     async def labels(pixels: Pixels) -> list[int]:
         return [int(photo[0, 0]) for photo in (await queue.submit(pixels)).labels]
 
@@ -115,10 +115,9 @@ def test_one_more_than_may_wait_is_refused() -> None:
         tasks = await submitted(queue, photos(1, 1))
         await began(model)
         tasks += await submitted(queue, photos(1, 2), photos(1, 3))
-        with pytest.raises(Refusal, match="2 requests wait for the model already, and no more than 2 may") as caught:
+        with pytest.raises(RequestError, match="2 requests wait for the model, and at most 2 may") as caught:
             await queue.submit(photos(1, 4))
         assert caught.value.status == 503
-        assert caught.value.headers == {"retry-after": "1"}
         model.going.release(3)
         assert await asyncio.gather(*tasks) == [[1], [2], [3]]
         await queue.close()
@@ -185,7 +184,7 @@ def test_nothing_of_an_answered_request_is_left_to_the_garbage_collector() -> No
         queue = await opened(model)
         model.going.release()
         with ThreadPoolExecutor(1) as executor:
-            pixels = await aside(executor, lambda: photos(1, 7))
+            pixels = await run_in_thread(executor, lambda: photos(1, 7))
         answer = await queue.submit(pixels)
         alive: list[weakref.ref[Any]] = [weakref.ref(pixels), weakref.ref(answer.labels), weakref.ref(answer)]
         del pixels, answer
@@ -215,7 +214,7 @@ def test_the_longest_queue_over_http_and_grpc(shared_bundle: Path, held: Held) -
         while "fcn_deploy_waiting 1.0" not in exposed(server):
             pass
         status, answer, headers = call(server, INFER, *binary_request(noise()))
-        with grpc_client(server) as client, pytest.raises(InferenceServerException, match="no more than 1") as caught:
+        with grpc_client(server) as client, pytest.raises(InferenceServerException, match="at most 1") as caught:
             grpc_infer(client, noise())
         held.going.set()
         for client_thread in clients:
@@ -223,7 +222,7 @@ def test_the_longest_queue_over_http_and_grpc(shared_bundle: Path, held: Held) -
         text = exposed(server)
 
     assert (status, headers["retry-after"]) == (503, "1")
-    assert "1 requests wait for the model already, and no more than 1 may. Try again after 1 s." in answer["error"]
+    assert "1 requests wait for the model, and at most 1 may. Try again after 1 s." in answer["error"]
     assert caught.value.status() == "StatusCode.UNAVAILABLE"
     assert len(answers) == 2
     assert 'fcn_deploy_requests_total{outcome="refused",protocol="http"} 1.0' in text

@@ -9,11 +9,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcn_deploy.serving.refusals import Refusal
-from fcn_deploy.serving.tensors import Interface
-from fcn_deploy.serving.wire import read_call
+from fcn_deploy.serving.protocol import ModelInterface, RequestError, decode_request
 
-INTERFACE = Interface(2, 2, 3)
+
+INTERFACE = ModelInterface(2, 2, 3)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-300, 300) | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
@@ -36,8 +35,8 @@ REQUESTS = st.fixed_dictionaries(
 
 
 def answered(body: bytes, length: str | None) -> None:
-    with contextlib.suppress(Refusal):
-        pixels = INTERFACE.pixels(read_call(body, length).tensors)
+    with contextlib.suppress(RequestError):
+        pixels = INTERFACE.pixels(decode_request(body, length).tensors)
         assert pixels.dtype == np.uint8
         assert pixels.shape[1:] == (2, 3, 3)
         assert 1 <= len(pixels) <= 2
@@ -63,7 +62,7 @@ def test_all_ways_to_send_pixels_are_the_same(count: int, random: Any) -> None:
     tensor = {"name": "pixels", "datatype": "UINT8", "shape": list(pixels.shape)}
     for data in (pixels.ravel().tolist(), pixels.tolist()):
         body = json.dumps({"inputs": [tensor | {"data": data}]}).encode()
-        assert np.array_equal(INTERFACE.pixels(read_call(body, None).tensors), pixels)
+        assert np.array_equal(INTERFACE.pixels(decode_request(body, None).tensors), pixels)
     head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": pixels.size}}]}).encode()
     sent = head + struct.pack(f"{pixels.size}B", *pixels.ravel())
-    assert np.array_equal(INTERFACE.pixels(read_call(sent, str(len(head))).tensors), pixels)
+    assert np.array_equal(INTERFACE.pixels(decode_request(sent, str(len(head))).tensors), pixels)

@@ -1,0 +1,363 @@
+"""A small HTTP/1.1 server that bounds what its clients can hold: heads, bodies, trailers, time and connections.
+
+h11 parses, asyncio's streams carry the bytes. A connection that is not being answered always has a deadline: for a
+request's head (from the connection's beginning or the last answer), for its body (from the end of the head), and for
+reading an answer (from its beginning), `timeout_s` each.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import h11
+
+from fcn_deploy.serving.protocol import (
+    RETRY_AFTER_S,
+    ClientGoneError,
+    RequestError,
+    bad_request,
+    server_failure,
+    unavailable,
+)
+
+T = TypeVar("T")
+LOGGER = logging.getLogger("fcn_deploy.serving")
+
+# Of a head, of a chunk's size line with its extensions, and of trailers.
+MAX_HEAD_BYTES = 65_536
+# All bodies together: what 300 clients send for 500x500 pixels.
+MAX_HELD_BYTES = 256_000_000
+# Each may hold an answer that its client does not read.
+MAX_CONNECTIONS = 512
+BACKLOG = 512
+_READ_BYTES = 65_536
+_MAX_PIPELINED_BYTES = 65_536
+# A client that is still sending reads the answer only afterwards, so a refused body is read on for a while.
+_DISCARD_S = 2.0
+
+
+@dataclass(frozen=True)
+class HttpRequest:
+    """The head of a request.
+
+    Attributes:
+        method: e.g. `GET`.
+        path: without the query, not decoded.
+        headers: by lower-case name.
+    """
+
+    method: str
+    path: str
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class HttpResponse:
+    """An answer.
+
+    Attributes:
+        status: HTTP's.
+        body: its content.
+        headers: all but those that say how long it is and whether the connection ends.
+    """
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def json_response(value: Any, headers: dict[str, str] | None = None, status: int = HTTPStatus.OK) -> HttpResponse:
+    """Return a response whose body is JSON."""
+    body = json.dumps(value, separators=(",", ":")).encode()
+    return HttpResponse(status, body, {"content-type": "application/json"} | (headers or {}))
+
+
+def error_response(error: RequestError) -> HttpResponse:
+    """Return the response to a request that is refused: JSON with one member, `error`."""
+    retry = {"retry-after": str(RETRY_AFTER_S)} if error.status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+    return json_response({"error": str(error)}, retry, error.status)
+
+
+class HttpConnection:
+    """One client's connection. The server's handler reads each request's body from it, and sends the response to it."""
+
+    def __init__(self, server: "HttpServer", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._server = server
+        self._reader, self._writer = reader, writer
+        self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._timeout_s = server.timeout_s
+        self._held_bytes = 0
+        self._request_complete = self._client_left = self._without_body = False
+        # With any other limit, `drain` returns before the client has everything.
+        writer.transport.set_write_buffer_limits(0)
+
+    async def serve(self) -> None:
+        """Answer requests one after the other until the connection ends."""
+        try:
+            while await self._serve_one():
+                self._parser.start_next_cycle()
+            self._writer.close()
+        except ClientGoneError:
+            pass
+        finally:
+            if not self._writer.is_closing():
+                self.abort()
+
+    def abort(self) -> None:
+        """Close the connection at once, whatever has not been read or sent."""
+        self._writer.transport.abort()
+
+    async def read_body(self, request: HttpRequest, max_bytes: int) -> bytearray:
+        """Return the body of the current request; to be called once for each request, whether or not it has one.
+
+        Raises:
+            RequestError: it is too large, too slow, or one too many.
+            ClientGoneError: the client left before it was complete.
+        """
+        length = request.headers.get("content-length", "0")  # h11 accepts nothing but up to 20 digits
+        if int(length) > max_bytes:
+            raise _too_large(length, max_bytes)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while type(event := await self._next_event()) is h11.Data:
+                    body += event.data
+                    self._hold(len(event.data))
+                    if len(body) > max_bytes:
+                        raise _too_large(f"more than {max_bytes}", max_bytes)
+                    # One read may bring thousands of small chunks; other connections get their turn in between.
+                    await asyncio.sleep(0)
+        except TimeoutError:
+            raise RequestError(
+                HTTPStatus.REQUEST_TIMEOUT,
+                f"{len(body)} bytes of the body came in {self._timeout_s:g} s, and it is not complete",
+                "Send it faster.",
+            ) from None
+        self._request_complete = True
+        return body
+
+    async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what `work` returns; it is cancelled when the client leaves first.
+
+        Raises:
+            ClientGoneError: the client left.
+        """
+        task = asyncio.ensure_future(work)
+        watch = asyncio.ensure_future(self._cancel_when_gone(task))
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self._client_left:
+                raise ClientGoneError from None
+            raise
+        finally:
+            watch.cancel()
+            await asyncio.wait((watch,))
+
+    async def send(self, response: HttpResponse, *, close: bool = False) -> None:
+        """Send the response to the current request, and wait until the client has taken it.
+
+        Args:
+            response: what to send; after a HEAD request, its headers only.
+            close: tell the client that the connection ends.
+
+        Raises:
+            ClientGoneError: the client left, or did not take it in time.
+        """
+        headers = {"date": formatdate(usegmt=True), "content-length": str(len(response.body))} | response.headers
+        if close:
+            headers["connection"] = "close"
+        parts = [self._parser.send(h11.Response(status_code=response.status, headers=list(headers.items())))]
+        if not self._without_body:
+            parts.append(response.body)
+            self._parser.send_with_data_passthrough(h11.Data(data=response.body))
+        self._parser.send(h11.EndOfMessage())
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                self._writer.writelines(part for part in parts if part)
+                await self._writer.drain()
+        except OSError as error:  # a timeout is one, too
+            raise ClientGoneError from error
+
+    async def _serve_one(self) -> bool:
+        """Answer one request, and return whether another may follow."""
+        request = None
+        self._request_complete = self._without_body = False
+        try:
+            request = await self._read_head()
+            await self._server.handler(self, request)
+        except RequestError as error:
+            await self._refuse(error)
+        except h11.RemoteProtocolError as error:
+            await self._refuse(_not_http(error))
+        except ClientGoneError:
+            raise
+        except Exception as error:
+            name = f"{request.method} {request.path}" if request else "connection"
+            LOGGER.error("%s: %s: %s", name, type(error).__name__, error)
+            await self._refuse(server_failure())
+        finally:
+            self._hold(-self._held_bytes)
+        return self._parser.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE} and not self._server.stopping
+
+    async def _read_head(self) -> HttpRequest:
+        self._server.awaiting_head[self] = None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                event = await self._next_event()
+        except TimeoutError:
+            raise ClientGoneError from None
+        finally:
+            self._server.awaiting_head.pop(self, None)
+        if not isinstance(event, h11.Request):
+            raise ClientGoneError
+        self._without_body = event.method == b"HEAD"
+        path = unquote(event.target.partition(b"?")[0].decode("latin-1"))
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
+        return HttpRequest(event.method.decode("latin-1"), path, headers)
+
+    async def _next_event(self) -> Any:
+        """Return h11's next event, reading from the client as often as it takes."""
+        while (event := self._parser.next_event()) is h11.NEED_DATA:
+            if self._parser.they_are_waiting_for_100_continue:
+                self._writer.write(self._parser.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
+            data = await self._read()
+            if data[0] in b"\r\n" and self._parser.their_state is h11.IDLE and not self._parser.trailing_data[0]:
+                data = data.lstrip(b"\r\n")  # some clients end a body with a line break that is not part of it
+            if data:
+                self._parser.receive_data(data)
+        return event
+
+    async def _read(self) -> bytes:
+        """Return what the client sends next.
+
+        Raises:
+            ClientGoneError: it ended the connection.
+        """
+        try:
+            data = await self._reader.read(_READ_BYTES)
+        except OSError as error:
+            raise ClientGoneError from error
+        if not data:
+            raise ClientGoneError
+        return data
+
+    async def _cancel_when_gone(self, task: "asyncio.Future[Any]") -> None:
+        """Cancel a task when the client leaves; a client that sends ahead is read only so far, and then not watched."""
+        received = 0
+        try:
+            while received < _MAX_PIPELINED_BYTES:
+                data = await self._read()
+                self._parser.receive_data(data)
+                received += len(data)
+        except ClientGoneError:
+            self._client_left = True
+            task.cancel()
+
+    async def _refuse(self, error: RequestError) -> None:
+        """Send an error; when the client is still sending, end the connection, and read on for a while."""
+        if self._parser.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer was begun already
+            raise ClientGoneError
+        await self.send(error_response(error), close=not self._request_complete)
+        if not self._request_complete:
+            with contextlib.suppress(ClientGoneError, TimeoutError, OSError):
+                async with asyncio.timeout(_DISCARD_S):
+                    self._writer.write_eof()
+                    while await self._read():
+                        pass
+
+    def _hold(self, count: int) -> None:
+        """Account for bytes of bodies in memory."""
+        self._held_bytes += count
+        self._server.held_bytes += count
+        if count > 0 and self._server.held_bytes > MAX_HELD_BYTES:
+            raise unavailable(f"all requests together hold more than {MAX_HELD_BYTES} bytes")
+
+
+def _too_large(size: str, max_bytes: int) -> RequestError:
+    return RequestError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body of {size} bytes is too large: at most {max_bytes} are accepted",
+        "Scale the photo down, or send tensors as binary data.",
+    )  # fmt: skip
+
+
+def _not_http(error: h11.RemoteProtocolError) -> RequestError:
+    if error.error_status_hint == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+        return bad_request(f"the request's head or trailers take more than {MAX_HEAD_BYTES} bytes", "Send fewer.")
+    return bad_request(f"this is not valid HTTP/1.1: {str(error)[:100]}", "Send a request of HTTP/1.1.")
+
+
+# Reads the body of a request from its connection, and sends the response to it.
+HttpHandler = Callable[[HttpConnection, HttpRequest], Awaitable[None]]
+
+
+class HttpServer:
+    """Accepts connections, up to a number, and lets `handler` answer their requests.
+
+    When all are in use, the one that has been waiting longest for a client's request is closed for a new one.
+
+    Args:
+        handler: answers a request; a `RequestError` that it raises becomes the response.
+        timeout_s: seconds a client has for each of a head, a body, and reading an answer.
+
+    Attributes:
+        held_bytes: of all bodies in memory.
+        awaiting_head: connections without a complete request's head, those that wait longest first.
+        stopping: whether connections end after the current answer.
+    """
+
+    def __init__(self, handler: HttpHandler, timeout_s: float) -> None:
+        self.handler = handler
+        self.timeout_s = timeout_s
+        self.held_bytes = 0
+        self.awaiting_head: dict[HttpConnection, None] = {}
+        self.stopping = False
+        self._tasks: set[asyncio.Task[Any] | None] = set()
+        self._listener: asyncio.Server | None = None
+
+    async def start(self, listener: socket.socket) -> None:
+        """Accept connections on a socket that is bound already."""
+        self._listener = await asyncio.start_server(self._connected, sock=listener, limit=_READ_BYTES, backlog=BACKLOG)
+
+    async def stop(self, grace_s: float) -> None:
+        """Stop listening, close connections that wait for a request, and give the others some seconds to end."""
+        self.stopping = True
+        if self._listener is not None:
+            self._listener.close()
+        for connection in list(self.awaiting_head):
+            connection.abort()
+        if self._tasks:
+            _, unfinished = await asyncio.wait(self._tasks, timeout=grace_s)
+            for task in unfinished:
+                task.cancel()
+            await asyncio.gather(*unfinished, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._tasks) >= MAX_CONNECTIONS and not self._close_longest_waiting():
+            body = error_response(unavailable(f"all of {MAX_CONNECTIONS} connections are in use")).body
+            head = f"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: {RETRY_AFTER_S}\r\n"
+            writer.write(f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+            writer.close()
+            return
+        task = asyncio.current_task()
+        self._tasks.add(task)
+        try:
+            await HttpConnection(self, reader, writer).serve()
+        finally:
+            self._tasks.discard(task)
+
+    def _close_longest_waiting(self) -> bool:
+        connection = next(iter(self.awaiting_head), None)
+        if connection is None:
+            return False
+        del self.awaiting_head[connection]
+        connection.abort()
+        return True
