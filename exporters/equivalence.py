@@ -1,9 +1,8 @@
 """Whether a graph is valid, and whether two compute the same: by structure where it is equal, by numbers elsewhere.
 
-Values of the two graphs that are made by the same operators, from the same inputs and weights, are equal by
-construction. Only what lies between such values (for a simplified FCN its merged crops, for a live window the blocks
-that it changes) is run, so that checking a rewrite of a 540 MB model takes seconds. Where nothing matches, everything
-is run.
+Values that the same operators compute from the same inputs and weights are equal by construction. Only what lies
+between such values (for a simplified FCN its merged crops, for a live window the blocks that it changes) is run, so
+that checking a rewrite of a 540 MB model takes seconds. Where nothing matches, everything is run.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ from fcn_deploy.parity.inputs import noise_input, photo_input
 from fcn_deploy.runtime.run_graph import run_graph
 
 _NOISE_SEED = 0
-# A rewrite does the same sums; only the order in which a runtime adds them up may change.
+# A rewrite computes the same sums; only the order of their terms may change.
 SAME_GRAPH_ERROR = 1e-6
 
 Array = npt.NDArray[Any]
@@ -45,7 +44,7 @@ def check_graph(model: ir.Model) -> None:
 
 @dataclass(frozen=True)
 class Difference:
-    """What the comparison of two graphs found.
+    """The result of comparing two graphs.
 
     Attributes:
         compared_nodes: nodes of the rewritten graph that had to be run; 0 when the two are equal by structure.
@@ -61,16 +60,15 @@ class Difference:
 def compare_graphs(before: ir.Model, after: ir.Model) -> Difference:
     """Compare two models whose large weights are shared (the same tensor objects).
 
-    A value of the rewritten graph that is made otherwise than the value of the same name and shape, but is to stand for
-    it, is compared with it in numbers; what is made of two such values by the same operators is then equal by
-    structure again.
+    A value of the rewritten graph that is computed in another way than the value of the same name and shape is compared
+    with it by numbers; values that the same operators compute from two such values are then equal by structure again.
 
     Raises:
         ParityError: names or shapes of the outputs differ.
         BundleError: ONNX Runtime refuses what has to be run of either graph.
     """
     for model in (before, after):
-        # What is cut out below needs the types of its inputs; a rewrite may have dropped the record of them.
+        # The parts extracted below need the types of their inputs; a rewrite may have dropped them.
         ir.passes.common.ShapeInferencePass()(model)
     _check_same_outputs(before, after)
     keys_before = _value_keys(before, {})
@@ -109,16 +107,16 @@ def _mismatch(what: str, before: str, after: str) -> ParityError:
 
 @dataclass(frozen=True)
 class _Claim:
-    """The key of a value that is to stand for one made otherwise: that one's key."""
+    """The key of a value that replaces one computed in another way: the key of that one."""
 
     key: Hashable
 
 
 def _value_keys(model: ir.Model, twins: Mapping[str | None, tuple[ir.Value, Hashable]]) -> Keys:
-    """A key per value such that equal keys mean equal values: how the value is made, down to inputs and weights.
+    """Return a key per value, of how it is computed from inputs and weights: equal keys mean equal values.
 
-    Where a value is made otherwise than its twin, the value of the same name and shape in the other graph, its key is a
-    claim to equal that one; what is made of it counts as made of the twin.
+    The twin of a value has the same name and shape in the other graph. If the two are computed in different ways, the
+    key is a claim to equal the twin, and what is computed from the value counts as computed from the twin.
     """
     keys: Keys = {value: ("input", value.name) for value in model.graph.inputs}
     keys.update({value: _tensor_key(value) for value in model.graph.initializers.values()})
@@ -129,7 +127,7 @@ def _value_keys(model: ir.Model, twins: Mapping[str | None, tuple[ir.Value, Hash
         digest = hashlib.sha256(repr(recipe).encode()).hexdigest()
         for index, output in enumerate(node.outputs):
             twin, key = twins.get(output.name, (None, None))
-            # An output stands for its twin whatever is known of their shapes; the numbers tell.
+            # An output is compared with its twin whatever is known of their shapes.
             claims = twin is not None and key != (digest, index) and (output.is_graph_output() or _alike(twin, output))
             keys[output] = _Claim(key) if claims else (digest, index)
     return keys
@@ -159,7 +157,7 @@ def _attributes(node: ir.Node) -> tuple[tuple[str, Hashable], ...]:
 
 
 def _attribute_key(attribute: ir.Attr) -> Hashable:
-    """A tensor by its bytes, since printing one leaves values out; a subgraph equals nothing but itself."""
+    """Return a tensor's bytes, since printing one omits values; a subgraph equals only itself."""
     value = attribute.value
     if attribute.type is ir.AttributeType.TENSOR:
         return str(value.dtype), tuple(value.shape), value.tobytes()
@@ -169,7 +167,7 @@ def _attribute_key(attribute: ir.Attr) -> Hashable:
 
 
 def _tail(model: ir.Model, outputs: Sequence[ir.Value], keys: Keys, shared: set[Hashable]) -> ir.Model:
-    """The part of `model` that makes `outputs` from values of `shared`, named by their keys."""
+    """Extract the part of `model` that computes `outputs` from values of `shared`, named by their keys."""
     bounds: dict[ir.Value, None] = {}
     pending = list(outputs)
     for value in pending:
@@ -192,7 +190,7 @@ def _feed_name(key: Hashable) -> str:
 
 
 def _feeds(values: Mapping[str, ir.Value], images: Collection[str]) -> dict[str, dict[str, Array]]:
-    """What to run on, by its name: noise for every value, and a photo where one of `images` is an RGB image."""
+    """Return inputs by name: noise for every value, and a photo where one of `images` is an RGB image."""
     rng = np.random.default_rng(_NOISE_SEED)
     noise, photos = {}, {}
     for name, value in values.items():
@@ -206,7 +204,7 @@ def _feeds(values: Mapping[str, ir.Value], images: Collection[str]) -> dict[str,
 
 
 def _relative_error(expected: Array, actual: Array) -> float:
-    """Largest difference over the range of `expected`; not a number, or infinite, fails whatever the bound."""
+    """Return the largest difference over the range of `expected`; NaN and infinity fail whatever the bound."""
     if expected.shape != actual.shape:
         return float("inf")
     expected, actual = expected.astype(np.float64), actual.astype(np.float64)

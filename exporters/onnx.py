@@ -60,7 +60,7 @@ class OnnxOptions:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """N x 3 x H x W of the input."""
+        """Return N x 3 x H x W of the input."""
         return self.batch, INPUT_CHANNELS, self.height, self.width
 
 
@@ -83,14 +83,14 @@ def check_opset(opset: int, precision: Precision) -> None:
 
 
 class ExportWrapper(nn.Module):
-    """What the graph computes: adapts a network, which knows nothing of export, to named inputs and outputs."""
+    """Adapts a network, which is independent of export, to named inputs and outputs."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits of `image`; the argument's name becomes the input's."""
+        """Return the logits of `image`; the argument's name becomes the input's."""
         logits: Tensor = self.network(image)
         return logits
 
@@ -98,7 +98,7 @@ class ExportWrapper(nn.Module):
 def export_graph(network: nn.Module, options: OnnxOptions) -> ir.Model:
     """Export `network` in eval mode; its graph shares the network's weights in memory.
 
-    The graph takes `image`, float32 N x 3 x H x W, and gives `logits`, float32 N x K x H x W. Nodes and values are
+    The input is `image`, float32 N x 3 x H x W, the output `logits`, float32 N x K x H x W. Nodes and values are
     named after layers; every shape and crop is a constant.
     """
     wrapper = ExportWrapper(network).eval()
@@ -134,7 +134,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _detached(model: ir.Model) -> ir.Model:
-    """A copy that alone holds the weights.
+    """Return a copy that alone holds the weights.
 
     onnxscript's rewrite rules keep the last graph they saw for the life of the process, and with it every weight.
     """
@@ -145,7 +145,7 @@ def _detached(model: ir.Model) -> ir.Model:
 
 
 def name_after_layers(model: ir.Model) -> None:
-    """Rename a freshly exported graph in place after the modules it came from, and drop the exporter's notes."""
+    """Rename a freshly exported graph in place after the modules it came from, and drop the exporter's metadata."""
     graph = model.graph
     scopes = [_layer_of(node) for node in graph]
     shared, seen = Counter(scopes), Counter[str]()
@@ -159,7 +159,7 @@ def name_after_layers(model: ir.Model) -> None:
 
 
 def name_after_nodes(model: ir.Model) -> None:
-    """Name every inner value after the node that makes it, and every small constant after the node that reads it."""
+    """Name every inner value after its producer, and every constant of integers after its first reader."""
     graph = model.graph
     for node in graph:
         for output in node.outputs:
@@ -172,7 +172,7 @@ def name_after_nodes(model: ir.Model) -> None:
 
 
 def name_after_outputs(model: ir.Model, names: dict[str, str]) -> None:
-    """Name each node after the node that made its first output before a rewrite (`names`: output to node).
+    """Name each node after the one that computed its first output before a rewrite (`names`: output to node).
 
     A node the rewrite brought in is named after its reader and its operator.
     """
@@ -184,12 +184,12 @@ def name_after_outputs(model: ir.Model, names: dict[str, str]) -> None:
 
 
 def node_names(model: ir.Model) -> dict[str, str]:
-    """Node names by the first output each makes; nodes of one layer that were split share the layer's name."""
+    """Return node names by first output; nodes of one layer that were split share the layer's name."""
     return {node.outputs[0].name or "": (node.name or "").partition("/slice_")[0] for node in model.graph}
 
 
 def _layer_of(node: ir.Node) -> str:
-    """The innermost module of a node, `fuse_pool4/crop`, from the scopes the exporter noted down."""
+    """Return the innermost module of a node, `fuse_pool4/crop`, from the scopes that the exporter recorded."""
     scopes = ast.literal_eval(node.metadata_props[_SCOPES])
     # The last scope is the operation itself, the first the wrapper.
     return str(scopes[-2]).removeprefix(f"{_WRAPPER}.").replace(".", "/")
@@ -209,7 +209,7 @@ def _formal_inputs(node: ir.Node) -> list[str]:
 
 
 def _drop_notes(model: ir.Model) -> None:
-    """The notes hold source paths of the exporting machine and a stack trace per node."""
+    """Drop the exporter's metadata: source paths of the exporting machine, and a stack trace per node."""
     holders = [model, model.graph, *model.graph, *(v for node in model.graph for v in node.outputs)]
     for holder in [*holders, *model.graph.inputs, *model.graph.initializers.values()]:
         for key in [k for k in holder.metadata_props if k.startswith(_EXPORTER_METADATA)]:

@@ -86,7 +86,7 @@ def _refused(model: ir.Model, reason: str) -> tuple[ir.Model, Simplification]:
 
 
 def _with_weights(simplified: onnx.ModelProto, original: ir.Model) -> ir.Model:
-    """The simplified skeleton as a model, its declared weights replaced by the original's tensors."""
+    """Return the simplified skeleton as a model, with the original's tensors as its weights."""
     result = ir.serde.deserialize_model(simplified)
     tensors = large_initializers(original)
     for value in [value for value in result.graph.inputs if value.name in tensors]:

@@ -1,4 +1,4 @@
-"""The constant part of a map: what a network computes where it does not see the image.
+"""Computes the constant part of a map: what a network computes where it does not see the image.
 
 Rim and moat do not depend on the image, nor on its size as long as the raster of the strides stays the same. They are
 therefore computed on the smallest image that has the same rims, a fraction of a percent of a run, and spread out.
@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 
 
 def constants_of(model: ir.Model, trace: Trace, values: Sequence[ir.Value]) -> dict[ir.Value, Array]:
-    """Each map with its live pixels replaced by the moat's value: 1 x C x height x width, in the map's dtype.
+    """Compute each map with its live pixels replaced by the moat: 1 x C x height x width, in the map's dtype.
 
     `model` is the graph before any rewrite.
     """
@@ -34,7 +34,7 @@ def constants_of(model: ir.Model, trace: Trace, values: Sequence[ir.Value]) -> d
 
 
 def _probe(trace: Trace, values: Sequence[ir.Value], axis: int) -> int:
-    """The smallest image in whose maps all of `values` have the rims they have, with something between them."""
+    """Return the smallest image size at which all of `values` have the same rims, with something between them."""
     raster = prod(step.slidings[axis].stride for step in trace.steps if step.slidings is not None)
     shape = static_shape(trace.steps[0].source)
     image = shape[2 + axis] if shape is not None else 0
@@ -46,7 +46,7 @@ def _probe(trace: Trace, values: Sequence[ir.Value], axis: int) -> int:
 
 
 def _regions(trace: Trace, axis: int, size: int) -> dict[ir.Value, Region]:
-    """The regions along one axis of an image of `size`."""
+    """Return the regions along one axis for an image of `size`."""
     found: dict[ir.Value, Region] = {}
     for step in trace.steps:
         given = found.get(step.source) or image_region(size)
@@ -55,13 +55,13 @@ def _regions(trace: Trace, axis: int, size: int) -> dict[ir.Value, Region]:
 
 
 def _spread(constants: Array, regions: Regions) -> Array:
-    """The constants of a map of other size with the same rims, as those of a map of these regions."""
+    """Spread the constants of a small map to the regions of a map with the same rims."""
     rows, columns = (_indices(region, constants.shape[2 + axis]) for axis, region in enumerate(regions))
     return np.asarray(constants[:, :, rows[:, None], columns])
 
 
 def _indices(region: Region, size: int) -> npt.NDArray[np.int64]:
-    """For every index of a map, the index of the same value in a map of `size` with the same rims."""
+    """Return, for every index of a map, the index of the same value in a map of `size` with the same rims."""
     indices = np.full(region.size, region.rim[0], dtype=np.int64)
     begin, end = region.rim
     indices[:begin] = np.arange(begin)
@@ -70,7 +70,7 @@ def _indices(region: Region, size: int) -> npt.NDArray[np.int64]:
 
 
 def _part(model: ir.Model, trace: Trace, values: Sequence[ir.Value], sizes: tuple[int, int]) -> ir.Model:
-    """The part of the graph that makes `values`, for one image of `sizes`."""
+    """Extract the part of the graph that computes `values`, for one image of `sizes`."""
     source = trace.steps[0].source
     graph = ir.convenience.extract(model.graph, [source], values)
     for node in graph:
@@ -84,7 +84,7 @@ def _part(model: ir.Model, trace: Trace, values: Sequence[ir.Value], sizes: tupl
 
 
 def _evaluate(part: ir.Model, fill: float) -> list[Array]:
-    """What `part` makes of an image that is `fill` everywhere."""
+    """Run `part` on an image that is `fill` everywhere."""
     (given,) = part.graph.inputs
     dtype = given.dtype.numpy() if given.dtype is not None else np.dtype(np.float32)
     image = {str(given.name): np.full(static_shape(given) or (), fill, dtype=dtype)}

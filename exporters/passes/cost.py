@@ -11,7 +11,7 @@ from fcn_deploy.choices import Precision, Target
 
 @dataclass(frozen=True)
 class Machine:
-    """What a target does at best.
+    """The peak rates of a target.
 
     Attributes:
         multiply_adds_per_s: of large convolutions.
@@ -37,11 +37,11 @@ class Machine:
     source: str
 
     def seconds(self, multiply_adds: float, elements: float) -> float:
-        """The time of one node that computes so much and moves so many elements, whichever takes longer."""
+        """Return the time of one node: of its multiply-adds or of moving its elements, whichever is longer."""
         return max(multiply_adds / self.multiply_adds_per_s, self.copy_seconds(elements)) + self.node_s
 
     def copy_seconds(self, elements: float) -> float:
-        """The time of moving elements."""
+        """Return the time of moving elements."""
         return elements * self.element_bytes / self.bytes_per_s
 
 
@@ -88,7 +88,7 @@ MACHINES: Mapping[Target, Machine] = {
 
 
 def machine_of(target: Target, precision: Precision) -> Machine:
-    """What `target` does with graphs of that arithmetic.
+    """Return the machine of a target for graphs of that precision.
 
     Tensor cores multiply halves 15 times as fast as CUDA cores multiply float32, but half as many bytes move only
     twice as fast: a copy weighs more than it does in float32.

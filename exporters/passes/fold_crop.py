@@ -49,7 +49,7 @@ class FoldCrop(Rewrite):
         self._machine = machine
 
     def find(self, model: ir.Model) -> Sequence[FoldableCrop]:
-        """Every crop behind a convolution of either kind."""
+        """Return every crop behind a convolution of either kind."""
         found = []
         for node in model.graph:
             kept = slice_window(node)
@@ -59,9 +59,9 @@ class FoldCrop(Rewrite):
         return found
 
     def check(self, found: FoldableCrop) -> str | None:
-        """Refuse where others read the uncropped map, where nothing is known, and where nothing is saved."""
+        """Refuse where others read the uncropped map, where shapes are unknown, and where nothing is saved."""
         if only_reader(found.maker.outputs[0]) is None:
-            return f"{found.maker.name} has other readers, who need all of it"
+            return f"{found.maker.name} has other readers, which need all of it"
         if found.maker.op_type == "Conv":
             return self._check_convolution(found)
         if _deconvolution(found.maker) is None:
@@ -72,7 +72,7 @@ class FoldCrop(Rewrite):
         return None
 
     def rewrite(self, model: ir.Model, found: FoldableCrop) -> str:
-        """Cut before the convolution what need not be computed; the Slice keeps what is left to cut."""
+        """Cut before the convolution what need not be computed; the Slice keeps the rest."""
         maker, source = found.maker, first_input(found.maker)
         if maker.op_type == "Conv":
             maker.replace_input_with(0, cut(model, source, found.kept, f"{maker.name}/crop"))
@@ -98,7 +98,7 @@ class FoldCrop(Rewrite):
         return None
 
     def _convolution_seconds(self, found: FoldableCrop) -> tuple[float, float]:
-        """What a 1x1 convolution and the Slice behind it take, and a Slice and the convolution behind it."""
+        """Return the time of a 1x1 convolution and a Slice, and of a Slice and the convolution behind it."""
         value, machine = found.maker.outputs[0], self._machine
         weight = prod(static_shape(found.maker.inputs[1]) or (1,))
         channels_in = (static_shape(found.maker.inputs[0]) or (1, 1))[1]
@@ -110,7 +110,7 @@ class FoldCrop(Rewrite):
         return before, in_front + machine.seconds(weight * kept, channels * kept)
 
     def _plan(self, found: FoldableCrop) -> tuple[Window, Pads]:
-        """The input cells that reach the crop, and what the transposed convolution is to leave out of its output."""
+        """Return the input cells that reach the crop, and the padding of the transposed convolution."""
         strides, kernels, pads = _deconvolution(found.maker) or ((1, 1), (1, 1), (0, 0, 0, 0))
         cells, begins, ends = [], [], []
         for axis, (kept, whole) in enumerate(zip(found.kept, _all_cells(found.maker), strict=True)):
@@ -142,7 +142,7 @@ def _move_window(node: ir.Node, kept: Window) -> None:
 
 
 def is_pointwise(node: ir.Node) -> bool:
-    """Whether a Conv has a 1x1 kernel, stride 1 and no padding."""
+    """Return whether a Conv has a 1x1 kernel, stride 1 and no padding."""
     shape, strides, pads = static_shape(node.inputs[1]), attribute_ints(node, "strides"), attribute_ints(node, "pads")
     auto = node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
     return shape is not None and shape[2:] == (1, 1) and set(strides) <= {1} and not any(pads) and auto
@@ -156,7 +156,7 @@ def is_plain_deconvolution(node: ir.Node) -> bool:
 
 
 def _deconvolution(node: ir.Node) -> tuple[Sequence[int], Sequence[int], Sequence[int]] | None:
-    """Strides, kernel and pads of a transposed convolution that is understood here."""
+    """Return strides, kernel and pads of a transposed convolution, or None where this pass does not apply."""
     shape = static_shape(node.inputs[1])
     if shape is None or len(shape) != 4 or not is_plain_deconvolution(node) or static_shape(node.inputs[0]) is None:
         return None
@@ -177,7 +177,7 @@ def _all_cells(node: ir.Node) -> Window:
 
 
 def _shrink(node: ir.Node, kept: Window, cells: Window, padding: Pads) -> tuple[ir.Value, Window]:
-    """Let a transposed convolution of these cells pad so; returns its output and where in it `kept` is now."""
+    """Set the padding of a transposed convolution of `cells`; returns its output and where in it `kept` is now."""
     strides, kernels, pads = _deconvolution(node) or ((1, 1), (1, 1), (0, 0, 0, 0))
     sizes = [strides[i] * (cells[i].size - 1) + kernels[i] - padding[i] - padding[i + 2] for i in range(2)]
     left = [kept[i].since(cells[i].first * strides[i] + padding[i] - pads[i]) for i in range(2)]

@@ -21,7 +21,7 @@ class PixelHead(Rewrite):
     pattern = "the graph's only input, N x 3 x H x W float, read by one Conv, perhaps through one Pad"
 
     def find(self, model: ir.Model) -> Sequence[ir.Value]:
-        """The inputs that are no pixels yet."""
+        """Return the inputs that are not pixels yet."""
         return [value for value in model.graph.inputs if value.name != PIXELS_NAME]
 
     def check(self, found: ir.Value) -> str | None:
@@ -37,7 +37,7 @@ class PixelHead(Rewrite):
         return None
 
     def rewrite(self, model: ir.Model, found: ir.Value) -> str:
-        """Cast, subtract the mean, transpose; reverse the channels of the first weights."""
+        """Add Cast, Sub of the mean and Transpose; reverse the channels of the first weights."""
         convolution, (batch, _, height, width) = _first_convolution(found), static_shape(found) or (0, 0, 0, 0)
         if convolution is None or found.dtype is None:
             raise ValueError("the check refuses this place")
@@ -63,7 +63,7 @@ class PixelHead(Rewrite):
 
 
 def _first_convolution(image: ir.Value) -> ir.Node | None:
-    """The only Conv that reads the image, perhaps through one Pad."""
+    """Return the only Conv that reads the image, perhaps through one Pad."""
     node: ir.Node | None = only_reader(image)
     if node is not None and node.op_type == "Pad":
         node = only_reader(node.outputs[0])
@@ -82,7 +82,7 @@ class LabelHead(Rewrite):
     pattern = "the graph's only output, N x K x H x W float logits"
 
     def find(self, model: ir.Model) -> Sequence[ir.Value]:
-        """The outputs that are no labels yet."""
+        """Return the outputs that are not labels yet."""
         return [value for value in model.graph.outputs if value.name != LABELS_NAME]
 
     def check(self, found: ir.Value) -> str | None:

@@ -54,7 +54,7 @@ class LiveWindow(Rewrite):
         self._machine = machine
 
     def find(self, model: ir.Model) -> Sequence[Frame]:
-        """The frame of the first padded map; no place where nothing frames a map."""
+        """Return the frame of the first padded map, if there is one."""
         found = trace(model)
         if not found.steps:
             return ()
@@ -70,9 +70,9 @@ class LiveWindow(Rewrite):
         return None
 
     def rewrite(self, model: ir.Model, found: Frame) -> str:
-        """Shrink the frame, compute windows, widen them where they are read."""
+        """Replace maps by their windows, and widen these where more is read."""
         plan, steps = found.plan, found.trace.steps
-        # Everything that is read off the whole maps comes before the first of them shrinks.
+        # Everything that depends on the whole maps comes before the first of them shrinks.
         slices = [(node, kept, value) for value in plan.windows for node, kept in found.trace.slices[value]]
         constants = _constants(model, plan)
         pads = [_overflow(step, reads, plan) for step, reads in zip(steps, plan.reads, strict=True)]
@@ -101,7 +101,7 @@ class LiveWindow(Rewrite):
 
 
 def _constants(model: ir.Model, plan: WindowPlan) -> dict[ir.Value, Constants]:
-    """The constants of every map that is read beyond its window."""
+    """Compute the constants of every map that is read beyond its window."""
     reads = [(step.source, reads) for step, reads in zip(plan.trace.steps[1:], plan.reads[1:], strict=True)]
     reads += [(value, kept) for value in plan.windows for _, kept in plan.trace.slices[value]]
     short = [v for v, read in reads if not all(h.contains(r) for h, r in zip(plan.windows[v], read, strict=True))]
@@ -109,7 +109,7 @@ def _constants(model: ir.Model, plan: WindowPlan) -> dict[ir.Value, Constants]:
 
 
 def _overflow(step: Step, reads: Window, plan: WindowPlan) -> list[int]:
-    """How far a step's window reaches beyond the whole map: top, left, bottom, right."""
+    """Return how far a step's window reaches beyond the whole map: top, left, bottom, right."""
     wanted = step.read_by(plan.windows[step.output])
     begin = [read.first - want.first for want, read in zip(wanted, reads, strict=True)]
     end = [max(want.last - read.last, 0) for want, read in zip(wanted, reads, strict=True)]
@@ -117,7 +117,7 @@ def _overflow(step: Step, reads: Window, plan: WindowPlan) -> list[int]:
 
 
 def _pad_with(model: ir.Model, step: Step, pads: list[int]) -> None:
-    """Let a step pad only where it reads beyond the whole map."""
+    """Set a step's padding to what it reads beyond the whole map."""
     node = step.node
     if node.op_type == "Pad":
         top, left, bottom, right = pads
@@ -133,7 +133,7 @@ def _pad_with(model: ir.Model, step: Step, pads: list[int]) -> None:
 def _moved(
     model: ir.Model, value: ir.Value, have: Window, want: Window, *, constants: dict[ir.Value, Constants], name: str
 ) -> ir.Value:
-    """The window `want` of a map of which `value` is the window `have`: widened by its constants, cut, or both."""
+    """Turn `value`, the window `have` of a map, into the window `want`: widened by constants, cut, or both."""
     taken = value
     if value in constants:
         high = have[0].hull(want[0]), have[1].hull(want[1])

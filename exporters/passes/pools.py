@@ -37,7 +37,7 @@ class PoolMaximum(Rewrite):
     pattern = "a MaxPool of kernel 2 and stride 2"
 
     def find(self, model: ir.Model) -> Sequence[ir.Node]:
-        """Every pool."""
+        """Return every pool."""
         return [node for node in model.graph if node.op_type == "MaxPool"]
 
     def check(self, found: ir.Node) -> str | None:
@@ -67,7 +67,7 @@ class PoolMaximum(Rewrite):
 
 
 def _extended(model: ir.Model, value: ir.Value, axis: int, size: int, name: str) -> ir.Value:
-    """A map whose last row or column is doubled where one is missing to `size`."""
+    """Repeat the last row or column of a map where one is missing to `size`."""
     shape = list(static_shape(value) or ())
     if shape[axis] >= size:
         return value
@@ -79,7 +79,7 @@ def _extended(model: ir.Model, value: ir.Value, axis: int, size: int, name: str)
 
 
 def _every_second(model: ir.Model, value: ir.Value, first: Sequence[int], shape: Sequence[int], name: str) -> ir.Value:
-    """Every second pixel along both axes from `first` on, as many as `shape` has."""
+    """Take every second pixel along both axes from `first` on, as many as `shape` has."""
     ends = [start + 2 * shape[axis] - 1 for start, axis in zip(first, SPATIAL_AXES, strict=True)]
     bounds = {"starts": first, "ends": ends, "axes": SPATIAL_AXES, "steps": (2, 2)}
     inputs = [add_constant(model, f"{name}/{what}", np.array(n, dtype=np.int64)) for what, n in bounds.items()]
@@ -96,17 +96,17 @@ class ReluAfterPool(Rewrite):
     pattern = "a Relu that a MaxPool reads"
 
     def find(self, model: ir.Model) -> Sequence[ir.Node]:
-        """The pools that read a Relu."""
+        """Return the pools that read a Relu."""
         return [node for node in model.graph if node.op_type == "MaxPool" and _relu_before(node) is not None]
 
     def check(self, found: ir.Node) -> str | None:
-        """Refuse where others read the Relu too, and pools that also say where the largest was."""
+        """Refuse a Relu with other readers, and pools that also output indices."""
         if only_reader(first_input(found)) is None:
             return "the Relu has other readers"
         return "it also outputs indices" if len(found.outputs) > 1 else None
 
     def rewrite(self, model: ir.Model, found: ir.Node) -> str:
-        """Let the pool read what the Relu read, and a new Relu read the pool."""
+        """Swap the two: the pool reads the input of the Relu, and a new Relu reads the pool."""
         relu, pooled, graph = _relu_before(found), found.outputs[0], model.graph
         if relu is None:
             raise ValueError("the check refuses this place")

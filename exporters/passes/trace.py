@@ -124,12 +124,12 @@ def _image(value: ir.Value) -> Regions | None:
 
 
 def _pads_every_side(slidings: Slidings | str | None) -> bool:
-    """Whether a node can be where the frame begins: it pads each side of both axes."""
+    """Return whether a node pads each side of both axes, so that the frame can begin there."""
     return isinstance(slidings, tuple) and all(sliding.begin > 0 and sliding.end > 0 for sliding in slidings)
 
 
 def _all_live(regions: Regions) -> bool:
-    """Whether nothing constant is left along either axis."""
+    """Return whether nothing constant is left along either axis."""
     return all(region.live == region.whole for region in regions)
 
 

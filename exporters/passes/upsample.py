@@ -43,23 +43,23 @@ class UpsampleSite:
 
     @property
     def stride(self) -> int:
-        """Output pixels per input cell, along both axes; 0 when they differ."""
+        """Return output pixels per input cell, along both axes; 0 when they differ."""
         height, width = attribute_ints(self.node, "strides", (1, 1))
         return height if height == width else 0
 
     @property
     def pads(self) -> Sequence[int]:
-        """Output pixels left out: top, left, bottom, right."""
+        """Return the padding: top, left, bottom, right."""
         return attribute_ints(self.node, "pads", (0, 0, 0, 0))
 
     @property
     def weight(self) -> npt.NDArray[Any] | None:
-        """The kernel, channels in x channels out x height x width, when it is constant."""
+        """Return the kernel, channels in x channels out x height x width, when it is constant."""
         return constant(self.node.inputs[1])
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        """Of input and output, when both are known."""
+        """Return the shapes of input and output, when both are known."""
         given, made = static_shape(self.node.inputs[0]), static_shape(self.node.outputs[0])
         return (given, made) if given is not None and made is not None else None
 
@@ -74,7 +74,7 @@ class Upsample(Rewrite):
         self._machine = machine
 
     def find(self, model: ir.Model) -> Sequence[UpsampleSite]:
-        """Every transposed convolution."""
+        """Return every transposed convolution."""
         nodes = [node for node in model.graph if node.op_type == "ConvTranspose" and node.domain == ""]
         return [UpsampleSite(node, _only_slice(node)) for node in nodes]
 
@@ -93,7 +93,7 @@ class Upsample(Rewrite):
         return None
 
     def rewrite(self, model: ir.Model, found: UpsampleSite) -> str:
-        """Put a convolution, or a transposed one with groups, in the place of the node."""
+        """Replace the node by a convolution, or by a transposed one with groups."""
         weight = required_constant(found.node.inputs[1])
         diagonal = is_diagonal(weight)
         now, then = self._seconds(found, diagonal)
@@ -102,7 +102,7 @@ class Upsample(Rewrite):
         return _convolve(model, found, weight, diagonal)
 
     def _seconds(self, found: UpsampleSite, diagonal: bool) -> tuple[float, float]:
-        """What a transposed convolution takes, and a 2x2 convolution with DepthToSpace."""
+        """Return the time of the transposed convolution, and of a 2x2 convolution with DepthToSpace."""
         (given, made), stride = found.shapes or ((), ()), found.stride
         groups = given[1] if diagonal else 1
         batch, channels, cells = given[0], made[1], given[2] * given[3]
@@ -119,7 +119,7 @@ class Upsample(Rewrite):
 
 
 def is_diagonal(weight: npt.NDArray[Any]) -> bool:
-    """Whether a kernel of several channels maps each to itself alone, exactly."""
+    """Return whether a kernel of several channels maps each channel to itself only, exactly."""
     channels = weight.shape[0]
     if channels != weight.shape[1] or channels == 1:
         return False
@@ -128,7 +128,7 @@ def is_diagonal(weight: npt.NDArray[Any]) -> bool:
 
 
 def convolution_weight(weight: npt.NDArray[Any], stride: int, *, diagonal: bool) -> npt.NDArray[Any]:
-    """The 2x2 kernel of the convolution: (K * s * s) x channels in (1 when diagonal) x 2 x 2."""
+    """Return the 2x2 kernel of the convolution: (K * s * s) x channels in (1 when diagonal) x 2 x 2."""
     channels_in, channels_out = weight.shape[:2]
     if diagonal:
         taps = weight[range(channels_in), range(channels_in)].reshape(channels_in, 1, 2, stride, 2, stride)
@@ -142,7 +142,7 @@ def convolution_weight(weight: npt.NDArray[Any], stride: int, *, diagonal: bool)
 
 
 def _only_slice(node: ir.Node) -> ir.Node | None:
-    """The Slice of height and width that is the only reader of a node."""
+    """Return the Slice of height and width that is the only reader of a node."""
     reader = only_reader(node.outputs[0])
     return reader if reader is not None and slice_window(reader) is not None else None
 

@@ -37,12 +37,12 @@ class WindowPlan:
 
     @property
     def widened(self) -> int:
-        """How many steps read more than is computed of their source."""
+        """Return how many steps read more than is computed of their source."""
         pairs = zip(self.trace.steps[1:], self.reads[1:], strict=True)
         return sum(self.windows[step.source] != reads for step, reads in pairs)
 
     def seconds(self, machine: Machine) -> float:
-        """What computing these windows, and widening them, takes."""
+        """Return the time of computing these windows and widening them."""
         total = 0.0
         for index, (step, reads) in enumerate(zip(self.trace.steps, self.reads, strict=True)):
             total += _step_seconds(step, reads, self.windows[step.output], machine)
@@ -58,7 +58,7 @@ class WindowPlan:
 
 
 def plan_windows(trace: Trace, places: frozenset[Place]) -> WindowPlan:
-    """The plan that widens at `places` and nowhere else."""
+    """Return the plan that widens at `places` and nowhere else."""
     needs = {step.output: _outside_need(trace, step.output, places) for step in trace.steps}
     reads: list[Window] = []
     for index in range(len(trace.steps) - 1, -1, -1):
@@ -81,7 +81,7 @@ def plan_windows(trace: Trace, places: frozenset[Place]) -> WindowPlan:
 
 
 def cheapest_plan(trace: Trace, machine: Machine) -> WindowPlan:
-    """The cheapest plan that is reached by adding or removing one place at a time, from all places and from none."""
+    """Find the cheapest plan by adding or removing one place at a time, from all places and from none."""
     steps = enumerate(trace.steps)
     places: list[Place] = [i for i, step in steps if i > 0 and step.node.op_type == "Conv" and not step.is_local]
     places += [value for value in trace.regions if trace.is_read_outside(value)]
@@ -109,7 +109,7 @@ def _completed(trace: Trace, windows: Mapping[ir.Value, Window]) -> Iterator[ir.
 
 
 def _outside_need(trace: Trace, value: ir.Value, places: frozenset[Place]) -> Window | None:
-    """What readers outside the trace need to be computed of a map; None when there are none."""
+    """Return the window of a map that readers outside the trace need; None when there are none."""
     need: Window | None = None
     live = _live(trace.regions[value])
     for _, kept in trace.slices[value]:
@@ -120,7 +120,7 @@ def _outside_need(trace: Trace, value: ir.Value, places: frozenset[Place]) -> Wi
 
 
 def _need(trace: Trace, needs: Mapping[ir.Value, Window | None], value: ir.Value) -> Window:
-    """What has to be computed of a map; where nobody reads it, what is live."""
+    """Return the window of a map that has to be computed; its live part where it has no readers."""
     return needs[value] or _live(trace.regions[value])
 
 
@@ -137,7 +137,7 @@ def _hull(one: Window | None, other: Window) -> Window:
 
 
 def _step_seconds(step: Step, reads: Window, makes: Window, machine: Machine) -> float:
-    """What one step costs; an activation runs within the convolution before it."""
+    """Return the time of one step; an activation runs within the convolution before it."""
     if step.slidings is None:
         return 0.0
     moved = _elements(step.source, reads) + _elements(step.output, makes)

@@ -119,7 +119,7 @@ def _check_fits(
 
 
 def _only_convolutions_read(value: ir.Value) -> bool:
-    """Whether every reader of a map, over whatever moves its values, can scale it back."""
+    """Return whether every reader of a map can scale it back, also behind nodes that only move its values."""
     if value.is_graph_output():
         return False
     readers = [use.node for use in value.uses()]

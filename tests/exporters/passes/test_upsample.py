@@ -214,7 +214,7 @@ def test_a_crop_moves_in_front_of_a_1x1_convolution_where_that_saves(tmp_path: P
 
 @pytest.mark.parametrize(("body", "reason"), [
     ("t = Conv(x, w) y = Slice(t, s, e, a)", "t is no 1x1 convolution"),
-    ("t = Conv(x, v) u = Slice(t, s, e, a) y = Pad(u, p) z = Relu(t)", "t has other readers, who need all of it"),
+    ("t = Conv(x, v) u = Slice(t, s, e, a) y = Pad(u, p) z = Relu(t)", "t has other readers, which need all of it"),
     ("t = ConvTranspose<strides=[2,2], dilations=[2,2]>(x, w) y = Slice(t, s, e, a)",
      "t has dilations, gaps between its cells, or unknown shapes"),
     ("t = ConvTranspose<strides=[1,1]>(x, w) y = Slice(t, s, e, a)",
