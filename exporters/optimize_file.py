@@ -1,4 +1,4 @@
-"""Rewrites any ONNX file of fixed shapes, whoever exported it: simplify, rewrite exactly, write."""
+"""Rewrites any ONNX file of fixed shapes, whatever tool exported it: simplify, rewrite exactly, write."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -40,7 +40,7 @@ class FoldableCrop:
 
 
 class FoldCrop(Rewrite):
-    """The pass; `machine` decides whether a crop is cheaper elsewhere."""
+    """Moves crops to where `machine` saves most."""
 
     name = "fold-crop"
     pattern = "a Slice of height and width behind a ConvTranspose or a 1x1 Conv"
@@ -68,7 +68,9 @@ class FoldCrop(Rewrite):
             return f"{found.maker.name} has dilations, gaps between its cells, or unknown shapes"
         cells, pads = self._plan(found)
         if (cells, pads) == (_all_cells(found.maker), _pads_of(found.maker)):
-            return "every input cell reaches the crop, and padding a transposed convolution is no gain on the target"
+            return (
+                "every input cell reaches the crop, and padding the transposed convolution saves nothing on the target"
+            )
         return None
 
     def rewrite(self, model: ir.Model, found: FoldableCrop) -> str:
@@ -91,7 +93,7 @@ class FoldCrop(Rewrite):
 
     def _check_convolution(self, found: FoldableCrop) -> str | None:
         if not is_pointwise(found.maker):
-            return f"{found.maker.name} is no 1x1 convolution"
+            return f"{found.maker.name} is not a 1x1 convolution"
         before, after = self._convolution_seconds(found)
         if after >= before:
             return f"cutting in front takes longer: {after * 1e6:.0f} us against {before * 1e6:.0f} us on the target"

@@ -31,7 +31,7 @@ class PixelHead(Rewrite):
             return "the graph has several inputs"
         floating = found.dtype is not None and found.dtype.is_floating_point()
         if shape is None or len(shape) != 4 or shape[1] != 3 or not floating:
-            return f"{found.name} is no float image of fixed N x 3 x H x W"
+            return f"{found.name} is not a float image of fixed N x 3 x H x W"
         if _first_convolution(found) is None:
             return f"{found.name} is not read by one ungrouped Conv of constant weights, perhaps through one Pad"
         return None
@@ -91,7 +91,7 @@ class LabelHead(Rewrite):
         if graph is None or len(graph.outputs) != 1:
             return "the graph has several outputs"
         if shape is None or len(shape) != 4 or found.dtype is None or not found.dtype.is_floating_point():
-            return f"{found.name} is no float map of fixed N x K x H x W"
+            return f"{found.name} is not a float map of fixed N x K x H x W"
         if shape[1] > MAX_CLASSES:
             return f"{shape[1]} classes do not fit a byte: at most {MAX_CLASSES}"
         return None

@@ -45,7 +45,7 @@ class Frame:
 
 
 class LiveWindow(Rewrite):
-    """The pass; `machine` is what the plan is to be cheap on."""
+    """Computes windows of maps, chosen for `machine`."""
 
     name = "live-window"
     pattern = "a Conv or Pad that frames the image, and what follows it up to where nothing constant is left"

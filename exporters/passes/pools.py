@@ -27,7 +27,7 @@ _WANTED = {"kernel_shape": (2, 2), "strides": (2, 2), "dilations": (1, 1)}
 
 
 class PoolMaximum(Rewrite):
-    """The pass: the pixels of every 2x2 cell become four maps by strided Slices, and one Max takes the largest.
+    """The pixels of every 2x2 cell become four maps by strided Slices, and one Max takes the largest.
 
     Where a pool rounds its size up (ceil mode, or padding at the end), the last row or column stands in for the missing
     one.
@@ -87,9 +87,9 @@ def _every_second(model: ir.Model, value: ir.Value, first: Sequence[int], shape:
 
 
 class ReluAfterPool(Rewrite):
-    """The pass: Relu, MaxPool becomes MaxPool, Relu.
+    """Relu, MaxPool becomes MaxPool, Relu.
 
-    For runtimes that run a ReLU as a node of its own. Others run it within the convolution, and lose by this.
+    For runtimes that run a ReLU as a separate node; those that fuse it into the convolution become slower.
     """
 
     name = "relu-after-pool"

@@ -65,7 +65,7 @@ class UpsampleSite:
 
 
 class Upsample(Rewrite):
-    """The pass; `machine` decides whether a convolution is cheaper."""
+    """Replaces transposed convolutions where a convolution is cheaper on `machine`."""
 
     name = "upsample"
     pattern = "a ConvTranspose of kernel 2s and stride s"

@@ -39,17 +39,17 @@ class Kind:
     geometry: Geometry
     batch: int
     exact: bool
-    ends: tuple[ImageInput, Head]
+    interface: tuple[ImageInput, Head]
 
     def __str__(self) -> str:
-        ends = "-".join(self.ends)
-        return f"{self.variant}-{self.geometry}-{self.batch}-{'exact' if self.exact else 'plain'}-{ends}"
+        heads = "-".join(self.interface)
+        return f"{self.variant}-{self.geometry}-{self.batch}-{'exact' if self.exact else 'plain'}-{heads}"
 
     @cache  # noqa: B019 - there are four
     def graph(self) -> ir.Model:
         network = random_network(NetworkSpec(self.variant, self.geometry, 4, 32), 3)
         graph = export_graph(network, OnnxOptions(64, 64, self.batch, 22))
-        return with_heads(rewrite(simplify(graph)[0], Target.CPU)[0] if self.exact else graph, *self.ends)
+        return with_heads(rewrite(simplify(graph)[0], Target.CPU)[0] if self.exact else graph, *self.interface)
 
 
 KINDS = (
@@ -210,10 +210,10 @@ def test_every_kind_of_graph_can_be_reduced(precision: Precision, kind: Kind, tm
     onnx.checker.check_model(typed_skeleton(found), full_check=True)
     assert isinstance(report, Quantization if precision is Precision.INT8 else HalfReport)
     assert ("QuantizeLinear" in operators(found)) is (precision is Precision.INT8)
-    name, feed = ("image", given.image) if kind.ends[0] is ImageInput.FLOAT else ("pixels", given.pixels)
+    name, feed = ("image", given.image) if kind.interface[0] is ImageInput.FLOAT else ("pixels", given.pixels)
     assert feed is not None
     before, after = (run(model, tmp_path, {name: feed})[0] for model in (graph, found))
-    if kind.ends[1] is Head.LOGITS:
+    if kind.interface[1] is Head.LOGITS:
         assert relative_error(before, after) < {"fp16": 5e-3, "bf16": 3e-2, "int8": 0.3}[precision]
     assert after.dtype == before.dtype
 

@@ -1,4 +1,4 @@
-"""Bundles in reduced precision, of the trained sample: their gate, their record, and what they say when it fails."""
+"""Bundles in reduced precision, of the trained sample: their check, their record, and the error when it fails."""
 
 import json
 from dataclasses import replace

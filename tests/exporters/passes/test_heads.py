@@ -22,7 +22,7 @@ def graph() -> ir.Model:
     return export_graph(network, OnnxOptions(40, 50, batch=2))
 
 
-def ends(model: ir.Model) -> list[tuple[str, str, list[int]]]:
+def interface(model: ir.Model) -> list[tuple[str, str, list[int]]]:
     values = (*model.graph.inputs, *model.graph.outputs)
     return [(str(v.name), str(v.dtype), list(static_shape(v) or ())) for v in values]
 
@@ -48,12 +48,12 @@ def test_pixels_are_preprocessed_as_images_are(graph: ir.Model, tmp_path: Path) 
 
 
 def test_both_ends_at_once_and_the_graph_itself_untouched(graph: ir.Model) -> None:
-    before = ends(graph)
+    before = interface(graph)
 
     both = with_heads(graph, ImageInput.UINT8, Head.LABELS)
 
-    assert ends(both) == [("pixels", "UINT8", [2, 40, 50, 3]), ("labels", "UINT8", [2, 40, 50])]
-    assert ends(graph) == before == [("image", "FLOAT", [2, 3, 40, 50]), ("logits", "FLOAT", [2, 5, 40, 50])]
+    assert interface(both) == [("pixels", "UINT8", [2, 40, 50, 3]), ("labels", "UINT8", [2, 40, 50])]
+    assert interface(graph) == before == [("image", "FLOAT", [2, 3, 40, 50]), ("logits", "FLOAT", [2, 5, 40, 50])]
     assert with_heads(graph, ImageInput.FLOAT, Head.LOGITS) is graph
     assert not LabelHead()(both).modified
     assert not PixelHead()(both).modified
