@@ -68,9 +68,7 @@ class FoldCrop(Rewrite):
             return f"{found.maker.name} has dilations, gaps between its cells, or unknown shapes"
         cells, pads = self._plan(found)
         if (cells, pads) == (_all_cells(found.maker), _pads_of(found.maker)):
-            return (
-                "every input cell reaches the crop, and padding the transposed convolution saves nothing on the target"
-            )
+            return "every input cell reaches the crop, and more padding saves nothing on the target"
         return None
 
     def rewrite(self, model: ir.Model, found: FoldableCrop) -> str:
