@@ -53,7 +53,7 @@ def test_json(call_cli: Call, shared_bundle: Path) -> None:
     (("nothing.plan", "--backend", "tensorrt"), 3, "nothing.plan is not a file"),
     (("nothing", "--target", "tritn"), 2, "'tritn' is not one of 'triton'"),
     (("nothing", "--backend", "onnx"), 2, "'onnx' is not one of"),
-    (("nothing", "--instances", "0"), 2, "instances 0 is not between 1 and 64"),
+    (("nothing", "--instances", "0"), 2, "instances 0 is out of bounds: 1 to 64"),
     (("nothing", "--queue-delay", "x"), 2, "unable to parse string as an integer"),
     (("nothing", "--name", "a b"), 2, "'a b' is no name for a model"),
     (("nothing", "--workspace", "64"), 2, "are for ONNX Runtime's TensorRT provider in Triton"),
