@@ -115,7 +115,10 @@ def test_another_flavour_is_asked_for_by_name(engine: Engine) -> None:
     with pytest.raises(fd.ProviderError) as caught:
         TrtRunner(open_engine(engine.path))
 
-    assert str(caught.value) == "tensorrt is not installed\npip install 'fcn-deploy[tensorrt]'"
+    assert (
+        str(caught.value)
+        == "flavour tensorrt needs tensorrt, which is not installed\npip install 'fcn-deploy[tensorrt]'"
+    )
 
 
 def test_another_device(engine: Engine) -> None:
