@@ -27,7 +27,6 @@ from exporters.tensorrt.build import EngineBuild as EngineBuild
 from exporters.tensorrt.build import build_engine as build_engine
 from exporters.tensorrt.options import EngineOptions as EngineOptions
 from exporters.triton.options import PackageOptions as PackageOptions
-from exporters.triton.options import PackageTarget as PackageTarget
 from exporters.triton.repository import Package as Package
 from exporters.triton.repository import package as package
 from exporters.window_picture import draw_regions as draw_regions

@@ -1,11 +1,11 @@
 """`fcn-deploy package`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from exporters.triton.options import STORAGE_PLACEHOLDER, PackageTarget
+from exporters.triton.options import STORAGE_PLACEHOLDER
 from fcn_deploy.choices import Provider, TritonBackend
 from fcn_deploy.cli.parameters import ArtifactPath, Json
 
@@ -20,7 +20,7 @@ EPILOG = "Example: fcn-deploy package fcn8s --target triton --backend python"
 
 def package(
     bundle: ArtifactPath,
-    target: Annotated[PackageTarget, typer.Option(help="The server it is for.")] = PackageTarget.TRITON,
+    target: Annotated[Literal["triton"], typer.Option(help="The server it is for.")] = "triton",  # noqa: ARG001
     backend: Annotated[
         TritonBackend, typer.Option(help="What runs the model in Triton; tensorrt takes an engine.")
     ] = TritonBackend.ONNXRUNTIME,
@@ -63,7 +63,6 @@ def package(
     options = fd.PackageOptions(
         source=bundle,
         output=output,
-        target=target,
         backend=backend,
         name=name,
         provider=provider,
