@@ -64,7 +64,7 @@ def test_pascal_voc_untrained(call_cli: Call, shared_bundle: Path, tmp_path: Pat
     assert errors.endswith("untrained weights: the scores mean nothing\n")
 
 
-def test_folders_by_other_names_and_another_option_begins_anew(
+def test_folders_by_other_names_and_another_option_starts_over(
     call_cli: Call, shared_bundle: Path, tmp_path: Path
 ) -> None:
     data = make_folders(tmp_path / "data", 2)
@@ -79,7 +79,7 @@ def test_folders_by_other_names_and_another_option_begins_anew(
     code, output, errors = call_cli(*command, "--keep-aspect")
 
     assert code == 0
-    assert "begin anew: the journal in evaluation is of another fitting" in errors
+    assert "start over: the journal in evaluation is for another fitting" in errors
     assert "finished by an earlier run" not in output
 
 
@@ -91,9 +91,9 @@ def test_folders_by_other_names_and_another_option_begins_anew(
     (("BUNDLE", "data", "--split", "val"), (2, "split val of data: two folders have no splits")),
     (("BUNDLE", "empty"), (3, "data set empty has neither JPEGImages (Pascal VOC) nor images and labels")),
     (("BUNDLE", "sample", "--split", "val"), (2, "the sample is one scene, without splits and folders")),
-    (("BUNDLE", "sample", "--limit", "0"), (2, "limit 0 is below 1")),
-    (("BUNDLE", "sample", "--worst", "1000"), (2, "1000 worst images: 0 to 100 fit a page")),
-    (("BUNDLE", "sample", "--checkpoint", "sample"), (2, "a checkpoint is given, and nothing to do with it")),
+    (("BUNDLE", "sample", "--limit", "0"), (2, "limit 0 is out of bounds: at least 1")),
+    (("BUNDLE", "sample", "--worst", "1000"), (2, "number of worst images 1000 is out of bounds: 0 to 100")),
+    (("BUNDLE", "sample", "--checkpoint", "sample"), (2, "has no use without a comparison with PyTorch")),
     (("BUNDLE", "sample", "--against", "pytorch", "--checkpoint", "sample"), (2, "exported from no checkpoint")),
     (("BUNDLE", "sample", "--against", "keras"), (2, "'keras' is not")),
     (("BUNDLE",), (2, "Missing argument 'DATASET'")),
@@ -131,9 +131,9 @@ def test_bad_files_among_many_are_listed_after_the_scores_of_the_rest(
     assert "data, images with labels, images: 2 of 6\n" in output
     assert "mean IU 0." in output
     for problem in (
-        "error: 4 of 6 images have no score, so that the scores are incomplete:\n",
+        "error: 4 of 6 images have no score, so the scores are incomplete:\n",
         "  image data/images/000.png (0 bytes) is of no known format\n",
-        "  labels data/labels/001.png are of mode RGB: colours, which say no label without their palette\n",
+        "  labels data/labels/001.png are of mode RGB: colours do not identify labels without their palette\n",
         "  labels data/labels/002.png are 9x9 pixels, their photo is 56x44\n",
         "  labels data/labels/003.png have value 254 in 2576 pixels; the model has 21 classes, 0 to 20, and 255",
     ):

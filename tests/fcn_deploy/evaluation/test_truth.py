@@ -63,16 +63,16 @@ def test_the_scaled_grey_is_what_it_says() -> None:
 
 
 WRONG = [
-    (png(Image.new("RGB", (4, 2))), "are of mode RGB: colours, which say no label"),
+    (png(Image.new("RGB", (4, 2))), "are of mode RGB: colours do not identify labels"),
     (png(Image.new("RGBA", (4, 2))), "are of mode RGBA"),
     (png(Image.new("LA", (4, 2))), "are of mode LA"),
-    (png(Image.new("1", (4, 2))), "are of mode 1 with 1 bits, where 8-bit labels are wanted"),
+    (png(Image.new("1", (4, 2))), "are of mode 1 with 1 bits; labels have to be 8-bit"),
     (png(Image.fromarray(LABELS.astype(np.uint16))), "are of mode I;16 with 16 bits"),
     (grey_of_four_bits(), "are of mode L with 4 bits"),
     (png(palette(LABELS.T.copy())), "are 2x4 pixels, their photo is 4x2"),
     (png(palette(LABELS))[:-30], "are truncated or damaged"),
-    (b"", r"\(0 bytes\) are no PNG"),
-    (b"\x89PNG\r\n\x1a\n", "are no PNG"),
+    (b"", r"\(0 bytes\) are not a PNG"),
+    (b"\x89PNG\r\n\x1a\n", "are not a PNG"),
 ]
 
 
@@ -87,7 +87,7 @@ def test_a_jpeg_under_the_name_of_a_png() -> None:
     file = io.BytesIO()
     Image.new("L", (4, 2)).save(file, "JPEG")
 
-    with pytest.raises(fd.InputFileError, match="are no PNG"):
+    with pytest.raises(fd.InputFileError, match="are not a PNG"):
         decode(file.getvalue())
 
 
