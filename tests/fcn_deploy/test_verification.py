@@ -123,7 +123,7 @@ def test_a_checkpoint_for_random_weights_is_a_misunderstanding(shared_bundle: Pa
 
 @pytest.mark.parametrize("samples", [0, 65])
 def test_samples_out_of_bounds(samples: int) -> None:
-    with pytest.raises(fd.UsageError, match=f"{samples} noise samples: 1 to 64 are run at a time"):
+    with pytest.raises(fd.UsageError, match=f"number of noise samples {samples} is out of bounds: 1 to 64"):
         fd.VerifyOptions(samples=samples)
 
 

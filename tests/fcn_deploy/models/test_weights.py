@@ -280,7 +280,7 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("content", "kind"), [([1, 2], "list"), ({"epoch": 3}, "dict"), (torch.ones(2), "Tensor")])
 def test_not_a_state_dict(tmp_path: Path, content: object, kind: str) -> None:
-    with pytest.raises(CheckpointError, match=f"holds a {kind} that is no state dict"):
+    with pytest.raises(CheckpointError, match=f"holds a {kind} that is not a state dict"):
         read_checkpoint(save(tmp_path, content))
 
 
@@ -332,7 +332,7 @@ def test_numpy_numbers_beside_the_weights_are_data(tmp_path: Path) -> None:
 def test_tensors_that_are_not_plain_are_refused(tmp_path: Path, odd: Tensor) -> None:
     state = state_of(Variant.FCN32S) | {"fc6.bias": odd}
 
-    with pytest.raises(CheckpointError, match=r"fc6.bias is no plain tensor"):
+    with pytest.raises(CheckpointError, match=r"fc6.bias is not a plain tensor"):
         read_checkpoint(save(tmp_path, state))
 
 
