@@ -104,7 +104,7 @@ def test_json_is_one_document_and_nothing_else(call_cli: Call, photo: Path, shar
     (("export", "--variant", "8s", "--size", "-5"), 2, "is neither a number of pixels"),
     (("export", "--variant", "16s", "--size", "375x500"), 2, "Use height 373 or 378 (--size HxW), or --geometry caffe"),
     (("export", "--variant", "8s", "--size", "10"), 2, "fc6 needs at least 7 pixels after pool5"),
-    (("export", "--variant", "8s", "--num-classes", "0"), 2, "0 classes: labels are 8-bit"),
+    (("export", "--variant", "8s", "--num-classes", "0"), 2, "number of classes 0 is out of bounds: 1 to 255"),
     (("export", "--variant", "8s", "--opset", "9"), 2, "opset 9 is not between 18 and 23"),
     (("export", "--variant", "8s", "--batch", "0"), 2, "batch 0 is below 1"),
     (("export", "--variant", "8s", "--size", "1" + "0" * 5000), 2, "is neither a number of pixels"),

@@ -106,9 +106,9 @@ def test_forward_refuses_a_size_that_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize(("classes", "divisor", "message"), [
-    (0, 1, "0 classes: labels are 8-bit with 255 as void, so 1 to 255 are possible"),
-    (256, 1, "256 classes"),
-    (21, 0, "channel divisor 0 is below 1"),
+    (0, 1, "number of classes 0 is out of bounds: 1 to 255"),
+    (256, 1, "number of classes 256 is out of bounds: 1 to 255"),
+    (21, 0, "channel divisor 0 is out of bounds: at least 1"),
 ])  # fmt: skip
 def test_spec_refuses_what_is_out_of_bounds(classes: int, divisor: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
