@@ -68,8 +68,7 @@ from fcn_deploy.evaluation.data import Dataset as Dataset
 from fcn_deploy.evaluation.data import Pair as Pair
 from fcn_deploy.evaluation.data import find_dataset as find_dataset
 from fcn_deploy.evaluation.data import sample_dataset as sample_dataset
-from fcn_deploy.evaluation.options import Against as Against
-from fcn_deploy.evaluation.options import EvaluateOptions as EvaluateOptions
+from fcn_deploy.evaluation.run import EvaluateOptions as EvaluateOptions
 from fcn_deploy.evaluation.run import evaluate as evaluate
 from fcn_deploy.evaluation.scores import Evaluation as Evaluation
 from fcn_deploy.geometry import AxisSizes as AxisSizes

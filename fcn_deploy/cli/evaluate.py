@@ -1,13 +1,12 @@
 """`fcn-deploy evaluate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fcn_deploy.choices import Provider
 from fcn_deploy.cli.parameters import SAMPLE, ArtifactPath, Json, MadeFrom
-from fcn_deploy.evaluation.options import Against
 
 if TYPE_CHECKING:
     from fcn_deploy.evaluation.data import Dataset
@@ -42,7 +41,7 @@ def evaluate(
         ),
     ] = None,
     against: Annotated[
-        Against | None, typer.Option(help="Label the same photos with this too.", show_default=False)
+        Literal["pytorch"] | None, typer.Option(help="Also label the photos with PyTorch.", show_default=False)
     ] = None,
     checkpoint: MadeFrom = None,
     keep_aspect: Annotated[
@@ -53,10 +52,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Score only the first so many images.", show_default=False)] = None,
     output: Annotated[Path, typer.Option(help="Directory of the results.")] = Path("evaluation"),
     worst: Annotated[int, typer.Option(help="How many of the worst images the page shows.")] = 8,
-    page: Annotated[
-        bool | None,
-        typer.Option("--page/--no-page", help="Write the page. Default: where Jinja is installed.", show_default=False),
-    ] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Write the page.")] = True,
     json: Json = False,
 ) -> None:
     """Score an artifact on a data set with true labels: accuracy and IU, per class and overall.

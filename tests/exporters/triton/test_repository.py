@@ -1,7 +1,6 @@
 """Packages as they lie on disk: what is in them, what they are refused for, and what --force may replace."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
