@@ -44,6 +44,21 @@ def test_main_help_lists_every_command_and_ends_with_an_example(run_cli: Run) ->
     assert done.stdout.rstrip().endswith("Example: fcn-deploy export --variant 32s")
 
 
+@pytest.mark.parametrize(("command", "panels"), [
+    ((), ("Make", "Check", "Use", "Measure")),
+    (("export",), ("Network", "Weights", "Graph", "Precision", "Output")),
+    (("serve",), ("Address", "Inference", "Limits", "Output")),
+])  # fmt: skip
+def test_help_is_grouped_and_flags_have_no_type(
+    run_cli: Run, command: tuple[str, ...], panels: tuple[str, ...]
+) -> None:
+    done = run_cli(*command, "--help")
+
+    found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("╭─")]
+    assert [title for title in found if title not in ("Arguments", "Options")] == list(panels)
+    assert "<bool>" not in done.stdout
+
+
 def test_version(run_cli: Run) -> None:
     assert run_cli("--version").stdout == f"{fd.__version__}\n"
 

@@ -136,8 +136,8 @@ def test_wrong_outputs_are_exit_code_5(call_cli: Call, bundle: Path) -> None:
 @pytest.mark.parametrize(("arguments", "problem"), [
     (("--rows", "nonsense"), "no row nonsense on cpu; there are pytorch"),
     (("--batch", "4"), "no bundle takes batches of 4"),
-    (("--batch", "four"), "'four' is no list of batches such as 1,2,4"),
-    (("--batch", "0"), "'0' is no list of batches"),
+    (("--batch", "four"), "'four' is not a list of batches such as 1,2,4"),
+    (("--batch", "0"), "'0' is not a list of batches"),
     (("--duration", "0"), "0 seconds of samples per row"),
     (("--threads", "0"), "0 threads: this machine has"),
     (("--provider", "tpu"), "'tpu'"),

@@ -90,7 +90,7 @@ def test_folders_by_other_names_and_another_option_begins_anew(
     (("BUNDLE", "data"), (3, "1 files of 3 pairs are missing from data: labels/001.png A photo and its label PNG")),
     (("BUNDLE", "data", "--split", "val"), (2, "split val of data: two folders have no splits")),
     (("BUNDLE", "empty"), (3, "data set empty has neither JPEGImages (Pascal VOC) nor images and labels")),
-    (("BUNDLE", "sample", "--split", "val"), (2, "the sample is one scene, without splits and folders")),
+    (("BUNDLE", "sample", "--split", "val"), (2, "the sample is a single scene, without splits or folders")),
     (("BUNDLE", "sample", "--limit", "0"), (2, "limit 0 is below 1")),
     (("BUNDLE", "sample", "--worst", "1000"), (2, "1000 worst images: 0 to 100 fit a page")),
     (("BUNDLE", "sample", "--checkpoint", "sample"), (2, "a checkpoint is given, and nothing to do with it")),

@@ -39,7 +39,7 @@ def test_fp16_says_what_it_saw(call_cli: Call) -> None:
 
     assert code == 0
     assert "fp16 in " in output
-    assert "the largest that fits 6.55e+04" in output
+    assert "largest that fits 6.55e+04" in output
     assert "half precision by rounding against PyTorch" in output.replace("\n", " ")
 
 

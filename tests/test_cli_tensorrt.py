@@ -17,7 +17,7 @@ def test_an_engine_from_a_bundle(run_cli: Run, bundle: Path, tmp_path: Path) -> 
     assert made.returncode == 0, made.stderr
     lines = made.stdout.splitlines()
     assert lines[0].startswith("FCN-8s (floor geometry, 21 classes, channels / 16), untrained")
-    assert lines[1] == "in: image float32 1x3x96x96; out: logits float32 1x21x96x96"
+    assert lines[1] == "input: image float32 1x3x96x96; output: logits float32 1x21x96x96"
     assert lines[2] == "100% of 36 layers in fp16 (36 in fp16), as TensorRT's builder lists the engine"
     assert lines[3] == f"runs with tensorrt-rtx {rtx().version} on compute capability 8.9, 12.0"
     assert lines[4].startswith(f"wrote {bundle}.plan: ")
@@ -26,7 +26,7 @@ def test_an_engine_from_a_bundle(run_cli: Run, bundle: Path, tmp_path: Path) -> 
 
     again = run_cli("tensorrt", bundle, "--precision", "fp16", *ADA)
     assert again.returncode == 0
-    assert again.stdout.startswith(f"up to date: {bundle}.plan was built of the same; nothing was done\n")
+    assert again.stdout.startswith(f"up to date, skipped: {bundle}.plan\n")
 
     other = run_cli("tensorrt", bundle, *ADA)
     assert other.returncode == 3
@@ -48,11 +48,11 @@ def test_json_and_inspect(call_cli: Call, shared_bundle: Path, tmp_path: Path) -
 
     code, _, errors = call_cli("inspect", "e.plan", "--picture", "maps.png")
     assert code == 2
-    assert "e.plan is an engine, which has no maps to draw" in errors
+    assert "e.plan is an engine, which has no feature maps to draw" in errors
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
-    (("--compute-capability", "ada"), 2, "'ada' is no list of compute capabilities such as 8.9,12.0"),
+    (("--compute-capability", "ada"), 2, "'ada' is not a list of compute capabilities such as 8.9,12.0"),
     (("--compute-capability", "9.0"), 2, "compute capability 9.0: TensorRT-RTX"),
     ((*ADA, "--workspace", "0"), 2, "workspace 0 MiB is not between 1 and 1048576"),
     ((*ADA, "--timing-cache", "t.cache"), 2, "has no timing cache"),

@@ -26,13 +26,13 @@ def test_a_package_from_a_bundle(run_cli: Run, shared_bundle: Path, tmp_path: Pa
         "        │   └── model.py",
         "        └── config.pbtxt",
         "FCN-8s (floor geometry, 21 classes, channels / 16), untrained (random weights, seed 0)",
-        "in: pixels uint8 -1x-1x3; out: labels uint8 -1x-1; -1 is any size",
+        "input: pixels uint8 -1x-1x3; output: labels uint8 -1x-1; -1 is any size",
         "server: tritonserver --model-repository out/repository",
         f"container: docker run --rm -p 8000:8000 -p 8001:8001 -v {tmp_path}/out/repository:/models:ro "
         "nvcr.io/nvidia/tritonserver:25.08-py3 sh -c "
         '"pip install fcn-deploy && tritonserver --model-repository /models"',
         "client: python out/client.py photo.jpg",
-        "for Kubernetes, write where the repository lies into inference-service.yaml, or pass --storage-uri",
+        "for Kubernetes, set the repository's address in inference-service.yaml, or pass --storage-uri",
     ]
     assert "read the configurations back and compare them with the models" in done.stderr
     assert done.stderr.endswith("untrained weights: the labels mean nothing\n")
