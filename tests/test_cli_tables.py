@@ -13,6 +13,8 @@ from benchmarks.report.results import write_report
 from tests.benchmarks.reports import report, row
 from tests.conftest import Run
 
+# Row by row, the first cell stands without its column's name.
+NAMES_OF_FIRST_COLUMNS = {"layer", "input", "row"}
 STYLES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -49,25 +51,21 @@ def saved_report(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["inspect", "verify", "report", "compare"])
+@pytest.mark.parametrize("command", ["inspect", "verify", "report"])
 def test_tables_are_complete_at_every_width(
     run_cli: Run, shared_bundle: Path, saved_report: Path, tmp_path: Path, command: str
 ) -> None:
-    """What a pipe gets is the reference: it has every cell in one line, and no width."""
-    arguments: tuple[object, ...] = (command, saved_report, *([saved_report] if command == "compare" else []))
-    if command in ("inspect", "verify"):
-        arguments = (command, shared_bundle)
-    piped = run_cli(*arguments).stdout
+    """What a pipe gets is the reference: it has every row in one line, whatever COLUMNS says."""
+    arguments = (command, saved_report if command == "report" else shared_bundle)
+    piped = run_cli(*arguments, env={**os.environ, "COLUMNS": "60"}).stdout
     cells = {cell for line in piped.splitlines() for cell in re.split(r"\s{2,}", line.strip()) if cell.strip("─ ")}
+    assert "…" not in piped
     assert len(cells) > 15
 
-    for width in (60, 80, 200):
+    for width in (60, 80):
         shown = on_terminal(arguments, tmp_path, width)
         assert "…" not in shown
-        assert {cell for cell in cells if " ".join(cell.split()) not in shown} <= {"multiply-", "adds"}
-
-    narrow_pipe = run_cli(*arguments, env={**os.environ, "COLUMNS": "60"}).stdout
-    assert narrow_pipe.splitlines()[:20] == piped.splitlines()[:20]
+        assert {cell for cell in cells if " ".join(cell.split()) not in shown} <= NAMES_OF_FIRST_COLUMNS
 
 
 def test_a_layer_takes_one_line_of_80_columns(run_cli: Run, shared_bundle: Path) -> None:

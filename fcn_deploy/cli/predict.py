@@ -10,7 +10,13 @@ from fcn_deploy.cli.parameters import ArtifactPath, Json, KeepAspect, RunProvide
 
 def predict(
     bundle: ArtifactPath,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos, directories or glob patterns.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="Photos, directories (without subdirectories), or patterns such as 'photos/**/*.jpg'.",
+        ),
+    ],
     keep_aspect: KeepAspect = False,
     provider: RunProvider = Provider.CPU,
     engine: Annotated[

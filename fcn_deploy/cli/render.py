@@ -442,8 +442,7 @@ def print_report(report: "BenchReport") -> None:
         baseline = table.baseline_of(rows)
         cells = [table.narrow_cells(report, row, baseline) for row in rows]
         print_table(f"{title} on {report.machine}", table.NARROW, cells)
-        for line in _placements(rows):
-            print_line(escape(line))
+        print_line("\n".join(escape(line) for line in (*_placements(rows), "")))
     for remark in table.remarks(report):
         print_line(f"[yellow]{escape(remark)}[/]")
     for sentence in table.sentences(report):
