@@ -19,7 +19,7 @@ measurement_option = panel("Measurement")
 
 def bench(
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE...", help="Bundle directories or ONNX files.", show_default=False)
+        list[Path], typer.Argument(metavar="BUNDLE", help="Bundle directories or ONNX files.", show_default=False)
     ],
     checkpoint: SourceCheckpoint = None,
     batch: Annotated[

@@ -13,7 +13,7 @@ def predict(
     images: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE...",
+            metavar="IMAGE",
             help="Photos, directories (without subdirectories), or patterns such as 'photos/**/*.jpg'.",
         ),
     ],

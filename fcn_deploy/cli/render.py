@@ -123,7 +123,8 @@ def _print_pass(report: "PassReport") -> None:
 def _checked(compared_nodes: int, difference: float) -> str:
     if not compared_nodes:
         return "verified: same structure"
-    return f"verified: {compared_nodes} nodes re-run, largest difference {difference:.1e} of the range"
+    nodes = "1 node" if compared_nodes == 1 else f"{compared_nodes} nodes"
+    return f"verified: {nodes} re-run, largest difference {difference:.1e} of the range"
 
 
 def _print_quantization(found: "Quantization") -> None:

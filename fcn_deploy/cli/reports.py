@@ -44,7 +44,7 @@ def compare(
 
 
 def report(
-    files: Annotated[list[Path], typer.Argument(metavar="A.json...", help="Reports that `bench --json` wrote.")],
+    files: Annotated[list[Path], typer.Argument(metavar="A.json", help="Reports that `bench --json` wrote.")],
     page: HtmlPage = None,
     markdown: Markdown = None,
 ) -> None:
