@@ -14,7 +14,7 @@ from fcn_deploy.choices import Provider, Target
 OUTPUT = "Output"
 # The word for the checkpoint and the scene that are bundled with the package.
 SAMPLE = "sample"
-MAX_DIGITS = 9
+_MAX_DIGITS = 9
 
 
 def panel(title: str) -> Callable[..., Any]:
@@ -64,10 +64,8 @@ def parse_batches(text: str) -> tuple[int, ...]:
     Raises:
         typer.BadParameter: it is something else.
     """
-    parts = _parts(text)
-    if not all(part.isascii() and part.isdigit() and len(part) <= MAX_DIGITS and int(part) for part in parts):
-        raise typer.BadParameter(f"{text!r} is not a list of batches such as 1,2,4", param_hint="--batch")
-    return tuple(dict.fromkeys(int(part) for part in parts))
+    found = _listed(text, r"0*[1-9][0-9]{,8}", "batches such as 1,2,4", "--batch")
+    return tuple(dict.fromkeys(map(int, found)))
 
 
 def parse_capabilities(text: str) -> tuple[str, ...]:
@@ -76,12 +74,8 @@ def parse_capabilities(text: str) -> tuple[str, ...]:
     Raises:
         typer.BadParameter: it is something else.
     """
-    parts = _parts(text)
-    if not all(re.fullmatch(r"[0-9]{1,2}\.[0-9]", part) for part in parts):
-        raise typer.BadParameter(
-            f"{text!r} is not a list of compute capabilities such as 8.9,12.0", param_hint="--compute-capability"
-        )
-    return tuple(sorted(set(parts), key=float))
+    found = _listed(text, r"[0-9]{1,2}\.[0-9]", "compute capabilities such as 8.9,12.0", "--compute-capability")
+    return tuple(sorted(set(found), key=float))
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -91,10 +85,13 @@ def parse_size(text: str) -> tuple[int, int]:
         typer.BadParameter: it is neither.
     """
     numbers = text.lower().split("x")
-    if len(numbers) > 2 or not all(n.isascii() and n.isdigit() and len(n) <= MAX_DIGITS for n in numbers):
+    if len(numbers) > 2 or not all(n.isascii() and n.isdigit() and len(n) <= _MAX_DIGITS for n in numbers):
         raise typer.BadParameter(f"{text!r} is neither a number of pixels (500) nor HxW (375x500)", param_hint="--size")
     return int(numbers[0]), int(numbers[-1])
 
 
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")] if text.strip() else []
+def _listed(text: str, pattern: str, what: str, option: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    if not all(re.fullmatch(pattern, part) for part in parts):
+        raise typer.BadParameter(f"{text!r} is not a list of {what}", param_hint=option)
+    return parts

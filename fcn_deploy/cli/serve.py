@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fcn_deploy.choices import Provider
-from fcn_deploy.cli.parameters import ArtifactPath, RunProvider, inference_option, output_option, panel
+from fcn_deploy.cli.parameters import ArtifactPath, KeepAspect, RunProvider, output_option, panel
 
 if TYPE_CHECKING:
     from fcn_deploy.serving.listening import Listening
@@ -24,10 +24,7 @@ def serve(
     grpc_port: Annotated[int, address_option(help="gRPC port; 0 takes any free one.")] = 8001,
     name: Annotated[str | None, address_option(help="Name of the model. Default: the bundle's name.")] = None,
     provider: RunProvider = Provider.CPU,
-    keep_aspect: Annotated[
-        bool,
-        inference_option("--keep-aspect", help="Pad photos from the web page to the input's shape, do not stretch."),
-    ] = False,
+    keep_aspect: KeepAspect = False,
     queue_size: Annotated[int, limits_option(help="Requests that may wait; further ones are refused with 503.")] = 32,
     max_photo_mb: Annotated[int, limits_option(help="Largest photo file in MB.")] = 32,
     client_timeout: Annotated[float, limits_option(help="Seconds a client may take to send a request.")] = 30.0,
