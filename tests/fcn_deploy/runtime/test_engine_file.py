@@ -73,6 +73,9 @@ def test_missing_files(engine: Engine, tmp_path: Path) -> None:
     (lambda f: f.pop("key"), "is damaged: Object missing required field `key`"),
     (lambda f: f.update(flavour="tensorrt-lite"), "is damaged: Invalid enum value 'tensorrt-lite' - at `$.flavour`"),
     (lambda f: f.update(input_shape=[1, 3]), "is damaged: Expected `array` of length 4, got 2 - at `$.input_shape`"),
+    (lambda f: f.update(input_shape=[0, 3, 96, 96]), "Expected `int` >= 1 - at `$.input_shape[0]`"),
+    (lambda f: f["outputs"][0].update(dtype="float33"), "is damaged: tensor logits has dtype 'float33', not float32"),
+    (lambda f: f["inputs"].clear(), "is damaged: Expected `array` of length >= 1 - at `$.inputs`"),
     (lambda f: f["inputs"][0].update(shape="wide"), "is damaged: Expected `array`, got `str` - at `$.inputs[0].shape`"),
     (lambda f: f.update(schema_version=2), "has schema version 2; this fcn-deploy reads 1"),
 ])  # fmt: skip
