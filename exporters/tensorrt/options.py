@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from fcn_deploy.artifact import is_engine
 from fcn_deploy.artifact.engine import PLAN_SUFFIX, plan_beside
 from fcn_deploy.choices import FlavourName, Precision
 from fcn_deploy.errors import UsageError, check_range
@@ -43,7 +44,7 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.workspace_mb is not None:
             check_range("workspace (MiB)", self.workspace_mb, 1, MAX_WORKSPACE_MB, option="--workspace")
-        if self.plan_path.suffix != PLAN_SUFFIX:
+        if not is_engine(self.plan_path):
             raise UsageError(f"{self.plan_path} does not end in {PLAN_SUFFIX}", remedy=f"Name it *{PLAN_SUFFIX}.")
 
     @property

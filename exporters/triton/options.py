@@ -1,7 +1,6 @@
-"""The options of a package for Triton, and the commands that serve it."""
+"""The options of a package for Triton."""
 
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,23 +77,3 @@ class PackageOptions:
         from fcn_deploy.artifact import model_name
 
         return model_name(self.source)
-
-
-# A release whose Python, 3.12, runs this toolkit.
-IMAGE = "nvcr.io/nvidia/tritonserver:25.08-py3"
-_PORTS = "-p 8000:8000 -p 8001:8001"
-_INSTALL = "pip install fcn-deploy"
-
-
-def commands(output: Path, backend: TritonBackend, *, gpu: bool) -> dict[str, str]:
-    """Return shell commands by purpose: `server`, `container`, `client`."""
-    repository = shlex.quote(str(output / "repository"))
-    mounted = shlex.quote(f"{(output / 'repository').absolute()}:/models:ro")
-    device = "--gpus all " if gpu else ""
-    serve = "tritonserver --model-repository /models"
-    inside = f'sh -c "{_INSTALL} && {serve}"' if backend is TritonBackend.PYTHON else serve
-    return {
-        "server": f"tritonserver --model-repository {repository}",
-        "container": f"docker run --rm {device}{_PORTS} -v {mounted} {IMAGE} {inside}",
-        "client": f"python {shlex.quote(str(output / 'client.py'))} photo.jpg",
-    }

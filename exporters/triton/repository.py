@@ -1,12 +1,12 @@
 """A package for Triton: a model repository, and beside it a client and a manifest for Kubernetes."""
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from exporters.triton import options
 from exporters.triton.config import config_text, data_type, write_inference_service
 from exporters.triton.models import PLAN_FILE, VERSION, Ensemble, PackageJob, TritonModel, check_servable, write_models
 from exporters.triton.options import PackageOptions
@@ -27,6 +27,8 @@ _AGAIN = "Package it again; if that does not help, this is a fault of fcn-deploy
 _Tensors = Mapping[str, tuple[int, tuple[int | None, ...]]]
 REPOSITORY, RECORD, CLIENT, MANIFEST = "repository", "triton-package.json", "client.py", "inference-service.yaml"
 SCHEMA_VERSION = 1
+# A release whose Python, 3.12, runs this toolkit.
+IMAGE = "nvcr.io/nvidia/tritonserver:25.08-py3"
 _CLIENT = Path(__file__).parent / CLIENT
 _CLIENT_MODEL = 'MODEL = "fcn8s"'
 
@@ -59,8 +61,17 @@ class Package:
 
     @property
     def commands(self) -> dict[str, str]:
-        """Shell commands that start Triton, in a container or not, and that ask it."""
-        return options.commands(self.path, self.backend, gpu=self.gpu)
+        """Shell commands by purpose: `server` and `container` start Triton, `client` asks it."""
+        repository = shlex.quote(str(self.path / REPOSITORY))
+        mounted = shlex.quote(f"{(self.path / REPOSITORY).absolute()}:/models:ro")
+        device = "--gpus all " if self.gpu else ""
+        serve = "tritonserver --model-repository /models"
+        inside = f'sh -c "pip install fcn-deploy && {serve}"' if self.backend is TritonBackend.PYTHON else serve
+        return {
+            "server": f"tritonserver --model-repository {repository}",
+            "container": f"docker run --rm {device}-p 8000:8000 -p 8001:8001 -v {mounted} {IMAGE} {inside}",
+            "client": f"python {shlex.quote(str(self.path / CLIENT))} photo.jpg",
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Every fact, for JSON."""

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 import onnx_ir as ir
@@ -77,12 +77,14 @@ class Bundle:
         model_path: the ONNX file.
         model: its graph; large weights stay in the file until they are read.
         manifest: the bundle's manifest, or None for a bare file.
+        has_graph: True, unlike for an engine.
     """
 
     path: Path
     model_path: Path
     model: ir.Model
     manifest: Mapping[str, Any] | None
+    has_graph: ClassVar[bool] = True
 
     @property
     def info(self) -> ModelInfo:
@@ -103,11 +105,6 @@ class Bundle:
         """The calibration photos that lie beside the model; empty without any."""
         files = self.manifest["files"] if self.manifest is not None else ()
         return tuple(self.path / name for name in sorted(files) if name.startswith(f"{PHOTOS_FOLDER}/"))
-
-    @property
-    def has_graph(self) -> bool:
-        """True: it is an ONNX graph."""
-        return True
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:

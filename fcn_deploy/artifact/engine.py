@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -39,6 +39,10 @@ class Device:
 
 PLAN_SUFFIX = ".plan"
 SCHEMA_VERSION = 1
+# The models of this toolkit have one input and one output.
+_OneTensor = Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1, max_length=1)]
+_Size = Annotated[int, msgspec.Meta(ge=1)]
+_DTYPES = ("float32", "float16", "uint8", "int8", "int32", "int64", "bool")
 _BUILD_AGAIN = "Build the engine again with `fcn-deploy tensorrt`."
 
 
@@ -68,7 +72,7 @@ class Engine:
         path: the plan.
         metadata: the model's facts, as in an ONNX file's metadata.
         input_shape: N, 3, H, W.
-        inputs: names, shapes and types.
+        inputs: the only one.
         outputs: likewise.
         source_sha256: of the ONNX file it was built from.
         plan_sha256: of the plan.
@@ -85,9 +89,9 @@ class Engine:
 
     path: Path
     metadata: Mapping[str, str]
-    input_shape: tuple[int, int, int, int]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    input_shape: tuple[_Size, _Size, _Size, _Size]
+    inputs: _OneTensor
+    outputs: _OneTensor
     source_sha256: str
     plan_sha256: str
     plan_bytes: int
@@ -99,6 +103,7 @@ class Engine:
     workspace_mb: int | None
     layers: LayerTypes
     build_seconds: float
+    has_graph: ClassVar[bool] = False  # TensorRT has fused the layers
 
     @property
     def info(self) -> ModelInfo:
@@ -114,11 +119,6 @@ class Engine:
     def model_sha256(self) -> str:
         """SHA-256 of the file that runs, in hex."""
         return self.plan_sha256
-
-    @property
-    def has_graph(self) -> bool:
-        """False: TensorRT has fused the layers."""
-        return False
 
     @property
     def photos(self) -> tuple[Path, ...]:
@@ -192,7 +192,9 @@ def read_sidecar(plan: Path) -> Engine:
         facts = msgspec.json.decode(path.read_bytes())
         version = msgspec.convert(facts, dict[str, Any]).get("schema_version")
         if version == SCHEMA_VERSION:
-            return msgspec.convert({**facts, "path": plan}, Engine)
+            engine = msgspec.convert({**facts, "path": plan}, Engine)
+            _check_types(engine)
+            return engine
     except OSError as error:
         raise BundleError(
             f"{plan} has no sidecar {path.name}, so its model, TensorRT and GPU are unknown",
@@ -203,3 +205,9 @@ def read_sidecar(plan: Path) -> Engine:
     raise BundleError(
         f"{path} has schema version {version}; this fcn-deploy reads {SCHEMA_VERSION}", remedy=_BUILD_AGAIN
     )
+
+
+def _check_types(engine: Engine) -> None:
+    for spec in (*engine.inputs, *engine.outputs):
+        if spec.dtype not in _DTYPES:
+            raise msgspec.ValidationError(f"tensor {spec.name} has dtype {spec.dtype!r}, not {', '.join(_DTYPES)}")

@@ -25,17 +25,8 @@ from fcn_deploy.runtime import nvidia
 from fcn_deploy.runtime.base import Arrays, Bound, Runner
 from fcn_deploy.runtime.ort_options import PROVIDER_NAMES, OrtOptions
 
-
-def probe_model() -> bytes:
-    """Return a serialised model of one node, to try a provider with."""
-    shape = [1, 1, 4, 4]
-    node = onnx.helper.make_node("Relu", ["x"], ["y"])
-    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
-    graph = onnx.helper.make_graph([node], "probe", tensors[:1], tensors[1:])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
-    return bytes(model.SerializeToString())
-
-
+# A model of one node, to try a provider with.
+_PROBE = '<ir_version: 10, opset_import: ["": 18]> probe (float[1,1,4,4] x) => (float[1,1,4,4] y) { y = Relu (x) }'
 HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 
@@ -266,7 +257,7 @@ def provider_problem(provider: Provider) -> str | None:
     preload_libraries()
     ort.set_default_logger_severity(_SILENT)
     try:
-        _session(probe_model(), OrtOptions(provider))
+        _session(onnx.parser.parse_model(_PROBE).SerializeToString(), OrtOptions(provider))
     except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
         # It reports only that it would have fallen back; the driver and the loader report why.
         driver = nvidia.driver_problem(nvidia.driver_cuda_version(), _built_for_cuda())

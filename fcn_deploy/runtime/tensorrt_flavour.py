@@ -4,7 +4,6 @@ The only module that names the two packages: everything else takes a `Flavour` a
 """
 
 import contextlib
-import importlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -194,7 +193,7 @@ def _package(name: FlavourName) -> str:
 def _opened(name: FlavourName) -> Flavour:
     require_extra(f"flavour {name}", name, [_package(name)], error=ProviderError)
     try:
-        module: Any = importlib.import_module(_package(name))
+        module = _imported(name)
     except (ImportError, OSError) as error:
         raise ProviderError(
             f"{_package(name)} is installed but cannot be loaded: {error}",
@@ -207,3 +206,13 @@ def _opened(name: FlavourName) -> Flavour:
             remedy=f"pip install --upgrade 'fcn-deploy[{name}]'",
         )
     return Flavour(name, version, module, Log(module))
+
+
+def _imported(name: FlavourName) -> Any:
+    if name is FlavourName.RTX:
+        import tensorrt_rtx
+
+        return tensorrt_rtx
+    import tensorrt
+
+    return tensorrt

@@ -75,6 +75,9 @@ def test_missing_files(engine: Engine, tmp_path: Path) -> None:
     (lambda f: f.pop("key"), "`key`"),
     (lambda f: f.update(flavour="tensorrt-lite"), "'tensorrt-lite' `$.flavour`"),
     (lambda f: f.update(input_shape=[1, 3]), "4 2 `$.input_shape`"),
+    (lambda f: f.update(input_shape=[0, 3, 96, 96]), "1 `$.input_shape[0]`"),
+    (lambda f: f["outputs"][0].update(dtype="float33"), "logits 'float33' float32"),
+    (lambda f: f["inputs"].clear(), "1 `$.inputs`"),
     (lambda f: f["inputs"][0].update(shape="wide"), "`$.inputs[0].shape`"),
     (lambda f: f.update(schema_version=2), "2 1"),
 ])  # fmt: skip

@@ -29,8 +29,15 @@ def without_tensorrt(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ((), "error: neither tensorrt nor tensorrt_rtx is installed\npip install 'fcn-deploy[tensorrt]' on the machine"),
-    (("--flavour", "tensorrt"), "error: tensorrt is not installed\npip install 'fcn-deploy[tensorrt]'\n"),
-    (("--flavour", "tensorrt-rtx"), "error: tensorrt_rtx is not installed\npip install 'fcn-deploy[tensorrt-rtx]'\n"),
+    (
+        ("--flavour", "tensorrt"),
+        "error: flavour tensorrt needs tensorrt, which is not installed\npip install 'fcn-deploy[tensorrt]'\n",
+    ),
+    (
+        ("--flavour", "tensorrt-rtx"),
+        "error: flavour tensorrt-rtx needs tensorrt_rtx, which is not installed\n"
+        "pip install 'fcn-deploy[tensorrt-rtx]'\n",
+    ),
 ])  # fmt: skip
 def test_missing_tensorrt_exits_4(
     without_tensorrt: dict[str, str], shared_bundle: Path, arguments: tuple[str, ...], message: str
