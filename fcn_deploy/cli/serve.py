@@ -82,7 +82,7 @@ def _show(listening: "Endpoint") -> None:
         ("model", f"{listening.name}: {listening.description}"),
         ("runtime", listening.runtime),
         ("page", f"{listening.http_url}/"),
-        ("HTTP", listening.infer_url),
+        ("HTTP", f"{listening.http_url}/v2/models/{listening.name}/infer"),
         ("gRPC", listening.grpc_url),
         ("metrics", f"{listening.http_url}/metrics"),
         ("input", f"{pixels}, RGB{at_most}"),

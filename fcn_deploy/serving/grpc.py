@@ -18,7 +18,6 @@ from fcn_deploy.serving.protocol import (
     RequestError,
     bad_request,
     check_outputs,
-    response_id,
     server_failure,
 )
 
@@ -73,12 +72,9 @@ class GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             check_outputs([output.name for output in request.outputs])
             result = await service.queue.submit(service.interface.pixels(_tensors(request)))
             response = messages.ModelInferResponse(
-                model_name=service.name,
-                id=response_id(request.id),
-                outputs=[result.output],
-                raw_output_contents=[result.labels.tobytes()],
+                **result.describe(service.name, request.id), raw_output_contents=[result.labels.tobytes()]
             )
-            for name, value in result.parameters.items():
+            for name, value in result.parameters().items():
                 response.parameters[name].int64_param = value
             record.outcome = OK
             return response
@@ -88,10 +84,13 @@ def _tensors(request: Any) -> list[InputTensor]:
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise bad_request(f"{len(request.inputs)} inputs and {len(raw)} raw contents", "Send as many of each.")
-    return [
-        InputTensor(tensor.name, tensor.datatype, tensor.shape, raw[n] if raw else None, tensor.contents.uint_contents)
-        for n, tensor in enumerate(request.inputs)
-    ]
+    try:
+        return [
+            InputTensor(tensor.name, tensor.datatype, tensor.shape, raw[n] if raw else bytes(tensor.contents.uint_contents))
+            for n, tensor in enumerate(request.inputs)
+        ]
+    except ValueError:  # of `bytes`
+        raise bad_request("values are not all whole numbers from 0 to 255", "Send them as files have them.") from None
 
 
 class _ErrorsToStatus(aio.ServerInterceptor):  # type: ignore[misc] # it has no types

@@ -116,12 +116,7 @@ class ModelService:
 
     def metadata(self) -> dict[str, Any]:
         """Return name, inputs and outputs of the model, as the protocol describes them."""
-        return {
-            "name": self.name,
-            "platform": "",
-            "inputs": self.interface.inputs,
-            "outputs": self.interface.outputs,
-        }
+        return {"name": self.name, "platform": ""} | self.interface.describe()
 
 
 def server_metadata() -> dict[str, Any]:
