@@ -85,12 +85,13 @@ def _tensors(request: Any) -> list[InputTensor]:
     if raw and len(raw) != len(request.inputs):
         raise bad_request(f"{len(request.inputs)} inputs and {len(raw)} raw contents", "Send as many of each.")
     try:
-        return [
-            InputTensor(tensor.name, tensor.datatype, tensor.shape, raw[n] if raw else bytes(tensor.contents.uint_contents))
-            for n, tensor in enumerate(request.inputs)
-        ]
-    except ValueError:  # of `bytes`
+        values = raw or [bytes(tensor.contents.uint_contents) for tensor in request.inputs]
+    except ValueError:
         raise bad_request("values are not all whole numbers from 0 to 255", "Send them as files have them.") from None
+    return [
+        InputTensor(tensor.name, tensor.datatype, tensor.shape, value)
+        for tensor, value in zip(request.inputs, values, strict=True)
+    ]
 
 
 class _ErrorsToStatus(aio.ServerInterceptor):  # type: ignore[misc] # it has no types

@@ -117,7 +117,7 @@ class HttpConnection:
             raise _too_large(str(size), max_bytes)
         if self._parser.they_are_waiting_for_100_continue:
             self._writer.write(self._parser.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
-        parts: list[bytes] = []
+        parts: list[bytes | bytearray] = []
         try:
             async with asyncio.timeout(self._timeout_s):
                 if "transfer-encoding" in request.headers:
@@ -133,7 +133,7 @@ class HttpConnection:
         self._request_complete = True
         return b"".join(parts)
 
-    async def _read_sized(self, parts: list[bytes], size: int) -> None:
+    async def _read_sized(self, parts: list[bytes | bytearray], size: int) -> None:
         """Read a body of a declared size past h11, which would copy it three times."""
         received = self._parser.trailing_data[0]
         self._ahead = received[size:]
@@ -143,7 +143,7 @@ class HttpConnection:
             parts.append(await self._read(min(_READ_BYTES, size - self._held_bytes)))
             self._hold(len(parts[-1]))
 
-    async def _read_chunks(self, parts: list[bytes], max_bytes: int) -> None:
+    async def _read_chunks(self, parts: list[bytes | bytearray], max_bytes: int) -> None:
         body = bytearray()  # chunks may be of one byte each
         while type(event := await self._next_event()) is h11.Data:
             body += event.data
@@ -331,7 +331,7 @@ class HttpServer:
         self.held_bytes = 0
         self.awaiting_head: dict[HttpConnection, None] = {}
         self.stopping = False
-        self.connections: set[asyncio.Task[Any] | None] = set()
+        self.connections: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
 
     async def start(self, listener: socket.socket) -> None:
@@ -351,21 +351,18 @@ class HttpServer:
                 task.cancel()
             await asyncio.gather(*unfinished, return_exceptions=True)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self.connections) >= MAX_CONNECTIONS and not self._close_longest_waiting():
             body = error_response(unavailable(f"all of {MAX_CONNECTIONS} connections are in use")).body
             head = f"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: {RETRY_AFTER_S}\r\n"
             writer.write(f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
             writer.close()
             return
-        task = asyncio.current_task()
+        connection = HttpConnection(self, reader, writer)
+        self.awaiting_head[connection] = None
+        task = asyncio.create_task(connection.serve())
         self.connections.add(task)
-        try:
-            await HttpConnection(self, reader, writer).serve()
-        except asyncio.CancelledError:  # by `stop`; asyncio would log it
-            pass
-        finally:
-            self.connections.discard(task)
+        task.add_done_callback(self.connections.discard)
 
     def _close_longest_waiting(self) -> bool:
         connection = next(iter(self.awaiting_head), None)

@@ -9,8 +9,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
-
 from fcn_deploy.images import Labels, Pixels, mean_image
 from fcn_deploy.segmentation import Segmenter
 from fcn_deploy.serving.metrics import ServerMetrics

@@ -78,8 +78,8 @@ def send_until_refused(client: socket.socket, part: bytes, total: int) -> None:
     (GET + b"Transfer-Encoding: chunked\r\n\r\n5\r\n123", b"408"),
     (POST + b"Content-Length: 10\r\n\r\n12345", b"408"),
     (CHUNKED + b"0\r\nTrailer: x\r\n", b"408"),
-], ids=["nothing", "a line break", "half a line", "half a head", "half a GET's body", "half a chunk", "half a POST's body",
-        "half a trailer"])  # fmt: skip
+], ids=["nothing", "a line break", "half a line", "half a head", "half a GET's body", "half a chunk",
+        "half a POST's body", "half a trailer"])  # fmt: skip
 @pytest.mark.parametrize("answered_before", [False, True], ids=["first", "after an answer"])
 def test_a_connection_that_is_not_being_answered_has_a_deadline(
     connect: Connect, sent: bytes, expected: bytes, answered_before: bool
@@ -161,9 +161,12 @@ def test_when_all_connections_are_being_answered_one_more_is_refused(
     connect: Connect, server: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fcn_deploy.serving.http.MAX_CONNECTIONS", 2)
-    for number in (1, 2):
-        connect().sendall(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
-        wait_until(lambda number=number: len(server.connections) == number and not server.awaiting_head)
+    clients = [connect(), connect()]
+    wait_until(lambda: len(server.awaiting_head) == len(clients))
+    for client in clients:
+        client.sendall(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
+    wait_until(lambda: not server.awaiting_head)
+    assert len(server.connections) == len(clients)
     refused = read_until_closed(connect())
 
     assert refused.startswith(b"HTTP/1.1 503")
