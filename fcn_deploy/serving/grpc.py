@@ -14,7 +14,6 @@ from fcn_deploy.serving.metrics import OK, ServerMetrics
 from fcn_deploy.serving.model import ModelService, server_metadata
 from fcn_deploy.serving.protocol import (
     InputTensor,
-    ModelInterface,
     RequestError,
     bad_request,
     check_outputs,
@@ -119,14 +118,9 @@ async def _answer(method: Any, name: str, request: Any, context: Any) -> Any:
         await context.abort(grpc.StatusCode.INTERNAL, str(server_failure()))
 
 
-def max_message_bytes(interface: ModelInterface) -> int:
-    """Return the size of a request that sends the largest input one value at a time."""
-    return _VARINT_BYTES * interface.tensor_bytes + _MESSAGE_OVERHEAD_BYTES
-
-
 def create_grpc_server(service: ModelService, metrics: ServerMetrics) -> aio.Server:
     """Return a server that is not listening yet."""
-    max_bytes = max_message_bytes(service.interface)
+    max_bytes = _VARINT_BYTES * service.interface.tensor_bytes + _MESSAGE_OVERHEAD_BYTES
     options = [
         ("grpc.max_receive_message_length", max_bytes),
         ("grpc.max_send_message_length", -1),

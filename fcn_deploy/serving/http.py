@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 import h11
+import numpy as np
 
 from fcn_deploy.serving.protocol import (
     RETRY_AFTER_S,
@@ -92,8 +93,7 @@ class HttpConnection:
         try:
             while await self._serve_one():
                 self._parser = _parser()
-                if self._ahead:
-                    self._parser.receive_data(self._ahead)
+                self._receive(self._ahead)
             self._writer.close()
         except ClientGoneError:
             pass
@@ -105,7 +105,7 @@ class HttpConnection:
         """Close the connection at once, whatever has not been read or sent."""
         self._writer.transport.abort()
 
-    async def read_body(self, request: HttpRequest, max_bytes: int) -> bytes:
+    async def read_body(self, request: HttpRequest, max_bytes: int) -> memoryview:
         """Return the body of the current request; to be called once for each request, whether or not it has one.
 
         Raises:
@@ -117,13 +117,12 @@ class HttpConnection:
             raise _too_large(str(size), max_bytes)
         if self._parser.they_are_waiting_for_100_continue:
             self._writer.write(self._parser.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
-        parts: list[bytes | bytearray] = []
         try:
             async with asyncio.timeout(self._timeout_s):
                 if "transfer-encoding" in request.headers:
-                    await self._read_chunks(parts, max_bytes)
+                    body = await self._read_chunks(max_bytes)
                 else:
-                    await self._read_sized(parts, size)
+                    body = await self._read_sized(size)
         except TimeoutError:
             raise RequestError(
                 HTTPStatus.REQUEST_TIMEOUT,
@@ -131,20 +130,24 @@ class HttpConnection:
                 "Send it faster.",
             ) from None
         self._request_complete = True
-        return b"".join(parts)
+        return body
 
-    async def _read_sized(self, parts: list[bytes | bytearray], size: int) -> None:
-        """Read a body of a declared size past h11, which would copy it three times."""
-        received = self._parser.trailing_data[0]
-        self._ahead = received[size:]
-        parts.append(received[:size])
-        self._hold(len(parts[0]))
-        while self._held_bytes < size:
-            parts.append(await self._read(min(_READ_BYTES, size - self._held_bytes)))
-            self._hold(len(parts[-1]))
+    async def _read_sized(self, size: int) -> memoryview:
+        """Return a body of a declared size, which is read past h11, because h11 would copy it three times."""
+        # Memory that is not written to yet is not taken from the machine, whatever size was declared.
+        body = np.empty(size, np.uint8).data
+        data = self._parser.trailing_data[0]
+        self._ahead = data[size:]
+        data = data[:size]
+        while True:
+            body[self._held_bytes : self._held_bytes + len(data)] = data
+            self._hold(len(data))
+            if self._held_bytes == size:
+                return body
+            data = await self._read(min(_READ_BYTES, size - self._held_bytes))
 
-    async def _read_chunks(self, parts: list[bytes | bytearray], max_bytes: int) -> None:
-        body = bytearray()  # chunks may be of one byte each
+    async def _read_chunks(self, max_bytes: int) -> memoryview:
+        body = bytearray()
         while type(event := await self._next_event()) is h11.Data:
             body += event.data
             self._hold(len(event.data))
@@ -153,7 +156,7 @@ class HttpConnection:
             # One read may bring thousands of chunks; other connections get their turn in between.
             await asyncio.sleep(0)
         self._ahead = self._parser.trailing_data[0]
-        parts.append(body)
+        return memoryview(body)
 
     async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what `work` returns; it is cancelled when the client leaves first.
@@ -238,12 +241,15 @@ class HttpConnection:
     async def _next_event(self) -> Any:
         """Return h11's next event, reading from the client as often as it takes."""
         while (event := self._parser.next_event()) is h11.NEED_DATA:
-            data = await self._read()
-            if data[0] in b"\r\n" and self._parser.their_state is h11.IDLE and not self._parser.trailing_data[0]:
-                data = data.lstrip(b"\r\n")  # some clients end a body with a line break that is not part of it
-            if data:
-                self._parser.receive_data(data)
+            self._receive(await self._read())
         return event
+
+    def _receive(self, data: bytes) -> None:
+        # Some clients end a body with a line break that is not part of it.
+        if data[:1] in {b"\r", b"\n"} and self._parser.their_state is h11.IDLE and not self._parser.trailing_data[0]:
+            data = data.lstrip(b"\r\n")
+        if data:  # for h11, nothing is the end
+            self._parser.receive_data(data)
 
     async def _read(self, max_bytes: int = _READ_BYTES) -> bytes:
         """Return what the client sends next.

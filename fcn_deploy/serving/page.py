@@ -71,7 +71,7 @@ class PhotoPage:
             "max_pixels": MAX_PIXELS,
         }, _HEADERS)  # fmt: skip
 
-    async def segment(self, data: bytes) -> HttpResponse:
+    async def segment(self, data: memoryview) -> HttpResponse:
         """Return a photo's labels as a PNG of the photo's size, and each class's share.
 
         Raises:
@@ -89,8 +89,8 @@ class PhotoPage:
         finally:
             self.photos -= 1
 
-    async def _label(self, data: bytes) -> dict[str, Any]:
-        canvas, placement = await run_in_thread(self.executor, lambda: self._fit(data))
+    async def _label(self, data: memoryview) -> dict[str, Any]:
+        canvas, placement = await run_in_thread(self.executor, lambda: self._fit(bytes(data)))
         labels = (await self.service.queue.submit(canvas[None])).labels[0]
         return await run_in_thread(self.executor, lambda: self._describe(placement.restore(labels)))
 

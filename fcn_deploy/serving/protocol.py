@@ -115,7 +115,7 @@ _FLAT_DECODER = msgspec.json.Decoder(list[_Byte])
 _NESTED_DECODER = msgspec.json.Decoder(list[list[list[list[_Byte]]]])
 
 
-def decode_request(body: bytes, json_length: str | None) -> InferRequest:
+def decode_request(body: bytes | memoryview, json_length: str | None) -> InferRequest:
     """Decode the body of an HTTP request.
 
     Args:

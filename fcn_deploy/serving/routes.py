@@ -99,7 +99,7 @@ class Routes:
         encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
         return HttpResponse(HTTPStatus.OK, encode(self._metrics.registry), {"content-type": content_type})
 
-    async def _post(self, request: HttpRequest, body: bytes) -> HttpResponse:
+    async def _post(self, request: HttpRequest, body: memoryview) -> HttpResponse:
         if request.path == _SEGMENT_PATH:
             return await self._page.segment(body)
         model_path = _MODEL_PATH.fullmatch(request.path)
@@ -108,7 +108,7 @@ class Routes:
         self._service.check_name(model_path[1])
         return await self._infer(body, request.headers.get(JSON_LENGTH_HEADER))
 
-    async def _infer(self, body: bytes, json_length: str | None) -> HttpResponse:
+    async def _infer(self, body: memoryview, json_length: str | None) -> HttpResponse:
         """Return labels. Numbers as JSON take long to read and to write, so another thread does that."""
         if json_length is None:
             request, pixels = await run_in_thread(self._executor, lambda: self._decode(body, None))
@@ -119,7 +119,7 @@ class Routes:
         content, headers = encode() if request.binary else await run_in_thread(self._executor, encode)
         return HttpResponse(HTTPStatus.OK, content, headers)
 
-    def _decode(self, body: bytes, json_length: str | None) -> tuple[InferRequest, Pixels]:
+    def _decode(self, body: memoryview, json_length: str | None) -> tuple[InferRequest, Pixels]:
         request = decode_request(body, json_length)
         return request, self._service.interface.pixels(request.tensors)
 

@@ -180,6 +180,7 @@ def test_requests_one_after_the_other_and_ahead_of_their_answers(connect: Connec
         sent = POST + f"Content-Length: {size}\r\n\r\n".encode() + bytes(size)
         assert response_to(client, sent).endswith(f"{size} bytes".encode())
         client.sendall(b"\r\n")  # as some clients do after a body
+    assert response_to(client, POST + b"Content-Length: 1\r\n\r\nx\r\n").endswith(b"1 bytes")
     client.sendall(2 * (GET + b"\r\n") + b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     answer = read_until_closed(client)
 
