@@ -30,15 +30,9 @@ _MAX_WAITING = 8
 
 @dataclass
 class PhotoPage:
-    """Serves the page's files, and labels the photos it sends.
+    """Serves the page's `files`, and labels the photos it sends, of up to `max_bytes`.
 
-    Attributes:
-        service: the model.
-        executor: one thread, so that one photo is decoded at a time.
-        keep_aspect: how photos are fitted.
-        max_bytes: of a photo's file.
-        photos: that are being worked on.
-        files: the page's files and their types, by path.
+    Photos are decoded in `executor`, which has one thread; `photos` are being worked on.
     """
 
     service: ModelService

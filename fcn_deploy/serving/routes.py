@@ -33,11 +33,7 @@ _JSON_BYTES_PER_VALUE = 6
 class Routes:
     """The addresses of one server: the Open Inference Protocol, metrics, and the page.
 
-    Args:
-        service: the model.
-        metrics: where requests are counted.
-        options: bounds, and how photos are fitted.
-        executor: one thread, for JSON tensors and photos: a decoded photo takes up to half a gigabyte.
+    `executor`, for JSON tensors and photos, has to have one thread: a decoded photo takes up to half a gigabyte.
     """
 
     def __init__(

@@ -25,19 +25,10 @@ _BACKLOG = 512
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server that is ready: where it listens, and what it serves.
+    """A server that is ready: what it serves, and where it listens.
 
-    Attributes:
-        name: of the model.
-        description: its network and weights.
-        runtime: what runs it.
-        untrained: whether its labels mean nothing.
-        inputs: as the protocol describes them.
-        outputs: as the protocol describes them.
-        max_batch: photos that one request may have.
-        host: address it listens on.
-        http_port: of HTTP.
-        grpc_port: of gRPC.
+    `description` names the network and its weights, `runtime` what runs them; the labels of an `untrained` model mean
+    nothing. `inputs` and `outputs` are as the protocol describes them, for up to `max_batch` photos a request.
     """
 
     name: str
