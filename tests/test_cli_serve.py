@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import Call
-from tests.fcn_deploy.serving.clients import binary_request, noise
+from tests.fcn_deploy.serving.clients import binary_request, noise, wait_until
 
 PORTS = ("--http-port", "0", "--grpc-port", "0")
 
@@ -39,6 +39,12 @@ def serving(bundle: Path, *options: str) -> Iterator[tuple["subprocess.Popen[str
 
 def connected(document: dict[str, Any]) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(urlsplit(document["http"]).netloc, timeout=30)
+
+
+def got(connection: http.client.HTTPConnection, path: str) -> tuple[int, bytes]:
+    connection.request("GET", path)
+    response = connection.getresponse()
+    return response.status, response.read()
 
 
 def test_sigterm_under_load_answers_everything_that_was_accepted(shared_bundle: Path) -> None:
@@ -80,18 +86,10 @@ def test_cutting_off_is_said_by_the_exit_code(shared_bundle: Path, drain: str, s
         connection = connected(document)
         connection.request("POST", "/v2/models/net/infer", headers={"Content-Length": "10"})
         metrics = connected(document)
-        text = b""
-        while b"fcn_deploy_in_flight 1.0" not in text:
-            metrics.request("GET", "/metrics")
-            text = metrics.getresponse().read()
+        wait_until(lambda: b"fcn_deploy_in_flight 1.0" in got(metrics, "/metrics")[1])
         process.send_signal(signal.SIGTERM)
         if signals == 2:
-            status = 200
-            while status == 200:
-                metrics.request("GET", "/v2/health/ready")
-                response = metrics.getresponse()
-                response.read()
-                status = response.status
+            wait_until(lambda: got(metrics, "/v2/health/ready")[0] != 200)
             process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
         connection.close()

@@ -14,11 +14,9 @@ from fcn_deploy.serving.metrics import OK, ServerMetrics
 from fcn_deploy.serving.model import ModelService, server_metadata
 from fcn_deploy.serving.protocol import (
     InputTensor,
-    ModelInterface,
     RequestError,
     bad_request,
     check_outputs,
-    response_id,
     server_failure,
 )
 
@@ -73,12 +71,9 @@ class GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             check_outputs([output.name for output in request.outputs])
             result = await service.queue.submit(service.interface.pixels(_tensors(request)))
             response = messages.ModelInferResponse(
-                model_name=service.name,
-                id=response_id(request.id),
-                outputs=[result.output],
-                raw_output_contents=[result.labels.tobytes()],
+                **result.describe(service.name, request.id), raw_output_contents=[result.labels.tobytes()]
             )
-            for name, value in result.parameters.items():
+            for name, value in result.parameters().items():
                 response.parameters[name].int64_param = value
             record.outcome = OK
             return response
@@ -88,9 +83,13 @@ def _tensors(request: Any) -> list[InputTensor]:
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise bad_request(f"{len(request.inputs)} inputs and {len(raw)} raw contents", "Send as many of each.")
+    try:
+        values = raw or [bytes(tensor.contents.uint_contents) for tensor in request.inputs]
+    except ValueError:
+        raise bad_request("values are not all whole numbers from 0 to 255", "Send them as files have them.") from None
     return [
-        InputTensor(tensor.name, tensor.datatype, tensor.shape, raw[n] if raw else None, tensor.contents.uint_contents)
-        for n, tensor in enumerate(request.inputs)
+        InputTensor(tensor.name, tensor.datatype, tensor.shape, value)
+        for tensor, value in zip(request.inputs, values, strict=True)
     ]
 
 
@@ -119,14 +118,9 @@ async def _answer(method: Any, name: str, request: Any, context: Any) -> Any:
         await context.abort(grpc.StatusCode.INTERNAL, str(server_failure()))
 
 
-def max_message_bytes(interface: ModelInterface) -> int:
-    """Return the size of a request that sends the largest input one value at a time."""
-    return _VARINT_BYTES * interface.tensor_bytes + _MESSAGE_OVERHEAD_BYTES
-
-
 def create_grpc_server(service: ModelService, metrics: ServerMetrics) -> aio.Server:
     """Return a server that is not listening yet."""
-    max_bytes = max_message_bytes(service.interface)
+    max_bytes = _VARINT_BYTES * service.interface.tensor_bytes + _MESSAGE_OVERHEAD_BYTES
     options = [
         ("grpc.max_receive_message_length", max_bytes),
         ("grpc.max_send_message_length", -1),

@@ -10,14 +10,15 @@ import contextlib
 import json
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 import h11
+import numpy as np
 
 from fcn_deploy.serving.protocol import (
     RETRY_AFTER_S,
@@ -44,34 +45,20 @@ _MAX_PIPELINED_BYTES = 65_536
 _DISCARD_S = 2.0
 
 
-@dataclass(frozen=True)
-class HttpRequest:
-    """The head of a request.
-
-    Attributes:
-        method: e.g. `GET`.
-        path: without the query, not decoded.
-        headers: by lower-case name.
-    """
+class HttpRequest(NamedTuple):
+    """The head of a request: method, path without the query, and headers by lower-case name."""
 
     method: str
     path: str
     headers: dict[str, str]
 
 
-@dataclass(frozen=True)
-class HttpResponse:
-    """An answer.
-
-    Attributes:
-        status: HTTP's.
-        body: its content.
-        headers: all but those that say how long it is and whether the connection ends.
-    """
+class HttpResponse(NamedTuple):
+    """An answer; `headers` are all but its length and whether the connection ends."""
 
     status: int
     body: bytes
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 def json_response(value: Any, headers: dict[str, str] | None = None, status: int = HTTPStatus.OK) -> HttpResponse:
@@ -92,7 +79,9 @@ class HttpConnection:
     def __init__(self, server: "HttpServer", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._server = server
         self._reader, self._writer = reader, writer
-        self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._parser = _parser()
+        # What came after the current request.
+        self._ahead = b""
         self._timeout_s = server.timeout_s
         self._held_bytes = 0
         self._request_complete = self._client_left = self._without_body = False
@@ -103,7 +92,8 @@ class HttpConnection:
         """Answer requests one after the other until the connection ends."""
         try:
             while await self._serve_one():
-                self._parser.start_next_cycle()
+                self._parser = _parser()
+                self._receive(self._ahead)
             self._writer.close()
         except ClientGoneError:
             pass
@@ -115,34 +105,58 @@ class HttpConnection:
         """Close the connection at once, whatever has not been read or sent."""
         self._writer.transport.abort()
 
-    async def read_body(self, request: HttpRequest, max_bytes: int) -> bytearray:
+    async def read_body(self, request: HttpRequest, max_bytes: int) -> memoryview:
         """Return the body of the current request; to be called once for each request, whether or not it has one.
 
         Raises:
             RequestError: it is too large, too slow, or one too many.
             ClientGoneError: the client left before it was complete.
         """
-        length = request.headers.get("content-length", "0")  # h11 accepts nothing but up to 20 digits
-        if int(length) > max_bytes:
-            raise _too_large(length, max_bytes)
-        body = bytearray()
+        size = int(request.headers.get("content-length", "0"))  # h11 accepts nothing but up to 20 digits
+        if size > max_bytes:
+            raise _too_large(str(size), max_bytes)
+        if self._parser.they_are_waiting_for_100_continue:
+            self._writer.write(self._parser.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
         try:
             async with asyncio.timeout(self._timeout_s):
-                while type(event := await self._next_event()) is h11.Data:
-                    body += event.data
-                    self._hold(len(event.data))
-                    if len(body) > max_bytes:
-                        raise _too_large(f"more than {max_bytes}", max_bytes)
-                    # One read may bring thousands of small chunks; other connections get their turn in between.
-                    await asyncio.sleep(0)
+                if "transfer-encoding" in request.headers:
+                    body = await self._read_chunks(max_bytes)
+                else:
+                    body = await self._read_sized(size)
         except TimeoutError:
             raise RequestError(
                 HTTPStatus.REQUEST_TIMEOUT,
-                f"{len(body)} bytes of the body came in {self._timeout_s:g} s, and it is not complete",
+                f"{self._held_bytes} bytes of the body came in {self._timeout_s:g} s, and it is not complete",
                 "Send it faster.",
             ) from None
         self._request_complete = True
         return body
+
+    async def _read_sized(self, size: int) -> memoryview:
+        """Return a body of a declared size, which is read past h11, because h11 would copy it three times."""
+        # Memory that is not written to yet is not taken from the machine, whatever size was declared.
+        body = np.empty(size, np.uint8).data
+        data = self._parser.trailing_data[0]
+        self._ahead = data[size:]
+        data = data[:size]
+        while True:
+            body[self._held_bytes : self._held_bytes + len(data)] = data
+            self._hold(len(data))
+            if self._held_bytes == size:
+                return body
+            data = await self._read(min(_READ_BYTES, size - self._held_bytes))
+
+    async def _read_chunks(self, max_bytes: int) -> memoryview:
+        body = bytearray()
+        while type(event := await self._next_event()) is h11.Data:
+            body += event.data
+            self._hold(len(event.data))
+            if len(body) > max_bytes:
+                raise _too_large(f"more than {max_bytes}", max_bytes)
+            # One read may bring thousands of chunks; other connections get their turn in between.
+            await asyncio.sleep(0)
+        self._ahead = self._parser.trailing_data[0]
+        return memoryview(body)
 
     async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what `work` returns; it is cancelled when the client leaves first.
@@ -172,7 +186,7 @@ class HttpConnection:
         Raises:
             ClientGoneError: the client left, or did not take it in time.
         """
-        headers = {"date": formatdate(usegmt=True), "content-length": str(len(response.body))} | response.headers
+        headers = {"date": formatdate(usegmt=True), "content-length": str(len(response.body)), **response.headers}
         if close:
             headers["connection"] = "close"
         parts = [self._parser.send(h11.Response(status_code=response.status, headers=list(headers.items())))]
@@ -206,7 +220,7 @@ class HttpConnection:
             await self._refuse(server_failure())
         finally:
             self._hold(-self._held_bytes)
-        return self._parser.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE} and not self._server.stopping
+        return self._request_complete and self._parser.our_state is h11.DONE and not self._server.stopping
 
     async def _read_head(self) -> HttpRequest:
         self._server.awaiting_head[self] = None
@@ -227,23 +241,24 @@ class HttpConnection:
     async def _next_event(self) -> Any:
         """Return h11's next event, reading from the client as often as it takes."""
         while (event := self._parser.next_event()) is h11.NEED_DATA:
-            if self._parser.they_are_waiting_for_100_continue:
-                self._writer.write(self._parser.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
-            data = await self._read()
-            if data[0] in b"\r\n" and self._parser.their_state is h11.IDLE and not self._parser.trailing_data[0]:
-                data = data.lstrip(b"\r\n")  # some clients end a body with a line break that is not part of it
-            if data:
-                self._parser.receive_data(data)
+            self._receive(await self._read())
         return event
 
-    async def _read(self) -> bytes:
+    def _receive(self, data: bytes) -> None:
+        # Some clients end a body with a line break that is not part of it.
+        if data[:1] in {b"\r", b"\n"} and self._parser.their_state is h11.IDLE and not self._parser.trailing_data[0]:
+            data = data.lstrip(b"\r\n")
+        if data:  # for h11, nothing is the end
+            self._parser.receive_data(data)
+
+    async def _read(self, max_bytes: int = _READ_BYTES) -> bytes:
         """Return what the client sends next.
 
         Raises:
             ClientGoneError: it ended the connection.
         """
         try:
-            data = await self._reader.read(_READ_BYTES)
+            data = await self._reader.read(max_bytes)
         except OSError as error:
             raise ClientGoneError from error
         if not data:
@@ -252,12 +267,9 @@ class HttpConnection:
 
     async def _cancel_when_gone(self, task: "asyncio.Future[Any]") -> None:
         """Cancel a task when the client leaves; a client that sends ahead is read only so far, and then not watched."""
-        received = 0
         try:
-            while received < _MAX_PIPELINED_BYTES:
-                data = await self._read()
-                self._parser.receive_data(data)
-                received += len(data)
+            while len(self._ahead) < _MAX_PIPELINED_BYTES:
+                self._ahead += await self._read()
         except ClientGoneError:
             self._client_left = True
             task.cancel()
@@ -295,6 +307,10 @@ def _not_http(error: h11.RemoteProtocolError) -> RequestError:
     return bad_request(f"this is not valid HTTP/1.1: {str(error)[:100]}", "Send a request of HTTP/1.1.")
 
 
+def _parser() -> h11.Connection:
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+
+
 # Reads the body of a request from its connection, and sends the response to it.
 HttpHandler = Callable[[HttpConnection, HttpRequest], Awaitable[None]]
 
@@ -310,6 +326,7 @@ class HttpServer:
 
     Attributes:
         held_bytes: of all bodies in memory.
+        connections: the tasks that serve them.
         awaiting_head: connections without a complete request's head, those that wait longest first.
         stopping: whether connections end after the current answer.
     """
@@ -320,7 +337,7 @@ class HttpServer:
         self.held_bytes = 0
         self.awaiting_head: dict[HttpConnection, None] = {}
         self.stopping = False
-        self._tasks: set[asyncio.Task[Any] | None] = set()
+        self.connections: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
 
     async def start(self, listener: socket.socket) -> None:
@@ -334,25 +351,24 @@ class HttpServer:
             self._listener.close()
         for connection in list(self.awaiting_head):
             connection.abort()
-        if self._tasks:
-            _, unfinished = await asyncio.wait(self._tasks, timeout=grace_s)
+        if self.connections:
+            _, unfinished = await asyncio.wait(self.connections, timeout=grace_s)
             for task in unfinished:
                 task.cancel()
             await asyncio.gather(*unfinished, return_exceptions=True)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._tasks) >= MAX_CONNECTIONS and not self._close_longest_waiting():
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self.connections) >= MAX_CONNECTIONS and not self._close_longest_waiting():
             body = error_response(unavailable(f"all of {MAX_CONNECTIONS} connections are in use")).body
             head = f"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: {RETRY_AFTER_S}\r\n"
             writer.write(f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
             writer.close()
             return
-        task = asyncio.current_task()
-        self._tasks.add(task)
-        try:
-            await HttpConnection(self, reader, writer).serve()
-        finally:
-            self._tasks.discard(task)
+        connection = HttpConnection(self, reader, writer)
+        self.awaiting_head[connection] = None
+        task = asyncio.create_task(connection.serve())
+        self.connections.add(task)
+        task.add_done_callback(self.connections.discard)
 
     def _close_longest_waiting(self) -> bool:
         connection = next(iter(self.awaiting_head), None)

@@ -27,17 +27,11 @@ class ServerState(StrEnum):
 class ModelService:
     """A served artifact with its queue. Requests are accepted while it is ready; accepted requests are counted.
 
-    Args:
-        path: a bundle's directory, an ONNX file, or a TensorRT engine.
-        options: its name, and bounds.
-        metrics: where requests and runs are counted.
-
     Attributes:
         name: in the protocol.
         segmenter: the model's facts and size; only the queue runs it.
         interface: what requests have to look like.
         queue: where pixels become labels.
-        state: set by `load` and `drain`.
         in_flight: requests that were accepted and are not answered yet.
 
     Raises:
@@ -110,18 +104,11 @@ class ModelService:
             RequestError: it is for another.
         """
         if name != self.name:
-            raise RequestError(
-                HTTPStatus.NOT_FOUND, f"no model {name!r} is served here", "GET /v2/models lists it."
-            )  # fmt: skip
+            raise RequestError(HTTPStatus.NOT_FOUND, f"no model {name!r} is served here", "GET /v2/models lists it.")
 
     def metadata(self) -> dict[str, Any]:
         """Return name, inputs and outputs of the model, as the protocol describes them."""
-        return {
-            "name": self.name,
-            "platform": "",
-            "inputs": self.interface.inputs,
-            "outputs": self.interface.outputs,
-        }
+        return {"name": self.name, "platform": ""} | self.interface.describe()
 
 
 def server_metadata() -> dict[str, Any]:

@@ -30,15 +30,9 @@ _MAX_WAITING = 8
 
 @dataclass
 class PhotoPage:
-    """Serves the page's files, and labels the photos it sends.
+    """Serves the page's `files`, and labels the photos it sends, of up to `max_bytes`.
 
-    Attributes:
-        service: the model.
-        executor: one thread, so that one photo is decoded at a time.
-        keep_aspect: how photos are fitted.
-        max_bytes: of a photo's file.
-        photos: that are being worked on.
-        files: the page's files and their types, by path.
+    Photos are decoded in `executor`, which has one thread; `photos` are being worked on.
     """
 
     service: ModelService
@@ -71,7 +65,7 @@ class PhotoPage:
             "max_pixels": MAX_PIXELS,
         }, _HEADERS)  # fmt: skip
 
-    async def segment(self, data: bytearray) -> HttpResponse:
+    async def segment(self, data: memoryview) -> HttpResponse:
         """Return a photo's labels as a PNG of the photo's size, and each class's share.
 
         Raises:
@@ -89,7 +83,7 @@ class PhotoPage:
         finally:
             self.photos -= 1
 
-    async def _label(self, data: bytearray) -> dict[str, Any]:
+    async def _label(self, data: memoryview) -> dict[str, Any]:
         canvas, placement = await run_in_thread(self.executor, lambda: self._fit(bytes(data)))
         labels = (await self.service.queue.submit(canvas[None])).labels[0]
         return await run_in_thread(self.executor, lambda: self._describe(placement.restore(labels)))

@@ -9,8 +9,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from itertools import chain
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,10 +20,10 @@ from fcn_deploy.model_info import LABELS_NAME, PIXELS_NAME
 JSON_LENGTH_HEADER = "inference-header-content-length"
 RETRY_AFTER_S = 1
 _DATATYPE = "UINT8"
-_CHANNELS = 3
 _BINARY_SIZE = "binary_data_size"
 _MAX_DIGITS = 12
 _MAX_NAMES_SHOWN = 3
+_METADATA_REMEDY = "Ask for the model's metadata."
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -63,52 +62,40 @@ def unavailable(problem: str) -> RequestError:
 
 def server_failure() -> RequestError:
     """Return the error for a failure of the server itself, which shows nothing of the cause."""
-    return RequestError(
-        HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed at this request", "Its log says more."
-    )  # fmt: skip
+    return RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed at this request", "Its log says more.")
 
 
-@dataclass(frozen=True)
-class InputTensor:
-    """An input as a client sent it, with its values either as bytes or one by one.
-
-    Attributes:
-        name: as sent.
-        datatype: as sent, e.g. `UINT8`.
-        shape: as sent.
-        raw: the values' bytes, row-major.
-        values: the values as numbers, flat or in lists nested as `shape` says.
-    """
+class InputTensor(NamedTuple):
+    """An input as a client sent it; `raw` holds its values as bytes, row-major."""
 
     name: str
     datatype: str
     shape: Sequence[int]
-    raw: bytes | memoryview | None = None
-    values: Sequence[Any] = ()
+    raw: bytes | memoryview
 
 
-@dataclass(frozen=True)
-class InferRequest:
-    """A request to label photos.
-
-    Attributes:
-        id: the client's name for it, or "".
-        tensors: the inputs.
-        binary: whether the client wants the labels as bytes rather than as JSON numbers.
-    """
+class InferRequest(NamedTuple):
+    """A request over HTTP: its id, or ""; its inputs; whether it asks for labels as bytes, not as JSON numbers."""
 
     id: str
     tensors: Sequence[InputTensor]
     binary: bool
 
 
+_Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
+# Longer lists do not describe a request to this model.
+_FewItems = msgspec.Meta(max_length=16)
+
+
+_NO_DATA = msgspec.Raw()
+
+
 class _JsonInput(msgspec.Struct):
     name: str
     datatype: str
-    # Longer lists do not describe a request to this model.
-    shape: Annotated[list[int], msgspec.Meta(max_length=16)]
+    shape: Annotated[list[int], _FewItems]
     parameters: dict[str, Any] = {}
-    data: list[Any] | None = None
+    data: msgspec.Raw = _NO_DATA
 
 
 class _JsonOutput(msgspec.Struct):
@@ -117,16 +104,18 @@ class _JsonOutput(msgspec.Struct):
 
 
 class _JsonRequest(msgspec.Struct):
-    inputs: Annotated[list[_JsonInput], msgspec.Meta(max_length=16)]
+    inputs: Annotated[list[_JsonInput], _FewItems]
     id: Annotated[str, msgspec.Meta(max_length=200)] = ""
     parameters: dict[str, Any] = {}
-    outputs: Annotated[list[_JsonOutput], msgspec.Meta(max_length=16)] = []
+    outputs: Annotated[list[_JsonOutput], _FewItems] = []
 
 
-_JSON_REQUEST = msgspec.json.Decoder(_JsonRequest)
+_REQUEST_DECODER = msgspec.json.Decoder(_JsonRequest)
+_FLAT_DECODER = msgspec.json.Decoder(list[_Byte])
+_NESTED_DECODER = msgspec.json.Decoder(list[list[list[list[_Byte]]]])
 
 
-def decode_request(body: bytes | bytearray, json_length: str | None) -> InferRequest:
+def decode_request(body: bytes | memoryview, json_length: str | None) -> InferRequest:
     """Decode the body of an HTTP request.
 
     Args:
@@ -139,11 +128,10 @@ def decode_request(body: bytes | bytearray, json_length: str | None) -> InferReq
     content = memoryview(body)
     end = len(body) if json_length is None else _json_end(json_length, len(body))
     try:
-        request = _JSON_REQUEST.decode(content[:end])
+        request = _REQUEST_DECODER.decode(content[:end])
     except (ValueError, RecursionError) as error:
-        raise bad_request(
-            f"the JSON is no inference request: {error}", "See the Open Inference Protocol."
-        ) from None  # fmt: skip
+        problem = f"the JSON is no inference request: {error}"
+        raise bad_request(problem, "See the Open Inference Protocol.") from None
     check_outputs([output.name for output in request.outputs])
     if request.outputs:
         binary = request.outputs[0].parameters.get("binary_data") is True
@@ -160,7 +148,7 @@ def check_outputs(names: Sequence[str]) -> None:
     """
     if any(name != LABELS_NAME for name in names):
         listed = ", ".join(short_repr(name) for name in names[:_MAX_NAMES_SHOWN])
-        raise bad_request(f"outputs {listed}: the model has one, {LABELS_NAME}", "Ask for the model's metadata.")
+        raise bad_request(f"outputs {listed}: the model has one, {LABELS_NAME}", _METADATA_REMEDY)
 
 
 def _json_end(text: str, length: int) -> int:
@@ -177,27 +165,46 @@ def _tensors(inputs: Sequence[_JsonInput], binary: memoryview) -> list[InputTens
     tensors, start = [], 0
     for tensor in inputs:
         size = tensor.parameters.get(_BINARY_SIZE)
-        if (size is None) == (tensor.data is None):
+        if (size is None) == (tensor.data == _NO_DATA):
             raise bad_request(
                 f"input {short_repr(tensor.name)} has {'no values' if size is None else 'values twice'}",
                 f"Send either data or the parameter {_BINARY_SIZE}.",
             )
-        if size is None:
-            tensors.append(InputTensor(tensor.name, tensor.datatype, tensor.shape, values=tensor.data or ()))
-            continue
-        if type(size) is not int or not 0 <= size <= len(binary) - start:
+        if tensor.data != _NO_DATA:
+            size, raw = 0, _decode_values(tensor.data, tensor.shape)
+        elif type(size) is not int or not 0 <= size <= len(binary) - start:
             raise bad_request(
                 f"{_BINARY_SIZE} {short_repr(size)} of input {short_repr(tensor.name)}: "
                 f"{len(binary) - start} bytes follow",
                 "Send as many as it says; the request may have been cut off.",
             )
-        tensors.append(InputTensor(tensor.name, tensor.datatype, tensor.shape, binary[start : start + size]))
+        else:
+            raw = binary[start : start + size]
+        tensors.append(InputTensor(tensor.name, tensor.datatype, tensor.shape, raw))
         start += size
     if start != len(binary):
-        raise bad_request(
-            f"{len(binary) - start} bytes belong to no input", f"Say what they are with {_BINARY_SIZE}."
-        )  # fmt: skip
+        raise bad_request(f"{len(binary) - start} bytes belong to no input", f"Say what they are with {_BINARY_SIZE}.")
     return tensors
+
+
+def _decode_values(data: msgspec.Raw, shape: Sequence[int]) -> bytes | memoryview:
+    """Return JSON numbers as bytes; they may be flat, or nested as the shape says."""
+    nested = bytes(memoryview(data)[:64]).replace(b" ", b"").startswith(b"[[")
+    try:
+        if not nested:
+            return bytes(_FLAT_DECODER.decode(data))
+        values = np.array(_NESTED_DECODER.decode(data), np.uint8)
+    except (ValueError, RecursionError) as error:  # of NumPy when the lists' lengths differ
+        raise bad_request(
+            f"values of {PIXELS_NAME} are not all whole numbers from 0 to 255, flat or nested in 4 levels: {error}",
+            "Send them as files have them.",
+        ) from None
+    if values.shape != tuple(shape):
+        raise bad_request(
+            f"the lists of {PIXELS_NAME} are not nested as its shape {short_repr(list(shape))} says",
+            "Nest them row by row, or send a flat list.",
+        )
+    return values.reshape(-1).data
 
 
 @dataclass(frozen=True)
@@ -214,94 +221,44 @@ class ModelInterface:
     height: int
     width: int
 
-    @property
-    def inputs(self) -> list[dict[str, Any]]:
-        """The input as the protocol describes it; -1 for 1 to N photos."""
-        return [{"name": PIXELS_NAME, "datatype": _DATATYPE, "shape": [self._declared_batch, *self._photo_shape]}]
-
-    @property
-    def outputs(self) -> list[dict[str, Any]]:
-        """The output as the protocol describes it."""
-        return [{"name": LABELS_NAME, "datatype": _DATATYPE, "shape": [self._declared_batch, self.height, self.width]}]
+    def describe(self) -> dict[str, list[dict[str, Any]]]:
+        """Return inputs and outputs as the protocol describes them; -1 stands for 1 to N photos."""
+        shape = [1 if self.batch == 1 else -1, self.height, self.width]
+        return {
+            "inputs": [{"name": PIXELS_NAME, "datatype": _DATATYPE, "shape": [*shape, 3]}],
+            "outputs": [{"name": LABELS_NAME, "datatype": _DATATYPE, "shape": shape}],
+        }
 
     @property
     def tensor_bytes(self) -> int:
         """Bytes of the largest input."""
-        return self.batch * math.prod(self._photo_shape)
-
-    @property
-    def _photo_shape(self) -> tuple[int, int, int]:
-        return self.height, self.width, _CHANNELS
-
-    @property
-    def _declared_batch(self) -> int:
-        return 1 if self.batch == 1 else -1
+        return self.batch * self.height * self.width * 3
 
     def pixels(self, tensors: Sequence[InputTensor]) -> Pixels:
-        """Return the n x H x W x 3 pixels of a request; name, type and shape are checked before any value is read.
+        """Return the n x H x W x 3 pixels of a request.
 
         Raises:
-            RequestError: they do not fit, or the values are too few, too many, or no whole numbers from 0 to 255.
+            RequestError: name, type or shape are not the model's, or the values are too few or too many.
         """
         if [tensor.name for tensor in tensors] != [PIXELS_NAME]:
             names = ", ".join(short_repr(tensor.name) for tensor in tensors[:_MAX_NAMES_SHOWN]) or "none"
-            raise bad_request(f"inputs {names}: the model has one, {PIXELS_NAME}", "Ask for the model's metadata.")
-        (tensor,) = tensors
-        if tensor.datatype != _DATATYPE:
+            raise bad_request(f"inputs {names}: the model has one, {PIXELS_NAME}", _METADATA_REMEDY)
+        ((_, datatype, shape, raw),) = tensors
+        if datatype != _DATATYPE:
+            problem = f"datatype {short_repr(datatype)} of {PIXELS_NAME}: it is {_DATATYPE}"
+            raise bad_request(problem, "Send RGB values from 0 to 255 as files have them.")
+        if list(shape[1:]) != [self.height, self.width, 3] or not 1 <= shape[0] <= self.batch:
+            count = "1" if self.batch == 1 else f"1..{self.batch}"
             raise bad_request(
-                f"datatype {short_repr(tensor.datatype)} of {PIXELS_NAME}: it is {_DATATYPE}",
-                "Send RGB values from 0 to 255 as files have them.",
+                f"shape {short_repr(list(shape))} of {PIXELS_NAME}: it is [{count}, {self.height}, {self.width}, 3]",
+                "Resize the photo first, or post its file to /segment.",
             )
-        self._check_shape(tensor.shape)
-        raw = _bytes_of(tensor) if tensor.raw is None else tensor.raw
-        if len(raw) != math.prod(tensor.shape):
-            raise _wrong_count(tensor.shape, len(raw))
-        return np.frombuffer(raw, np.uint8).reshape(tuple(tensor.shape))
-
-    def _check_shape(self, shape: Sequence[int]) -> None:
-        if tuple(shape[1:]) == self._photo_shape and 1 <= shape[0] <= self.batch:
-            return
-        count = "1" if self.batch == 1 else f"1..{self.batch}"
-        raise bad_request(
-            f"shape {short_repr(list(shape))} of {PIXELS_NAME}: it is [{count}, {self.height}, {self.width}, 3]",
-            "Resize the photo first, or post its file to /segment.",
-        )
-
-
-def _bytes_of(tensor: InputTensor) -> bytes:
-    values = _flat(tensor.values, tensor.shape)
-    if len(values) != math.prod(tensor.shape):
-        raise _wrong_count(tensor.shape, len(values))
-    try:
-        # bool is a subclass of int, and a float would have to be rounded.
-        if set(map(type, values)) <= {int}:
-            return bytes(values)
-    except ValueError:  # a number below 0 or above 255
-        pass
-    raise bad_request(
-        f"values of {PIXELS_NAME} are not all whole numbers from 0 to 255", "Send them as files have them."
-    )
-
-
-def _flat(values: Sequence[Any], shape: Sequence[int]) -> Sequence[Any]:
-    """Return values in row-major order; they may be flat already."""
-    if not values or not isinstance(values[0], list):
-        return values
-    for length in shape[1:]:
-        if not all(isinstance(row, list) and len(row) == length for row in values):
+        if len(raw) != math.prod(shape):
             raise bad_request(
-                f"the lists of {PIXELS_NAME} are not nested as its shape {short_repr(list(shape))} says",
-                "Nest them row by row, or send a flat list.",
+                f"{len(raw)} values for {PIXELS_NAME} of shape {list(shape)}, which has {math.prod(shape)}",
+                "Send as many; the request may have been cut off.",
             )
-        values = list(chain.from_iterable(values))
-    return values
-
-
-def _wrong_count(shape: Sequence[int], count: int) -> RequestError:
-    return bad_request(
-        f"{count} values for {PIXELS_NAME} of shape {list(shape)}, which has {math.prod(shape)}",
-        "Send as many; the request may have been cut off.",
-    )
+        return np.frombuffer(raw, np.uint8).reshape(tuple(shape))
 
 
 @dataclass(frozen=True)
@@ -318,37 +275,22 @@ class InferResult:
     queue_s: float
     run_s: float
 
-    @property
+    def describe(self, model_name: str, request_id: str) -> dict[str, Any]:
+        """Return the response but for the labels themselves and the parameters; a request without id gets one."""
+        output = {"name": LABELS_NAME, "datatype": _DATATYPE, "shape": list(self.labels.shape)}
+        return {"id": request_id or str(uuid.uuid4()), "model_name": model_name, "outputs": [output]}
+
     def parameters(self) -> dict[str, int]:
-        """Microseconds of waiting and of running, by the names the response has them under."""
+        """Return the microseconds of waiting and of running by their names in a response."""
         return {"queue_us": int(self.queue_s * 1e6), "run_us": int(self.run_s * 1e6)}
 
-    @property
-    def output(self) -> dict[str, Any]:
-        """Name, type and shape of the labels."""
-        return {"name": LABELS_NAME, "datatype": _DATATYPE, "shape": list(self.labels.shape)}
-
-
-def response_id(request_id: str) -> str:
-    """Return the client's id for a request, or a new one when it has none."""
-    return request_id or str(uuid.uuid4())
-
-
-def encode_response(
-    model_name: str, request_id: str, result: InferResult, *, binary: bool
-) -> tuple[bytes, dict[str, str]]:
-    """Encode labels as the body of an HTTP response, as bytes or as JSON numbers, and return it with its headers."""
-    labels = result.labels
-    values = {"parameters": {_BINARY_SIZE: labels.size}} if binary else {"data": labels.ravel().tolist()}
-    head = msgspec.json.encode(
-        {
-            "id": response_id(request_id),
-            "model_name": model_name,
-            "outputs": [result.output | values],
-            "parameters": result.parameters,
-        }
-    )
-    if not binary:
-        return head, {"content-type": "application/json"}
-    headers = {"content-type": "application/octet-stream", JSON_LENGTH_HEADER: str(len(head))}
-    return b"".join((head, labels.data)), headers
+    def encode(self, model_name: str, request_id: str, *, binary: bool) -> tuple[bytes, dict[str, str]]:
+        """Return the body of an HTTP response and its headers, with the labels as bytes or as JSON numbers."""
+        response = self.describe(model_name, request_id) | {"parameters": self.parameters()}
+        if not binary:
+            response["outputs"][0]["data"] = self.labels.ravel().tolist()
+            return msgspec.json.encode(response), {"content-type": "application/json"}
+        response["outputs"][0]["parameters"] = {_BINARY_SIZE: self.labels.size}
+        head = msgspec.json.encode(response)
+        headers = {"content-type": "application/octet-stream", JSON_LENGTH_HEADER: str(len(head))}
+        return b"".join((head, self.labels.data)), headers

@@ -19,7 +19,6 @@ from fcn_deploy.serving.protocol import (
     InferRequest,
     RequestError,
     decode_request,
-    encode_response,
     short_repr,
 )
 from fcn_deploy.serving.queue import run_in_thread
@@ -34,11 +33,7 @@ _JSON_BYTES_PER_VALUE = 6
 class Routes:
     """The addresses of one server: the Open Inference Protocol, metrics, and the page.
 
-    Args:
-        service: the model.
-        metrics: where requests are counted.
-        options: bounds, and how photos are fitted.
-        executor: one thread, for JSON tensors and photos: a decoded photo takes up to half a gigabyte.
+    `executor`, for JSON tensors and photos, has to have one thread: a decoded photo takes up to half a gigabyte.
     """
 
     def __init__(
@@ -100,7 +95,7 @@ class Routes:
         encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
         return HttpResponse(HTTPStatus.OK, encode(self._metrics.registry), {"content-type": content_type})
 
-    async def _post(self, request: HttpRequest, body: bytearray) -> HttpResponse:
+    async def _post(self, request: HttpRequest, body: memoryview) -> HttpResponse:
         if request.path == _SEGMENT_PATH:
             return await self._page.segment(body)
         model_path = _MODEL_PATH.fullmatch(request.path)
@@ -109,18 +104,18 @@ class Routes:
         self._service.check_name(model_path[1])
         return await self._infer(body, request.headers.get(JSON_LENGTH_HEADER))
 
-    async def _infer(self, body: bytearray, json_length: str | None) -> HttpResponse:
+    async def _infer(self, body: memoryview, json_length: str | None) -> HttpResponse:
         """Return labels. Numbers as JSON take long to read and to write, so another thread does that."""
         if json_length is None:
             request, pixels = await run_in_thread(self._executor, lambda: self._decode(body, None))
         else:
             request, pixels = self._decode(body, json_length)
         result = await self._service.queue.submit(pixels)
-        encode = partial(encode_response, self._service.name, request.id, result, binary=request.binary)
+        encode = partial(result.encode, self._service.name, request.id, binary=request.binary)
         content, headers = encode() if request.binary else await run_in_thread(self._executor, encode)
         return HttpResponse(HTTPStatus.OK, content, headers)
 
-    def _decode(self, body: bytearray, json_length: str | None) -> tuple[InferRequest, Pixels]:
+    def _decode(self, body: memoryview, json_length: str | None) -> tuple[InferRequest, Pixels]:
         request = decode_request(body, json_length)
         return request, self._service.interface.pixels(request.tensors)
 

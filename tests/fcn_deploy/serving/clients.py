@@ -4,7 +4,8 @@ import contextlib
 import http.client
 import json
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -83,6 +84,18 @@ def json_request(pixels: Pixels, **changed: Any) -> bytes:
     """A body that is all JSON; `changed` replaces members of its input."""
     tensor = {"name": "pixels", "shape": list(pixels.shape), "datatype": "UINT8", "data": pixels.ravel().tolist()}
     return json.dumps({"inputs": [tensor | changed]}).encode()
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 20) -> None:
+    """Wait until a condition holds, and fail when it does not in time."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "the condition did not hold in time"
+        time.sleep(0.005)
+
+
+def wait_for_metric(server: fd.Server, name: str, value: int) -> None:
+    wait_until(lambda: f"fcn_deploy_{name} {value}.0" in exposed(server))
 
 
 def read_until_closed(connection: socket.socket) -> bytes:

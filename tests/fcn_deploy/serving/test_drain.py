@@ -20,13 +20,14 @@ from tests.fcn_deploy.serving.clients import (
     binary_request,
     call,
     connect,
-    exposed,
     grpc_client,
     grpc_infer,
     http_client,
     http_infer,
     noise,
     read_until_closed,
+    wait_for_metric,
+    wait_until,
 )
 from tests.fcn_deploy.serving.conftest import OPTIONS, Held
 
@@ -38,8 +39,7 @@ def in_thread(work: object, *arguments: object) -> threading.Thread:
 
 
 def wait_until_not_ready(server: fd.Server) -> None:
-    while call(server, "/v2/health/ready")[0] == 200:
-        pass
+    wait_until(lambda: call(server, "/v2/health/ready")[0] != 200)
 
 
 def test_what_was_accepted_is_answered_and_what_comes_later_is_refused(shared_bundle: Path, held: Held) -> None:
@@ -59,8 +59,7 @@ def test_what_was_accepted_is_answered_and_what_comes_later_is_refused(shared_bu
         accepted = [in_thread(over_http, noise(seed=1))]
         assert held.begun.acquire(timeout=20)
         accepted.append(in_thread(over_grpc, noise(seed=1)))
-        while "fcn_deploy_waiting 1.0" not in exposed(server):
-            pass
+        wait_for_metric(server, "waiting", 1)
         ending = in_thread(server.stop)
         wait_until_not_ready(server)
         assert call(server, "/v2/health/ready")[1] == {"error": "the server is shutting down. Try again after 1 s."}
@@ -91,8 +90,7 @@ def test_an_upload_that_had_begun_is_answered(shared_bundle: Path) -> None:
         for name, value in (fields | {"Content-Length": str(len(body))}).items():
             uploading.putheader(name, value)
         uploading.endheaders(body[:100])
-        while "fcn_deploy_in_flight 1.0" not in exposed(server):
-            pass
+        wait_for_metric(server, "in_flight", 1)
         ending = in_thread(server.stop)
         wait_until_not_ready(server)
         uploading.send(body[100:])
@@ -107,8 +105,7 @@ def test_who_takes_longer_than_the_drain_is_cut_off(shared_bundle: Path) -> None
     with fd.Server(shared_bundle, replace(OPTIONS, drain_s=0.1)) as server:
         slow = connect(server)
         slow.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc".encode())
-        while "fcn_deploy_in_flight 1.0" not in exposed(server):
-            pass
+        wait_for_metric(server, "in_flight", 1)
 
     with slow:
         assert b"labels" not in read_until_closed(slow)

@@ -29,6 +29,7 @@ from tests.fcn_deploy.serving.clients import (
     http_client,
     http_infer,
     noise,
+    wait_for_metric,
 )
 from tests.fcn_deploy.serving.conftest import OPTIONS, Held
 
@@ -210,8 +211,7 @@ def test_the_longest_queue_over_http_and_grpc(shared_bundle: Path, held: Held) -
         clients[0].start()
         assert held.begun.acquire(timeout=20)
         clients[1].start()
-        while "fcn_deploy_waiting 1.0" not in exposed(server):
-            pass
+        wait_for_metric(server, "waiting", 1)
         status, answer, headers = call(server, INFER, *binary_request(noise()))
         with grpc_client(server) as client, pytest.raises(InferenceServerException, match="at most 1") as caught:
             grpc_infer(client, noise())

@@ -21,6 +21,7 @@ from tests.fcn_deploy.serving.clients import (
     http_infer,
     noise,
     read_until_closed,
+    wait_for_metric,
 )
 from tests.fcn_deploy.serving.conftest import OPTIONS, Held
 
@@ -139,8 +140,8 @@ def test_a_client_that_left_does_not_take_the_models_time(shared_bundle: Path, h
             first.sendall(request)
             assert held.begun.acquire(timeout=20)
             leaving.sendall(request)
-            wait_for_waiting(server, 1)
-        wait_for_waiting(server, 0)
+            wait_for_metric(server, "waiting", 1)
+        wait_for_metric(server, "waiting", 0)
         held.going.set()
         with http_client(server) as client:
             assert http_infer(client, noise()).shape == (1, 96, 96)
@@ -161,15 +162,10 @@ def test_a_grpc_client_whose_time_is_over_does_not_take_the_models_time(shared_b
         assert held.begun.acquire(timeout=20)
         with pytest.raises(InferenceServerException, match="Deadline Exceeded"):
             client.infer("net", [given], client_timeout=0.2)
-        wait_for_waiting(server, 0)
+        wait_for_metric(server, "waiting", 0)
         held.going.set()
         first.join()
         metrics = exposed(server)
 
     assert len(answers) == len(held.feeds) == 1
     assert 'fcn_deploy_requests_total{outcome="gone",protocol="grpc"} 1.0' in metrics
-
-
-def wait_for_waiting(server: fd.Server, count: int) -> None:
-    while f"fcn_deploy_waiting {count}.0" not in exposed(server):
-        pass
