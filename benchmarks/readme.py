@@ -1,8 +1,8 @@
-"""Puts the tables of committed results into README.md, so that no figure there is typed by hand.
+"""Writes the tables of committed results into README.md and docs/figures.md, so that no figure there is typed by hand.
 
 Results of GPUs are found by themselves: the newest are shown, or that there are none yet.
 
-Run as `python -m benchmarks.readme`; a test compares what stands in README.md with the results.
+Run as `python -m benchmarks.readme`; a test compares both files with the results.
 """
 
 import re
@@ -19,7 +19,7 @@ from benchmarks.stats.comparison import Ratio
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "figures.md")
 _BEGIN = "<!-- {kind} of {name}: made by `python -m benchmarks.readme` -->"
 _END = "<!-- end -->"
 _GPU = "gpu"
@@ -113,5 +113,6 @@ _TABLES: Mapping[str, Callable[[BenchReport], Sequence[str]]] = {"latency": _lat
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
-    sys.stdout.write(f"wrote {README.name}\n")
+    for document in DOCUMENTS:
+        document.write_text(with_tables(document.read_text(encoding="utf-8")), encoding="utf-8")
+        sys.stdout.write(f"wrote {document.relative_to(ROOT)}\n")

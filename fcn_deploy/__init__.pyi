@@ -27,7 +27,6 @@ from exporters.tensorrt.build import EngineBuild as EngineBuild
 from exporters.tensorrt.build import build_engine as build_engine
 from exporters.tensorrt.options import EngineOptions as EngineOptions
 from exporters.triton.options import PackageOptions as PackageOptions
-from exporters.triton.options import PackageTarget as PackageTarget
 from exporters.triton.repository import Package as Package
 from exporters.triton.repository import package as package
 from exporters.window_picture import draw_regions as draw_regions
@@ -69,8 +68,7 @@ from fcn_deploy.evaluation.data import Dataset as Dataset
 from fcn_deploy.evaluation.data import Pair as Pair
 from fcn_deploy.evaluation.data import find_dataset as find_dataset
 from fcn_deploy.evaluation.data import sample_dataset as sample_dataset
-from fcn_deploy.evaluation.options import Against as Against
-from fcn_deploy.evaluation.options import EvaluateOptions as EvaluateOptions
+from fcn_deploy.evaluation.run import EvaluateOptions as EvaluateOptions
 from fcn_deploy.evaluation.run import evaluate as evaluate
 from fcn_deploy.evaluation.scores import Evaluation as Evaluation
 from fcn_deploy.geometry import AxisSizes as AxisSizes

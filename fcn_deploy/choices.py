@@ -1,36 +1,6 @@
-"""What a user chooses from by name, as enums; importing this loads nothing."""
+"""The values that a user chooses from by name, in the order a user meets them. Importing this loads nothing."""
 
 from enum import StrEnum
-
-
-class FlavourName(StrEnum):
-    """The two products; also what `pip install 'fcn-deploy[...]'` calls them."""
-
-    TENSORRT = "tensorrt"
-    RTX = "tensorrt-rtx"
-
-
-class ImageInput(StrEnum):
-    """What a graph takes."""
-
-    FLOAT = "float"  # `image`: N x 3 x H x W float32, BGR less the mean
-    UINT8 = "uint8"  # `pixels`: N x H x W x 3 uint8, RGB
-
-
-class Precision(StrEnum):
-    """What a graph computes in; what it takes and gives does not depend on it."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"  # the trunk; scores and up-sampling in float32
-    INT8 = "int8"  # likewise
-
-
-class Head(StrEnum):
-    """What a graph gives."""
-
-    LOGITS = "logits"  # N x K x H x W float32
-    LABELS = "labels"  # N x H x W uint8
 
 
 class Variant(StrEnum):
@@ -42,38 +12,37 @@ class Variant(StrEnum):
 
 
 class Geometry(StrEnum):
-    """How pools round odd sizes, and with it every size downstream."""
+    """How pools round odd sizes, which decides every size after them."""
 
     FLOOR = "floor"
     CAFFE = "caffe"
 
 
-class OutputFormat(StrEnum):
-    """What is written for each photo."""
+class Precision(StrEnum):
+    """The arithmetic of a graph; its inputs and outputs keep their types."""
 
-    PNG = "png"  # NAME.labels.png, a palette image of the labels, and NAME.overlay.png
-    NPZ = "npz"  # NAME.npz: `labels`, h x w uint8
-    RLE_JSON = "rle-json"  # NAME.json: COCO run lengths of each class
-    PARQUET = "parquet"  # rows of part-*.parquet, labels as PNG
-
-
-class EngineName(StrEnum):
-    """What runs the stages."""
-
-    LOCAL = "local"  # threads of this process
-    RAY = "ray"  # tasks and actors of a Ray cluster
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"  # the trunk; scores and up-sampling in float32
+    INT8 = "int8"  # likewise
 
 
-class TritonBackend(StrEnum):
-    """What runs the model inside Triton."""
+class ImageInput(StrEnum):
+    """The input of a graph."""
 
-    ONNXRUNTIME = "onnxruntime"
-    TENSORRT = "tensorrt"
-    PYTHON = "python"  # a generated model.py over this toolkit's own runtime
+    FLOAT = "float"  # `image`: N x 3 x H x W float32, BGR less the mean
+    UINT8 = "uint8"  # `pixels`: N x H x W x 3 uint8, RGB
+
+
+class Head(StrEnum):
+    """The output of a graph."""
+
+    LOGITS = "logits"  # N x K x H x W float32
+    LABELS = "labels"  # N x H x W uint8
 
 
 class Optimize(StrEnum):
-    """The levels, each of which includes the one before."""
+    """The levels of optimization, each of which includes the one before."""
 
     NONE = "none"
     SIMPLIFY = "simplify"
@@ -81,7 +50,7 @@ class Optimize(StrEnum):
 
 
 class Target(StrEnum):
-    """What a rewritten graph is to run on: it decides which of several exact rewrites is the cheapest."""
+    """What a rewritten graph is to run on; decides which of several exact rewrites is the cheapest."""
 
     CPU = "cpu"
     CUDA = "cuda"
@@ -89,10 +58,10 @@ class Target(StrEnum):
 
 
 class Calibration(StrEnum):
-    """How the threshold of a map is chosen, beyond which its values are clipped."""
+    """How the threshold of a map is chosen, beyond which int8 clips its values."""
 
-    MINMAX = "minmax"  # nothing is clipped
-    PERCENTILE = "percentile"  # the largest 0.001 % are
+    MINMAX = "minmax"  # clips nothing
+    PERCENTILE = "percentile"  # clips the largest 0.001 %
     ENTROPY = "entropy"  # least Kullback-Leibler divergence between the values and their 8-bit versions
 
 
@@ -102,3 +71,34 @@ class Provider(StrEnum):
     CPU = "cpu"
     CUDA = "cuda"
     TENSORRT = "tensorrt"
+
+
+class OutputFormat(StrEnum):
+    """The file format of predictions."""
+
+    PNG = "png"  # NAME.labels.png, a palette image of the labels, and NAME.overlay.png
+    NPZ = "npz"  # NAME.npz: `labels`, h x w uint8
+    RLE_JSON = "rle-json"  # NAME.json: COCO run lengths of each class
+    PARQUET = "parquet"  # rows of part-*.parquet, labels as PNG
+
+
+class EngineName(StrEnum):
+    """What runs the stages of a prediction."""
+
+    LOCAL = "local"  # threads of this process
+    RAY = "ray"  # tasks and actors of a Ray cluster
+
+
+class FlavourName(StrEnum):
+    """The two TensorRT products, by the names of their extras: `pip install 'fcn-deploy[...]'`."""
+
+    TENSORRT = "tensorrt"
+    RTX = "tensorrt-rtx"
+
+
+class TritonBackend(StrEnum):
+    """What runs the model inside Triton."""
+
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    PYTHON = "python"  # a generated model.py over this toolkit's own runtime

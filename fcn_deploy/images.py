@@ -1,4 +1,4 @@
-"""Photos in, label maps out: decoding, pre-processing, label images and overlays.
+"""Photos and label maps: decoding, pre-processing, label images and overlays.
 
 Shapes: an image is H x W x 3 uint8 RGB, a label map H x W uint8 (0..K-1, 255 = void).
 """
@@ -25,9 +25,9 @@ FloatArray = npt.NDArray[np.float32]
 
 # A decoded image of this many pixels takes 0.5 GB; a few kilobytes of file can claim far more.
 MAX_PIXELS = 178_956_970
-# Formats of photos; others, PostScript among them, are not even tried.
+# Formats of photos; others, such as PostScript, are not tried.
 _FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "AVIF", "JPEG2000", "BMP", "GIF", "PPM")
-# What each 16-bit step is worth in 8 bits: 65535 / 255.
+# 16-bit steps per 8-bit step: 65535 / 255.
 _SIXTEEN_BIT_STEP = 257
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 _EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
@@ -55,7 +55,7 @@ def read_image(path: Path) -> Pixels:
 
 
 def decode_image(data: bytes, name: str) -> Pixels:
-    """Decode a picture's file from memory, as `read_image` does; `name` stands for it in errors.
+    """Decode a picture's file from memory, as `read_image` does; `name` names it in errors.
 
     Raises:
         ImageError: as `read_image`.
@@ -73,15 +73,15 @@ def decode_image(data: bytes, name: str) -> Pixels:
         ) from error
     except ImageError:
         raise
-    except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
+    except Exception as error:  # decoders raise many kinds of errors for damaged files
         raise ImageError(f"image {name} is truncated or damaged: {error}", remedy="Copy it again.") from error
 
 
 def open_picture(data: bytes, formats: list[str]) -> Image.Image:
-    """A picture in memory with only its header read, for callers who check its size before they decode it.
+    """Open a picture in memory and read only its header, so that callers can check its size before decoding.
 
     Raises:
-        PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError: as Pillow; it does not warn of large ones.
+        PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError: as Pillow, but without its warnings.
     """
     with _WARNING_FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -94,7 +94,7 @@ def _known_formats() -> list[str]:
 
 
 def readable_suffixes() -> set[str]:
-    """File name suffixes of the formats that are read, lower case, with their dot."""
+    """Return the file name suffixes of the supported formats, in lower case, with their dot."""
     formats = _known_formats()
     return {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
 
@@ -106,14 +106,14 @@ def _check_still(name: str, image: Image.Image) -> None:
     # The further frames of a camera's MPO are depth, gain or preview maps of the one photo.
     if frames > 1 and image.format != "MPO":
         raise ImageError(
-            f"image {name} has {frames} frames; one still picture is wanted", remedy="Save the frame you mean as a PNG."
+            f"image {name} has {frames} frames and is not a still picture", remedy="Save the frame you want as a PNG."
         )
 
 
 def _too_large(name: str, size: str) -> ImageError:
     return ImageError(
         f"image {name} claims {size} pixels; at most {MAX_PIXELS} are decoded",
-        remedy="Check where it is from; if it is meant, scale it down first.",
+        remedy="Check where it comes from; if the size is intended, scale it down first.",
     )
 
 
@@ -141,18 +141,18 @@ def preprocess(images: npt.NDArray[np.uint8]) -> FloatArray:
 
 
 def mean_image(height: int, width: int) -> Pixels:
-    """The mean colour as an H x W x 3 RGB image, rounded to whole numbers."""
+    """Return the mean colour as an H x W x 3 RGB image, rounded to whole numbers."""
     rgb = np.rint(np.array(MEAN_BGR[::-1])).astype(np.uint8)
     return np.broadcast_to(rgb, (height, width, 3)).copy()
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lies in the network's fixed input, in pixels, and how large it was.
+    """Where an image lies in the network's fixed input, in pixels, and its original size.
 
     Attributes:
-        height: rows of the input the image takes, from the top.
-        width: columns of the input the image takes, from the left.
+        height: rows of the input that the image fills, from the top.
+        width: columns of the input that the image fills, from the left.
         image_height: rows of the image itself.
         image_width: columns of the image itself.
     """
@@ -191,23 +191,23 @@ def resize(image: Pixels, height: int, width: int) -> Pixels:
 
 
 def label_image(labels: Labels, info: ModelInfo) -> Image.Image:
-    """A label map as a palette image (mode P), so that reading it back gives the labels themselves."""
+    """Return a label map as a palette image (mode P), whose pixel values are the labels."""
     image = Image.fromarray(labels)
     image.putpalette([channel for colour in info.palette for channel in colour])
     return image
 
 
-# What `predict` writes beside each other for a photo; such files are no photos.
+# Suffixes of the results of `predict`; such files are not photos.
 LABELS_SUFFIX, OVERLAY_SUFFIX = ".labels.png", ".overlay.png"
 
 _GLOB_CHARACTERS = frozenset("*?[")
 
 
 def find_images(arguments: Sequence[str]) -> list[Path]:
-    """The image files that paths, directories and glob patterns name, each once, directories and patterns sorted.
+    """Find the image files that paths, directories and glob patterns name, each once, directories and patterns sorted.
 
-    A path that does not exist is kept, to be reported with the rest. Of a directory, neither its directories are
-    searched nor what `predict` wrote there is taken.
+    A path that does not exist is kept, to be reported later. In directories, subdirectories and results of `predict`
+    are skipped.
 
     Raises:
         ImageError: a directory or pattern holds no image.
@@ -233,7 +233,7 @@ def _expand(argument: str) -> list[Path]:
 
 
 def _is_result(path: Path) -> bool:
-    """Whether a file is one that `predict` wrote: results may lie beside their photos."""
+    """Return whether `predict` wrote a file: results may lie beside their photos."""
     return path.name.endswith((LABELS_SUFFIX, OVERLAY_SUFFIX))
 
 
@@ -254,7 +254,7 @@ def overlay(image: Pixels, labels: Labels, info: ModelInfo) -> Image.Image:
 
 
 def class_shares(labels: Labels) -> list[tuple[int, float]]:
-    """Every label that occurs with its share of the pixels (0..1), largest first."""
+    """Return every label that occurs with its share of the pixels (0..1), largest first."""
     counts = np.bincount(labels.ravel())
     found = sorted(np.flatnonzero(counts), key=lambda label: -counts[label])
     return [(int(label), float(counts[label] / labels.size)) for label in found]

@@ -1,4 +1,4 @@
-"""What is inside an artifact: layers, map sizes, parameters, multiply-adds, metadata, and what to know about it."""
+"""Inspect an artifact: layers, map sizes, parameters, multiply-adds, metadata, and notes for its user."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,15 +19,15 @@ class Inspection:
     """An artifact's contents.
 
     Attributes:
-        path: as it was named.
+        path: the path that was given.
         file_bytes: size of the ONNX file.
         inputs: each input as text, e.g. `image FLOAT 1x3x500x500`.
-        outputs: likewise.
+        outputs: each output as text.
         opset: version of ONNX's operator set.
         layers: every node in order.
         operators: nodes per operator, most frequent first.
-        metadata: the file's metadata as it stands there.
-        notes: what a user of this model has to know.
+        metadata: the file's metadata, unchanged.
+        notes: facts that a user of this model has to know.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class Inspection:
         return sum(layer.multiply_adds for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every fact, for JSON."""
+        """Return every fact, for JSON."""
         totals = {"parameters": self.parameters, "multiply_adds": self.multiply_adds}
         return asdict(self) | {"path": str(self.path)} | totals
 
@@ -60,7 +60,7 @@ def inspect(path: Path) -> Inspection:
     """Read a bundle, or any ONNX file, without loading its weights.
 
     Raises:
-        BundleError: it is missing, damaged, or not what its manifest says.
+        BundleError: it is missing, damaged, or differs from its manifest.
     """
     bundle = open_bundle(path)
     model = bundle.model
@@ -92,20 +92,20 @@ def _notes(bundle: Bundle) -> tuple[str, ...]:
     if shift:
         notes.append(
             f"Labels appear {shift} px to the right of and below their objects: {info.network.geometry} "
-            f"FCN-{info.network.variant} crops as for the centre of 500x500; networks trained so have learned it."
+            f"FCN-{info.network.variant} crops for the centre of 500x500, and its networks have learned the shift."
         )
     if bundle.manifest is None:
-        notes.append("A bare ONNX file: no manifest says whether it is intact or was verified.")
+        notes.append("A bare ONNX file: without a manifest, nothing records whether it is intact or was verified.")
     elif bundle.manifest["parity"] is None:
-        notes.append("Exported with --no-verify: nobody has compared it with PyTorch.")
+        notes.append("Not compared with PyTorch (exported with --no-verify).")
     return tuple(notes)
 
 
 def _weight_notes(info: ModelInfo) -> list[str]:
-    made_from = info.provenance
-    notes = ["The weights are untrained: labels mean nothing."] if made_from.untrained else []
-    if made_from.initialised:
-        notes.append(f"Random because the checkpoint does not have them: {', '.join(made_from.initialised)}.")
-    if made_from.dropped:
-        notes.append(f"In the checkpoint but not in an FCN: {', '.join(made_from.dropped)}.")
+    provenance = info.provenance
+    notes = ["The weights are untrained: labels mean nothing."] if provenance.untrained else []
+    if provenance.initialised:
+        notes.append(f"Initialised at random because the checkpoint lacks them: {', '.join(provenance.initialised)}.")
+    if provenance.dropped:
+        notes.append(f"Dropped from the checkpoint because an FCN lacks them: {', '.join(provenance.dropped)}.")
     return notes

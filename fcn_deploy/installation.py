@@ -1,4 +1,4 @@
-"""The version of fcn-deploy, in one place, and those of the packages an artifact depends on."""
+"""The version of fcn-deploy, and which packages are installed."""
 
 import functools
 import importlib.util
@@ -14,7 +14,7 @@ _RECORDED = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "numpy", "pill
 
 
 def package_versions(more: Iterable[str] = ()) -> dict[str, str]:
-    """Versions of fcn-deploy and of what makes and runs its artifacts, by distribution name; absent ones left out.
+    """Return versions by distribution name of fcn-deploy and its main dependencies; absent ones are left out.
 
     Args:
         more: further distributions to look for.
@@ -37,10 +37,10 @@ class Wheel:
     folder: str
 
 
-# Reading what is installed takes 80 ms, and it does not change while a process runs.
+# Reading the installed distributions takes 80 ms, and they do not change while a process runs.
 @functools.cache
 def onnxruntime_wheels() -> tuple[Wheel, ...]:
-    """Every installed distribution that provides `onnxruntime`, in the order in which Python looks for them."""
+    """Return every installed distribution that provides `onnxruntime`, in Python's search order."""
     found = [
         Wheel(d.metadata["Name"].lower().replace("_", "-"), d.version, str(d.locate_file("")))
         for d in distributions()
@@ -50,7 +50,7 @@ def onnxruntime_wheels() -> tuple[Wheel, ...]:
 
 
 def missing_packages(modules: Iterable[str]) -> tuple[str, ...]:
-    """Those of `modules` that cannot be imported here; none of them is imported to find out."""
+    """Return those of `modules` that are not installed; none of them is imported."""
     return tuple(name for name in modules if importlib.util.find_spec(name) is None)
 
 

@@ -11,7 +11,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def confusion_matrix(truth: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8], num_classes: int) -> Counts:
-    """K x K pixel counts, rows the truth, columns the prediction; void (255) is dropped from the truth only."""
+    """Return K x K pixel counts, rows the truth, columns the prediction; void (255) is dropped from the truth only."""
     counted = truth != VOID_LABEL
     pairs = truth[counted].astype(np.int64) * num_classes + predicted[counted]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
@@ -39,7 +39,7 @@ class Scores:
 
     @property
     def truth_share(self) -> npt.NDArray[np.float64]:
-        """Share of each class in the truth; all NaN where there is none."""
+        """Share of each class in the truth; all NaN without any truth."""
         return _ratio(self.counts.sum(axis=1), self.counts.sum())
 
     @property

@@ -1,7 +1,7 @@
-"""The facts that travel with a model: which network, which weights, how images go in and labels come out.
+"""The facts that travel with a model: its network, weights, input and output conventions.
 
-They are written into the ONNX file's metadata and the bundle's manifest, and read back by every later command.
-Nothing here needs PyTorch.
+They are written to the ONNX file's metadata and the bundle's manifest, and read back by every later command. Nothing
+here needs PyTorch.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from fcn_deploy.choices import Geometry, Head, ImageInput, Precision, Variant
-from fcn_deploy.errors import BundleError, UsageError
+from fcn_deploy.errors import BundleError, UsageError, check_range
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ CHANNEL_ORDER = "BGR"
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
-# What a graph with both heads takes and gives instead.
+# Names of the input and output of a graph that takes pixels and returns labels.
 PIXELS_NAME = "pixels"
 LABELS_NAME = "labels"
 
 METADATA_PREFIX = "fcn_deploy."
-# Of single nodes: the first row and column of the whole map that a window of it begins with, and what a map is
-# multiplied by to keep away from its type's limit.
+# Metadata of single nodes: the row and column of the whole map where a computed window begins, and the factor that
+# keeps a map away from the limit of its type.
 WINDOW_KEY, SCALE_KEY = METADATA_PREFIX + "window", METADATA_PREFIX + "scale"
 
 # fmt: off
@@ -67,7 +67,7 @@ class NetworkSpec:
         variant: which FCN.
         geometry: how pools round odd sizes.
         num_classes: K, 1 to 255.
-        channel_divisor: divides every width but the classes; 1 is the real network, more makes a quick stand-in.
+        channel_divisor: divides every channel count except the classes; 1 is the real network, more a quick stand-in.
 
     Raises:
         UsageError: a value out of its bounds.
@@ -79,15 +79,9 @@ class NetworkSpec:
     channel_divisor: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_classes <= MAX_CLASSES:
-            raise UsageError(
-                f"{self.num_classes} classes: labels are 8-bit with 255 as void, so 1 to {MAX_CLASSES} are possible",
-                remedy="Pass a --num-classes within these bounds.",
-            )
-        if self.channel_divisor < 1:
-            raise UsageError(
-                f"channel divisor {self.channel_divisor} is below 1", remedy="Pass 1 for the real network, or more."
-            )
+        # Labels are 8-bit with 255 as void.
+        check_range("number of classes", self.num_classes, 1, MAX_CLASSES, option="--num-classes")
+        check_range("channel divisor", self.channel_divisor, 1, option="--channel-divisor")
 
     def __str__(self) -> str:
         narrow = f", channels / {self.channel_divisor}" if self.channel_divisor > 1 else ""
@@ -99,12 +93,12 @@ class Provenance:
     """Where a network's weights came from.
 
     Attributes:
-        rng_seed: seed of whatever was initialised at random, or None when nothing was.
-        checkpoint_sha256: of the checkpoint file, or None without one.
-        family: whose names the checkpoint had.
+        rng_seed: seed of the parameters that were initialised at random, or None when there are none.
+        checkpoint_sha256: hash of the checkpoint file, or None without one.
+        family: naming family of the checkpoint.
         at_once: whether the scales of fcn8s-atonce were folded into the skips.
         initialised: parameters that were initialised at random because a starting point does not have them.
-        dropped: tensors of the checkpoint that have no place in an FCN.
+        dropped: tensors of the checkpoint that an FCN does not have.
     """
 
     rng_seed: int | None = None
@@ -130,17 +124,17 @@ class Provenance:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model's facts, as they stand in its metadata.
+    """A model's facts, as recorded in its metadata.
 
     Attributes:
         network: the network's specification.
         provenance: where its weights came from.
-        image_input: what the graph takes.
-        head: what the graph gives.
-        precision: what the graph computes in.
-        versions: versions of what made the file, by package name.
-        names: of the classes, when the checkpoint brings them.
-        min_agreement: the least mean IU with the float labels that int8 was accepted with; None elsewhere.
+        image_input: form of the graph's input.
+        head: form of the graph's output.
+        precision: arithmetic of the graph.
+        versions: versions of the packages that made the file, by name.
+        names: names of the classes, when the checkpoint has them.
+        min_agreement: smallest mean IU with the float labels that was accepted for int8; None otherwise.
     """
 
     network: NetworkSpec
@@ -154,7 +148,7 @@ class ModelInfo:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The checkpoint's own, or else VOC's for 21 classes, `class 0` ... otherwise."""
+        """The checkpoint's names, or else VOC's for 21 classes, or else `class 0`, `class 1`, ..."""
         count = self.network.num_classes
         if self.names:
             return self.names
@@ -166,7 +160,7 @@ class ModelInfo:
         return voc_palette(self.network.num_classes)
 
     def to_metadata(self) -> dict[str, str]:
-        """As string pairs, for an ONNX file's metadata_props."""
+        """Return the facts as pairs of strings, for an ONNX file's metadata_props."""
         facts: dict[str, Any] = {
             **asdict(self.network),
             "palette": " ".join("{:02x}{:02x}{:02x}".format(*colour) for colour in self.palette),
@@ -188,7 +182,7 @@ class ModelInfo:
         """Read back what `to_metadata` wrote; `source` names the file in errors.
 
         Raises:
-            BundleError: a fact is missing or has no meaning here.
+            BundleError: a fact is missing or invalid.
         """
         facts = {k.removeprefix(METADATA_PREFIX): v for k, v in metadata.items() if k.startswith(METADATA_PREFIX)}
         if not facts:
@@ -209,7 +203,7 @@ def _from_facts(facts: Mapping[str, str]) -> ModelInfo:
     expected = {"mean": " ".join(str(value) for value in MEAN_BGR), "channel_order": CHANNEL_ORDER}
     for key, value in expected.items():
         if facts[key] != value:
-            raise ValueError(f"{key} is {facts[key]}, this version knows only {value}")
+            raise ValueError(f"{key} is {facts[key]}, and this version supports only {value}")
     network = NetworkSpec(
         Variant(facts["variant"]), Geometry(facts["geometry"]), int(facts["num_classes"]), int(facts["channel_divisor"])
     )
@@ -222,11 +216,11 @@ def _from_facts(facts: Mapping[str, str]) -> ModelInfo:
         dropped=tuple(facts.get("dropped", "").split()),
     )
     versions = {k.removeprefix("version."): v for k, v in facts.items() if k.startswith("version.")}
-    ends = ImageInput(facts.get("image_input", ImageInput.FLOAT)), Head(facts.get("head", Head.LOGITS))
+    forms = ImageInput(facts.get("image_input", ImageInput.FLOAT)), Head(facts.get("head", Head.LOGITS))
     precision = Precision(facts.get("precision", Precision.FP32))
     names = tuple(facts.get("class_names", "").split())
     least = float(facts["min_agreement"]) if "min_agreement" in facts else None
-    return ModelInfo(network, provenance, *ends, precision, versions, names, least)
+    return ModelInfo(network, provenance, *forms, precision, versions, names, least)
 
 
 def _to_text(value: Any) -> str:
@@ -236,7 +230,7 @@ def _to_text(value: Any) -> str:
 
 
 def voc_palette(count: int) -> tuple[Rgb, ...]:
-    """The first `count` colours of Pascal VOC's colormap: bits of the label dealt to R, G, B from the top (VOCcode)."""
+    """Return the first `count` colours of Pascal VOC's colormap, which deals a label's bits to R, G and B (VOCcode)."""
     return tuple(_voc_colour(label) for label in range(count))
 
 

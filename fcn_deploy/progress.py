@@ -1,4 +1,4 @@
-"""How the library tells a caller what it is doing, without printing."""
+"""Callbacks that tell a caller what the library is doing; the library itself prints nothing."""
 
 import contextlib
 from collections.abc import Callable
@@ -10,12 +10,12 @@ Advance = Callable[[], None]
 
 
 class OnStep(Protocol):
-    """Called with what is about to be done; the context lasts as long as the doing."""
+    """Called with a step that begins; the context lasts as long as the step."""
 
     def __call__(self, step: str, parts: int = 1, /) -> AbstractContextManager[Advance]:
-        """Begin a step of so many parts; the context gives what to call after each of them."""
+        """Begin a step of `parts` parts; the context gives what to call after each of them."""
 
 
 def quietly(_step: str, _parts: int = 1, /) -> AbstractContextManager[Advance]:
-    """Tell nobody: the default of every library function that takes an `OnStep`."""
+    """Report nothing: the default of every function that takes an `OnStep`."""
     return contextlib.nullcontext(lambda: None)

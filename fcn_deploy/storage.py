@@ -1,4 +1,4 @@
-"""Results appear in one move: they are written beside their place and renamed into it when they are complete."""
+"""Write results in one move: beside their place first, and renamed into it when they are complete."""
 
 import contextlib
 import glob
@@ -13,7 +13,7 @@ from pathlib import Path
 from fcn_deploy.errors import OutputError
 
 _PARTIAL = ".partial-"
-_ASIDE = ".old-"
+_OLD = ".old-"
 
 
 @contextlib.contextmanager
@@ -21,7 +21,7 @@ def staged_directory(target: Path, *, marker: str, force: bool) -> Iterator[Path
     """A new directory beside `target` that becomes it, in one move, when the block ends without an error.
 
     With `force` an existing `target` is replaced if it holds a file named `marker`, or nothing. However the block
-    ends, `target` is either what it was or complete. What killed runs left behind is cleared up first.
+    ends, `target` is either unchanged or complete. Leftovers of killed runs are removed first.
 
     Raises:
         OutputError: `target` exists (without `force`), is no bundle, or cannot be written.
@@ -35,13 +35,13 @@ def staged_directory(target: Path, *, marker: str, force: bool) -> Iterator[Path
                 _check_target(target, marker, force=force)
                 staging = Path(tempfile.mkdtemp(prefix=f".{place.name}{_PARTIAL}", dir=place.parent))
                 cleanup.callback(shutil.rmtree, staging, ignore_errors=True)
-                # Held as long as this process lives: by it a running export is told from a leftover.
+                # Held as long as this process lives: leftovers of killed runs have no lock.
                 cleanup.enter_context(_locked(staging))
             yield staging
             for file in filter(Path.is_file, staging.rglob("*")):
                 _flush(file)
             with _locked(place.parent):
-                # It may have appeared since.
+                # It may have appeared meanwhile.
                 _check_target(target, marker, force=force)
                 _publish(staging, place)
         except OSError as error:
@@ -70,10 +70,10 @@ def staged_file(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def sole_writer(directory: Path) -> Iterator[None]:
-    """Hold a directory, made if needed, for one run that writes several files into it; on Windows nothing is held.
+    """Lock a directory, made if needed, for one run that writes several files into it; on Windows nothing is locked.
 
     Raises:
-        OutputError: it cannot be made, or another run holds it.
+        OutputError: it cannot be made, or another run has locked it.
     """
     with contextlib.ExitStack() as held:
         try:
@@ -89,7 +89,7 @@ def sole_writer(directory: Path) -> Iterator[None]:
 
 
 def check_writable(target: Path) -> None:
-    """Check that a file could be written to `target`, before the work whose result it is to hold.
+    """Check, before any work, that a file can be written to `target`.
 
     Raises:
         OutputError: its directory cannot be made or written to, or `target` is a directory.
@@ -113,7 +113,7 @@ def _check_target(target: Path, marker: str, *, force: bool) -> None:
 
 
 def unwritable(target: Path, error: OSError) -> OutputError:
-    """What to raise when the system refuses to write `target`: says why, how much room there is, and what to do."""
+    """Return the error for a `target` that the system refuses to write: the reason, the free space, and the remedy."""
     problem = f"cannot write {target}: {error.strerror or error}"
     if isinstance(error, FileExistsError | NotADirectoryError):
         return OutputError(problem, remedy="A part of this path is a file: choose another --output.")
@@ -123,32 +123,32 @@ def unwritable(target: Path, error: OSError) -> OutputError:
 
 
 def _publish(staging: Path, place: Path) -> None:
-    """A directory cannot be replaced in one move: the old one steps aside, and comes back if anything goes wrong."""
+    """Rename `staging` to `place`; an old directory is moved away first, and restored if anything goes wrong."""
     staging.chmod(0o755)
     if not place.exists():
         staging.rename(place)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{place.name}{_ASIDE}", dir=place.parent))
+    old = Path(tempfile.mkdtemp(prefix=f".{place.name}{_OLD}", dir=place.parent))
     try:
-        place.rename(aside / place.name)
+        place.rename(old / place.name)
         staging.rename(place)
     except BaseException:
-        _restore(aside, place)
+        _restore(old, place)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def _restore(aside: Path, place: Path) -> None:
-    if (aside / place.name).exists() and not place.exists():
-        (aside / place.name).rename(place)
-    shutil.rmtree(aside, ignore_errors=True)
+def _restore(old: Path, place: Path) -> None:
+    if (old / place.name).exists() and not place.exists():
+        (old / place.name).rename(place)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sweep(place: Path) -> None:
-    """Bring back what a killed run had moved aside, and remove what killed runs left; the kernel freed their locks."""
+    """Restore what a killed run had moved away, and remove what killed runs left; the kernel released their locks."""
     name = glob.escape(f".{place.name}")
-    for aside in place.parent.glob(f"{name}{_ASIDE}*"):
-        _restore(aside, place)
+    for old in place.parent.glob(f"{name}{_OLD}*"):
+        _restore(old, place)
     for leftover in place.parent.glob(f"{name}{_PARTIAL}*"):
         with contextlib.suppress(BlockingIOError), _locked(leftover, wait=False):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -156,13 +156,13 @@ def _sweep(place: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock on a directory.
+    """Lock a directory.
 
     Raises:
         BlockingIOError: another process holds it and `wait` is False.
     """
     if sys.platform == "win32":
-        # Directories cannot be locked there, so that leftovers are never known to be leftovers.
+        # Directories cannot be locked there, so leftovers cannot be recognised.
         if not wait:
             raise BlockingIOError
         yield
@@ -183,6 +183,6 @@ def _flush(file: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex; raises OSError when it cannot be read."""
+    """Return the SHA-256 of a file, in hex; raises OSError when it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -63,7 +63,7 @@ def test_pascal_voc_untrained(call_cli: Call, shared_bundle: Path, tmp_path: Pat
     assert "untrained" in errors.splitlines()[-1]
 
 
-def test_folders_by_other_names_and_another_option_begins_anew(
+def test_folders_by_other_names_and_another_option_starts_over(
     call_cli: Call, shared_bundle: Path, tmp_path: Path
 ) -> None:
     data = make_folders(tmp_path / "data", 2)

@@ -1,4 +1,4 @@
-"""What the layers of a network and of a built engine really compute in."""
+"""The types that the layers of a network and of a built engine compute in."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from fcn_deploy.choices import Precision
 from fcn_deploy.errors import ParityError
 from fcn_deploy.runtime.tensorrt_flavour import LAYERS, Flavour, Message
 
-# By what TensorRT calls a type, in its enumeration and in its inspector's words; the first that occurs counts.
+# By TensorRT's names of a type, in its enumeration and in its inspector; the first that occurs counts.
 _NAMES = {
     "bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "half": "fp16", "int8": "int8", "fp32": "fp32", "float": "fp32",
 }  # fmt: skip
@@ -20,7 +20,7 @@ _NOT_COUNTED = ("CONSTANT",)
 
 
 def network_layers(network: Any) -> LayerTypes:
-    """Types of the layers of a parsed network, as TensorRT's parser typed them.
+    """Count the types of the layers of a parsed network.
 
     In a strongly typed network these are the types of the engine, before layers are fused.
     """
@@ -30,22 +30,22 @@ def network_layers(network: Any) -> LayerTypes:
 
 
 def _network_type(layer: Any) -> str | None:
-    # A quantized layer of the network stands between two that say so: it takes what was 8 bits.
+    # A quantized layer itself is typed as float; the layers around it show that it reads 8 bits.
     if layer.type.name in ("QUANTIZE", "DEQUANTIZE"):
         return "int8"
     return _named(str(layer.get_output(0).dtype.name))
 
 
 def engine_layers(flavour: Flavour, engine: Any) -> LayerTypes | None:
-    """Types of the layers of an engine on its GPU, as TensorRT's engine inspector reports them; None if it does not."""
-    said = engine.create_engine_inspector().get_engine_information(flavour.trt.LayerInformationFormat.JSON)
-    return inspected(said)
+    """Count the types of an engine's layers that TensorRT's engine inspector reports on a GPU; None without any."""
+    inspector = engine.create_engine_inspector()
+    return inspected(inspector.get_engine_information(flavour.trt.LayerInformationFormat.JSON))
 
 
 def listed_layers(messages: Iterable[Message]) -> LayerTypes | None:
-    """Types of an engine's layers as its builder lists them in its log, which needs no GPU; None if it does not.
+    """Count the types of an engine's layers that its builder lists in its log, without a GPU; None without a list.
 
-    The list is what the inspector would give in one line a layer (TensorRT-RTX 1.7; no documented interface).
+    The list has one line a layer, as from the inspector (TensorRT-RTX 1.7; not a documented interface).
     """
     lines = [
         line for m in messages if m.text.startswith(LAYERS) for line in m.text.splitlines() if "LayerType:" in line
@@ -62,9 +62,10 @@ def _listed_type(line: str) -> str | None:
 
 
 def inspected(text: str) -> LayerTypes | None:
-    """Types of layers in the inspector's JSON, of TensorRT 10 (`Format/Datatype`) or 11 (`Format` and `Datatype`).
+    """Count the types of layers in the JSON of the inspector of TensorRT 10 or 11.
 
-    None when it says nothing of types, as it does of engines that were built without detailed verbosity.
+    10 states them as `Format/Datatype`, 11 as `Format` and `Datatype`. None when there are none, as for engines that
+    were built without detailed verbosity.
     """
     layers = [layer for layer in json.loads(text)["Layers"] if isinstance(layer, dict)]
     found = _counted("engine", (_inspected_type(layer) for layer in layers))
@@ -88,7 +89,7 @@ def _counted(seen_in: str, types: Iterable[str | None]) -> LayerTypes:
 
 
 def require_precision(layers: LayerTypes, precision: Precision) -> None:
-    """Refuse an engine none of whose layers computes in what was asked for.
+    """Check that at least one layer computes in `precision`.
 
     Raises:
         ParityError: there is no such layer.

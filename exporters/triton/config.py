@@ -1,10 +1,9 @@
-"""config.pbtxt: built as Triton's own messages and printed by protobuf.
+"""config.pbtxt, built as Triton's own messages and printed by protobuf, and the manifest for Kubernetes.
 
-What the fields mean is documented in Triton's user guide, "Model Configuration", and for ONNX Runtime's accelerators in
+The fields are documented in Triton's user guide, "Model Configuration", and for ONNX Runtime's accelerators in
 the README of triton-inference-server/onnxruntime_backend.
 """
 
-import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,45 +13,24 @@ import numpy as np
 
 from exporters.triton.models import Ensemble, TritonModel, TritonTensor
 from fcn_deploy.choices import TritonBackend
-from fcn_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 
 _PLATFORMS = {TritonBackend.ONNXRUNTIME: "onnxruntime_onnx", TritonBackend.TENSORRT: "tensorrt_plan"}
-_NEEDED = {"tritonclient": "tritonclient", "yaml": "pyyaml"}
-
-
-def require_triton() -> None:
-    """Check that repositories can be made, without loading what makes them.
-
-    Raises:
-        UsageError: a package is missing; names the extra that brings it.
-    """
-    missing = [package for module, package in _NEEDED.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise UsageError(
-            f"a package for Triton needs {' and '.join(missing)}, which is not installed",
-            remedy="pip install 'fcn-deploy[triton]'",
-        )
 
 
 def config_text(model: TritonModel | Ensemble) -> str:
-    """The text of a model's config.pbtxt."""
+    """Return the text of a model's config.pbtxt."""
     from google.protobuf import text_format
 
-    return str(text_format.MessageToString(config_of(model)))
-
-
-def config_of(model: TritonModel | Ensemble) -> "ModelConfig":
-    """A model's configuration as Triton's message."""
     config = _ensemble_config(model) if isinstance(model, Ensemble) else _model_config(model)
     config.version_policy.latest.num_versions = 1
     config.response_cache.enable = False
     for name, value in model.parameters.items():
         config.parameters[name].string_value = value
-    return config
+    return str(text_format.MessageToString(config))
 
 
 def _with_tensors(config: "ModelConfig", model: TritonModel | Ensemble) -> "ModelConfig":
@@ -72,7 +50,7 @@ def _reshape(added: Any, tensor: TritonTensor) -> None:
 
 
 def data_type(dtype: str) -> int:
-    """A NumPy dtype as a value of Triton's enumeration."""
+    """Return Triton's number of a NumPy dtype."""
     from tritonclient.grpc import model_config_pb2 as messages
     from tritonclient.utils import np_to_triton_dtype
 
@@ -115,7 +93,7 @@ def _fill(field: Any, values: Mapping[str, str]) -> None:
 
 
 def _warm_up(config: "ModelConfig", tensor: TritonTensor, shape: tuple[int, ...], *, batched: bool) -> None:
-    """A run on random pixels of exactly that shape, before the model counts as ready."""
+    """Add a run on random pixels of exactly that shape, before the model counts as ready."""
     added = config.model_warmup.add(name=f"random {'x'.join(map(str, shape))}", count=1)
     added.batch_size = shape[0] if batched else 0
     image = added.inputs[tensor.spec.name]
@@ -141,30 +119,21 @@ def _ensemble_config(model: Ensemble) -> "ModelConfig":
 _INVALID = re.compile(r"[^a-z0-9-]+")
 
 
-def inference_service(name: str, storage_uri: str, *, gpu: bool) -> dict[str, Any]:
-    """The manifest as a document.
+def write_inference_service(path: Path, name: str, storage_uri: str, *, gpu: bool) -> None:
+    """Write KServe's manifest as YAML.
 
     KServe's names begin with a lower-case letter and go on with such letters, digits and hyphens; `name` is made one.
     """
+    import yaml
+
     label = _INVALID.sub("-", name.lower()).strip("-")
-    model: dict[str, Any] = {
-        "modelFormat": {"name": "triton"},
-        "protocolVersion": "v2",
-        "storageUri": storage_uri,
-    }
+    model: dict[str, Any] = {"modelFormat": {"name": "triton"}, "protocolVersion": "v2", "storageUri": storage_uri}
     if gpu:
         model["resources"] = {kind: {"nvidia.com/gpu": "1"} for kind in ("limits", "requests")}
-    return {
+    document = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
         "metadata": {"name": label if label[:1].isalpha() else f"model-{label}"},
         "spec": {"predictor": {"model": model}},
     }
-
-
-def write_inference_service(path: Path, name: str, storage_uri: str, *, gpu: bool) -> None:
-    """Write the manifest as YAML."""
-    import yaml
-
-    document = inference_service(name, storage_uri, gpu=gpu)
     path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""The graphs a repository needs: pixels in front, labels behind.
+"""The graphs of a repository: pixels as input, labels as output, and a free batch.
 
-Unlike the pixel head of an export, what is put in front here leaves the model's own nodes and weights untouched, so it
-fits every precision, and the numbers that reach the model are those of `fcn_deploy.images.preprocess`, bit for bit.
+Unlike the pixel input of an export, the nodes added here leave the model's own nodes and weights untouched. So they fit
+every precision, and the model reads the numbers of `fcn_deploy.images.preprocess`, bit for bit.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ _RGB_TO_BGR = (2, 1, 0)
 
 
 def pixels_to_labels(model: ir.Model) -> ir.Model:
-    """`model` from N x H x W x 3 uint8 RGB pixels to N x H x W uint8 labels; it is left as it was."""
+    """Return a copy of `model` from N x H x W x 3 uint8 RGB pixels to N x H x W uint8 labels."""
     wants_labels = model.graph.outputs[0].name != LABELS_NAME
     changed = with_heads(model, ImageInput.FLOAT, Head.LABELS) if wants_labels else model.clone()
     if changed.graph.inputs[0].name != PIXELS_NAME:
@@ -38,7 +38,7 @@ def pixels_to_labels(model: ir.Model) -> ir.Model:
 
 
 def preprocessing(batch: int, height: int, width: int) -> ir.Model:
-    """A model of its own: N x H x W x 3 uint8 RGB `pixels` to N x 3 x H x W float32 BGR less the mean, `image`."""
+    """Return a separate model: N x H x W x 3 uint8 RGB `pixels` to N x 3 x H x W float32 BGR less the mean, `image`."""
     image = _value(INPUT_NAME, (batch, 3, height, width), ir.DataType.FLOAT)
     model = _model(ir.Graph([image], [], nodes=[], name="preprocessing"))
     model.graph.outputs.append(_take_pixels(model))
@@ -46,7 +46,7 @@ def preprocessing(batch: int, height: int, width: int) -> ir.Model:
 
 
 def postprocessing(batch: int, classes: int, height: int, width: int) -> ir.Model:
-    """A model of its own: N x K x H x W float32 `logits` to N x H x W uint8 `labels`."""
+    """Return a separate model: N x K x H x W float32 `logits` to N x H x W uint8 `labels`."""
     logits = _value(OUTPUT_NAME, (batch, classes, height, width), ir.DataType.FLOAT)
     graph = ir.Graph([logits], [logits], nodes=[], name="postprocessing")
     return with_heads(_model(graph), ImageInput.FLOAT, Head.LABELS)
@@ -62,7 +62,7 @@ def _value(name: str, shape: tuple[int, ...], dtype: ir.DataType) -> ir.Value:
 
 
 def _take_pixels(model: ir.Model) -> ir.Value:
-    """Put pixels in front of a model's input, in place; returns what took the input's place, and has its name."""
+    """Replace a model's input by pixels, in place; returns the value that has the input's name now."""
     image = model.graph.inputs[0]
     batch, _, height, width = static_shape(image) or (0, 0, 0, 0)
     pixels = _value(PIXELS_NAME, (batch, height, width, 3), ir.DataType.UINT8)
@@ -96,10 +96,10 @@ ShapeOf = Callable[[tuple[int, ...]], ir.Value]
 
 
 def with_free_batch(model: ir.Model) -> ir.Model:
-    """A copy of `model` whose first dimension may be any number: requests then run as they come together.
+    """Return a copy of `model` with any batch, for requests that Triton puts together.
 
     Raises:
-        UsageError: the graph holds its batch in another way.
+        UsageError: the graph fixes its batch in an unknown way.
     """
     changed = model.clone()
     graph = changed.graph
@@ -125,13 +125,13 @@ def _require_free(model: ir.Model, batch: int) -> None:
     fixed = [str(value.name) for value in model.graph.outputs if value.shape is None or str(value.shape[0]) != _BATCH]
     if fixed:
         raise UsageError(
-            f"the batch of {fixed[0]} stays fixed at {batch}: the graph holds it in a way that is not known here",
+            f"the batch of {fixed[0]} stays fixed at {batch}: the graph fixes it in an unknown way",
             remedy="Pass --backend python, or export with --batch 1.",
         )
 
 
 def _is_repeated(value: ir.Value, batch: int) -> bool:
-    """Whether it is a constant beside a map, the same for every image of the batch."""
+    """Return whether it is a constant beside a map, the same for every image of the batch."""
     array = constant(value)
     if array is None or array.ndim != 4 or array.shape[0] != batch:
         return False
@@ -140,7 +140,7 @@ def _is_repeated(value: ir.Value, batch: int) -> bool:
 
 
 def _expands_to(node: ir.Node, batch: int) -> bool:
-    """Whether it repeats one image's constant for the batch."""
+    """Return whether it repeats one image's constant for the batch."""
     if node.op_type != "Expand":
         return False
     array, shape = constant(node.inputs[0]), constant_ints(node.inputs[1])
@@ -148,7 +148,7 @@ def _expands_to(node: ir.Node, batch: int) -> bool:
 
 
 def _shapes(model: ir.Model, front: ir.Node) -> ShapeOf:
-    """Makes shapes at run time, each once, before the node `front`."""
+    """Return a function that adds nodes for shapes at run time, each once, before the node `front`."""
     image = model.graph.inputs[0]
     bounds = [ir.AttrInt64("start", 0), ir.AttrInt64("end", 1)]
     size = ir.Node("", "Shape", [image], bounds, outputs=[_sizes("batch/size", 1)], name="batch/size")

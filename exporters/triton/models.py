@@ -1,8 +1,12 @@
-"""What Triton is told of a model, in this toolkit's own terms."""
+"""The models of a repository: their files, and the facts that their configurations are written from.
+
+`check_servable` refuses what Triton cannot serve as verified; `write_models` then writes one model for ONNX Runtime or
+the Python backend, and for an engine as many as it takes from pixels to labels.
+"""
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -24,9 +28,14 @@ from fcn_deploy.model_info import LABELS_NAME, METADATA_PREFIX, PIXELS_NAME, Ten
 from fcn_deploy.onnx_file import write_model
 from fcn_deploy.progress import OnStep
 from fcn_deploy.runtime.ort_options import OrtOptions
-from fcn_deploy.storage import file_sha256
 
 ANY = -1  # a size that every request chooses for itself
+VERSION = "1"
+PLAN_FILE = "model.plan"
+_QUEUE_DELAY_US = 1000
+_MEBIBYTE = 2**20
+_PRECISION_MODES = {Precision.FP32: "FP32", Precision.FP16: "FP16", Precision.INT8: "INT8"}
+_MODEL_PY = Path(__file__).parent / "python_backend" / "model.py"
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class TritonTensor:
 
     Attributes:
         spec: name, sizes without the batch that Triton forms (`ANY` where they are free), and NumPy dtype.
-        model_shape: what the model itself takes or gives where that is not `spec.shape`.
+        model_shape: the model's own shape where that is not `spec.shape`.
         ragged: whether requests of different sizes may run together.
     """
 
@@ -45,7 +54,7 @@ class TritonTensor:
 
     @classmethod
     def of(cls, spec: TensorSpec) -> "TritonTensor":
-        """A model's tensor of fixed sizes: a batch of one is left out of what clients see."""
+        """Describe a model's tensor of fixed sizes: a batch of one is left out of what clients see."""
         if len(spec.shape) > 1 and spec.shape[0] == 1:
             return cls(TensorSpec(spec.name, spec.shape[1:], spec.dtype), spec.shape)
         return cls(spec)
@@ -69,10 +78,10 @@ class InstancePlacement:
     """Where copies of a model run.
 
     Attributes:
-        instances: how many at once.
+        instances: number of copies.
         gpu: whether on GPUs.
-        first_gpu_only: the runtime knows no other; Triton would use all.
-        accelerators: ONNX Runtime's providers, most wanted first, and their options as Triton names them.
+        first_gpu_only: the runtime uses the first GPU only; Triton would use all.
+        accelerators: ONNX Runtime's providers, most wanted first, and their options by Triton's names.
     """
 
     instances: int = 1
@@ -86,11 +95,11 @@ class TritonModel:
     """A model of a repository.
 
     Attributes:
-        name: what clients and ensembles call it.
+        name: for clients and ensembles.
         backend: what runs it.
-        inputs: what it takes.
-        outputs: what it gives.
-        warm_up: the shape of the images that it is warmed up with, one shape a run, batch included.
+        inputs: as clients see them.
+        outputs: likewise.
+        warm_up: shapes of the images that it is warmed up with, one a run, batch included.
         placement: where it runs.
         batching: how Triton puts requests together; None where it does not.
         parameters: facts that travel with the configuration.
@@ -108,10 +117,10 @@ class TritonModel:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Models of a repository in a row, the first input of each being the first output of the one before.
+    """Models that run one after the other, the output of each being the input of the next.
 
     Attributes:
-        name: what clients call it.
+        name: for clients.
         steps: the models, in order.
         parameters: facts that travel with the configuration.
     """
@@ -122,30 +131,24 @@ class Ensemble:
 
     @property
     def inputs(self) -> tuple[TritonTensor, ...]:
-        """What clients send."""
+        """Inputs of the first step."""
         return self.steps[0].inputs
 
     @property
     def outputs(self) -> tuple[TritonTensor, ...]:
-        """What clients get."""
+        """Outputs of the last step."""
         return self.steps[-1].outputs
-
-
-VERSION = "1"
-
-
-_QUEUE_DELAY_US = 1000
 
 
 @dataclass(frozen=True)
 class PackageJob:
-    """An artifact on its way into a repository.
+    """An artifact that is being packaged.
 
     Attributes:
         options: what was asked for.
         artifact: the source, opened and checked.
-        repository: the directory that Triton is to be given.
-        on_step: told what is being done.
+        repository: the directory for Triton.
+        on_step: called with what is being done.
     """
 
     options: PackageOptions
@@ -155,102 +158,66 @@ class PackageJob:
 
     @property
     def name(self) -> str:
-        """What clients call the model."""
+        """The model's name for clients."""
         return self.options.model_name
 
     @property
     def batching(self) -> Batching | None:
-        """How requests come together, up to the artifact's batch; None where that is 1."""
+        """How requests are put together, up to the artifact's batch; None where that is 1."""
         batch, delay = self.artifact.input_shape[0], self.options.queue_delay_us
         return Batching(batch, _QUEUE_DELAY_US if delay is None else delay) if batch > 1 else None
 
     def version(self, name: str) -> Path:
-        """The folder of a model's only version, made."""
+        """Make the folder of a model's only version."""
         folder = self.repository / name / VERSION
         folder.mkdir(parents=True)
         return folder
 
-    def facts(self) -> Mapping[str, str]:
-        """The model's own, as in its metadata, and the hash of the file that they are of."""
-        sha256 = file_sha256(self.artifact.model_path)
-        return {**self.artifact.info.to_metadata(), f"{METADATA_PREFIX}model_sha256": sha256}
+    def facts(self) -> dict[str, str]:
+        """Return the model's metadata and the hash of its file."""
+        return {**self.artifact.info.to_metadata(), f"{METADATA_PREFIX}model_sha256": self.artifact.model_sha256}
 
 
-_MIB = 2**20
-
-
-_PRECISION_MODES = {Precision.FP32: "FP32", Precision.FP16: "FP16", Precision.INT8: "INT8"}
-
-
-def onnx_placement(
-    options: PackageOptions, precision: Precision, shape: tuple[int, int, int, int]
-) -> InstancePlacement:
-    """Where an ONNX model runs: on a CPU, or on every GPU with the options this toolkit compares models under.
-
-    Args:
-        options: what was asked for.
-        precision: what the model computes in; TensorRT is allowed nothing less.
-        shape: N, 3, H, W of the largest run.
-    """
-    provider = options.provider or Provider.CPU
-    if provider is Provider.CPU:
-        return InstancePlacement(options.instances)
-    # Triton's own default rounds products to TF32; and nodes that TensorRT leaves run under these options too.
-    cuda = ("cuda", OrtOptions(Provider.CUDA).provider_options())
-    if provider is Provider.CUDA:
-        return InstancePlacement(options.instances, gpu=True, accelerators=(cuda,))
-    tensorrt = ("tensorrt", _tensorrt_options(options, precision, shape))
-    return InstancePlacement(options.instances, gpu=True, accelerators=(tensorrt, cuda))
-
-
-def _tensorrt_options(
-    options: PackageOptions, precision: Precision, shape: tuple[int, int, int, int]
-) -> Mapping[str, str]:
-    chosen = {"precision_mode": _PRECISION_MODES[precision]}
-    if options.workspace_mb is not None:
-        chosen["max_workspace_size_bytes"] = str(options.workspace_mb * _MIB)
-    if options.engine_cache is not None:
-        chosen |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": options.engine_cache}
-    batch, _, height, width = shape
-    if batch > 1:
-        # One engine for every batch, built when the model is loaded instead of when a batch is first seen.
-        sizes = {"min": 1, "opt": batch, "max": batch}
-        profiles = {name: f"{PIXELS_NAME}:{size}x{height}x{width}x3" for name, size in sizes.items()}
-        chosen |= {f"trt_profile_{name}_shapes": profile for name, profile in profiles.items()}
-    return chosen
-
-
-def write_onnx_model(job: PackageJob, bundle: Bundle) -> TritonModel:
-    """Write the graph: the artifact's own where it has these ends and a batch of one, else one made from it.
+def write_models(job: PackageJob) -> tuple[TritonModel | Ensemble, ...]:
+    """Write the files of every model; returns the models, the one that clients ask for last.
 
     Raises:
-        UsageError: the graph cannot be given the ends or the batch that Triton needs.
+        UsageError: the graph cannot be given the inputs, outputs or batch that Triton needs.
         ParityError: it labels pictures otherwise once it has been.
     """
+    if job.options.backend is TritonBackend.PYTHON:
+        return (_write_python_model(job),)
+    if isinstance(job.artifact, Engine):
+        return _write_engine_models(job, job.artifact)
+    return (_write_onnx_model(job, job.artifact),)
+
+
+def _write_onnx_model(job: PackageJob, bundle: Bundle) -> TritonModel:
     batch, _, height, width = shape = bundle.input_shape
     _write_graph(job, bundle)
     pixels, labels = (height, width, 3), (height, width)
-    inputs, outputs = _tensor(PIXELS_NAME, pixels, batch), _tensor(LABELS_NAME, labels, batch)
+    # Triton adds the dimension of a batch that it forms itself; a fixed batch of 1 is declared explicitly.
+    pixels_shape, labels_shape = (None, None) if batch > 1 else ((1, *pixels), (1, *labels))
     return TritonModel(
         job.name,
         TritonBackend.ONNXRUNTIME,
-        inputs=(inputs,),
-        outputs=(outputs,),
+        inputs=(TritonTensor(TensorSpec(PIXELS_NAME, pixels, "uint8"), pixels_shape),),
+        outputs=(TritonTensor(TensorSpec(LABELS_NAME, labels, "uint8"), labels_shape),),
         warm_up=((1, *pixels), (batch, *pixels)) if batch > 1 else (pixels,),
-        placement=onnx_placement(job.options, bundle.info.precision, shape),
+        placement=_onnx_placement(job.options, bundle.info.precision, shape),
         batching=job.batching,
         parameters=job.facts(),
     )
 
 
-def _tensor(name: str, sizes: tuple[int, ...], batch: int) -> TritonTensor:
-    """Triton adds the dimension of a batch that it forms itself; a fixed one of 1 it is told of."""
-    return TritonTensor(TensorSpec(name, sizes, "uint8"), None if batch > 1 else (1, *sizes))
-
-
 def _write_graph(job: PackageJob, bundle: Bundle) -> None:
+    """Write the graph from pixels to labels: the artifact's own if it is one with a batch of 1, or a changed copy."""
     version = job.version(job.name)
-    served = _served_graph(bundle)
+    graph = bundle.model.graph
+    complete = (graph.inputs[0].name, graph.outputs[0].name) == (PIXELS_NAME, LABELS_NAME)
+    served = bundle.model if complete else pixels_to_labels(bundle.model)
+    if bundle.input_shape[0] > 1:
+        served = with_free_batch(served)
     if served is bundle.model:
         with job.on_step(f"copy {bundle.model_path}"):
             shutil.copyfile(bundle.model_path, version / MODEL_FILE)
@@ -263,66 +230,77 @@ def _write_graph(job: PackageJob, bundle: Bundle) -> None:
         shutil.copyfile(bundle.path / MANIFEST_FILE, version / MANIFEST_FILE)
 
 
-def _served_graph(bundle: Bundle) -> ir.Model:
-    """The graph as Triton needs it, which may be the artifact's own."""
-    graph = bundle.model.graph
-    ends = graph.inputs[0].name, graph.outputs[0].name
-    model = bundle.model if ends == (PIXELS_NAME, LABELS_NAME) else pixels_to_labels(bundle.model)
-    return with_free_batch(model) if bundle.input_shape[0] > 1 else model
+def _onnx_placement(
+    options: PackageOptions, precision: Precision, shape: tuple[int, int, int, int]
+) -> InstancePlacement:
+    """Place an ONNX model on the CPU, or on every GPU with the options that this toolkit compares models under."""
+    provider = options.provider or Provider.CPU
+    if provider is Provider.CPU:
+        return InstancePlacement(options.instances)
+    # Triton's own default rounds products to TF32; and nodes that TensorRT does not run use these options too.
+    accelerators: tuple[tuple[str, Mapping[str, str]], ...] = (("cuda", OrtOptions(Provider.CUDA).provider_options()),)
+    if provider is Provider.TENSORRT:
+        accelerators = (("tensorrt", _tensorrt_options(options, precision, shape)), *accelerators)
+    return InstancePlacement(options.instances, gpu=True, accelerators=accelerators)
 
 
-PLAN_FILE = "model.plan"
+def _tensorrt_options(
+    options: PackageOptions, precision: Precision, shape: tuple[int, int, int, int]
+) -> Mapping[str, str]:
+    chosen = {"precision_mode": _PRECISION_MODES[precision]}
+    if options.workspace_mb is not None:
+        chosen["max_workspace_size_bytes"] = str(options.workspace_mb * _MEBIBYTE)
+    if options.engine_cache is not None:
+        chosen |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": options.engine_cache}
+    batch, _, height, width = shape
+    if batch > 1:
+        # One engine for every batch, built when the model is loaded instead of when a batch is first seen.
+        for name, size in {"min": 1, "opt": batch, "max": batch}.items():
+            chosen[f"trt_profile_{name}_shapes"] = f"{PIXELS_NAME}:{size}x{height}x{width}x3"
+    return chosen
 
 
-def write_engine_models(job: PackageJob, engine: Engine) -> tuple[TritonModel | Ensemble, ...]:
-    """Write the engine and what it needs around it; what clients ask for comes last."""
-    (taken,), (given,) = engine.inputs, engine.outputs
-    before, after = taken.name != PIXELS_NAME, given.name != LABELS_NAME
+def _write_engine_models(job: PackageJob, engine: Engine) -> tuple[TritonModel | Ensemble, ...]:
+    """Write the engine, and an ensemble around one that does not go from pixels to labels itself."""
+    (source,), (target,) = engine.inputs, engine.outputs
+    before, after = source.name != PIXELS_NAME, target.name != LABELS_NAME
     facts = job.facts()
     with job.on_step(f"copy {engine.path}"):
         if not before and not after:
-            return (_engine(job, engine, job.name, facts),)
-        steps = [_engine(job, engine, f"{job.name}_engine", {})]
+            return (replace(_write_engine(job, engine, job.name), parameters=facts),)
+        steps = [_write_engine(job, engine, f"{job.name}_engine")]
     batch, _, height, width = engine.input_shape
     if before:
         pixels = TensorSpec(PIXELS_NAME, (batch, height, width, 3), "uint8")
-        steps.insert(0, _step(job, "pixels", (pixels, taken), preprocessing(batch, height, width)))
+        steps.insert(0, _write_step(job, "pixels", pixels, source, preprocessing(batch, height, width)))
     if after:
         labels = TensorSpec(LABELS_NAME, (batch, height, width), "uint8")
-        steps.append(_step(job, "labels", (given, labels), postprocessing(batch, given.shape[1], height, width)))
+        graph = postprocessing(batch, target.shape[1], height, width)
+        steps.append(_write_step(job, "labels", target, labels, graph))
     # Triton wants a version folder of an ensemble too, and object stores lose folders that are empty.
     shutil.copyfile(sidecar_path(engine.path), sidecar_path(job.version(job.name) / PLAN_FILE))
     return (*steps, Ensemble(job.name, tuple(steps), facts))
 
 
-def _engine(job: PackageJob, engine: Engine, name: str, facts: Mapping[str, str]) -> TritonModel:
-    plan = job.version(name) / PLAN_FILE
-    shutil.copyfile(engine.path, plan)
-    shutil.copyfile(sidecar_path(engine.path), sidecar_path(plan))
-    return _on_gpu(job, name, TritonBackend.TENSORRT, (engine.inputs[0], engine.outputs[0]), facts)
+def _write_engine(job: PackageJob, engine: Engine, name: str) -> TritonModel:
+    engine.copy_to(job.version(name), Path(PLAN_FILE).stem)
+    return _on_gpu(job, name, TritonBackend.TENSORRT, engine.inputs[0], engine.outputs[0])
 
 
-def _step(job: PackageJob, what: str, ends: tuple[TensorSpec, TensorSpec], graph: ir.Model) -> TritonModel:
+def _write_step(job: PackageJob, what: str, source: TensorSpec, target: TensorSpec, graph: ir.Model) -> TritonModel:
     name = f"{job.name}_{what}"
     write_model(graph, job.version(name) / MODEL_FILE)
-    return _on_gpu(job, name, TritonBackend.ONNXRUNTIME, ends, {})
+    return _on_gpu(job, name, TritonBackend.ONNXRUNTIME, source, target)
 
 
-def _on_gpu(
-    job: PackageJob, name: str, backend: TritonBackend, ends: tuple[TensorSpec, TensorSpec], facts: Mapping[str, str]
-) -> TritonModel:
-    taken, given = (TritonTensor.of(end) for end in ends)
+def _on_gpu(job: PackageJob, name: str, backend: TritonBackend, source: TensorSpec, target: TensorSpec) -> TritonModel:
+    pixels = TritonTensor.of(source)
     placement = InstancePlacement(job.options.instances, gpu=True)
-    return TritonModel(name, backend, (taken,), (given,), (taken.spec.shape,), placement, parameters=facts)
+    return TritonModel(name, backend, (pixels,), (TritonTensor.of(target),), (pixels.spec.shape,), placement)
 
 
-_MODEL_PY = Path(__file__).parent / "python_backend" / "model.py"
-_PIXELS = TensorSpec(PIXELS_NAME, (ANY, ANY, 3), "uint8")
-_LABELS = TensorSpec(LABELS_NAME, (ANY, ANY), "uint8")
-
-
-def write_python_model(job: PackageJob) -> TritonModel:
-    """Write the artifact and model.py; photos of any size go in, labels of their sizes come out."""
+def _write_python_model(job: PackageJob) -> TritonModel:
+    """Write the artifact and model.py: from photos of any size to labels of the same size."""
     version, batching = job.version(job.name), job.batching
     with job.on_step(f"copy {job.options.source}"):
         shutil.copyfile(_MODEL_PY, version / "model.py")
@@ -330,13 +308,14 @@ def write_python_model(job: PackageJob) -> TritonModel:
     _, _, height, width = job.artifact.input_shape
     provider = job.options.provider or Provider.CPU
     gpu = not job.artifact.has_graph or provider is not Provider.CPU
+    pixels, labels = TensorSpec(PIXELS_NAME, (ANY, ANY, 3), "uint8"), TensorSpec(LABELS_NAME, (ANY, ANY), "uint8")
     return TritonModel(
         job.name,
         TritonBackend.PYTHON,
-        inputs=(TritonTensor(_PIXELS, ragged=batching is not None),),
-        outputs=(TritonTensor(_LABELS),),
+        inputs=(TritonTensor(pixels, ragged=batching is not None),),
+        outputs=(TritonTensor(labels),),
         warm_up=((height, width, 3) if batching is None else (batching.size, height, width, 3),),
-        # The runtime takes the first GPU that it sees; Triton would put copies on all.
+        # The runtime uses the first GPU that it sees; Triton would put copies on all.
         placement=InstancePlacement(job.options.instances, gpu=gpu, first_gpu_only=gpu),
         batching=batching,
         parameters={"artifact": copied, "provider": str(provider), **job.facts()},
@@ -360,15 +339,12 @@ def check_servable(options: PackageOptions, artifact: Bundle | Engine) -> None:
         )
     elif options.backend is TritonBackend.ONNXRUNTIME:
         _check_precision(options, artifact)
-    if options.queue_delay_us is not None and not _forms_batches(options, artifact):
+    batches = artifact.input_shape[0] > 1 and options.backend is not TritonBackend.TENSORRT
+    if options.queue_delay_us is not None and not batches:
         raise UsageError(
-            f"{options.source} has no batch that requests could be put together in, so none waits in a queue",
+            f"{options.source} has no batch to put requests together in, so no request waits in a queue",
             remedy="Leave --queue-delay out, or export with --batch 2 or more.",
         )
-
-
-def _forms_batches(options: PackageOptions, artifact: Bundle | Engine) -> bool:
-    return artifact.input_shape[0] > 1 and options.backend is not TritonBackend.TENSORRT
 
 
 def _check_engine(options: PackageOptions, engine: Engine) -> None:
@@ -391,7 +367,7 @@ def _check_engine(options: PackageOptions, engine: Engine) -> None:
 
 
 def _check_precision(options: PackageOptions, bundle: Bundle) -> None:
-    """Where Triton's ONNX Runtime would compute something else than this toolkit's parity check judged."""
+    """Refuse what Triton's ONNX Runtime would compute differently from what was verified."""
     precision, provider = bundle.info.precision, options.provider or Provider.CPU
     if provider is Provider.CPU and precision is Precision.INT8:
         raise UsageError(
@@ -406,7 +382,7 @@ def _check_precision(options: PackageOptions, bundle: Bundle) -> None:
         )
     if provider is Provider.TENSORRT and precision is Precision.BF16:
         raise UsageError(
-            f"{options.source} is bf16, which is none of the precisions that Triton lets TensorRT have",
+            f"{options.source} is bf16, a precision that Triton cannot select for TensorRT",
             remedy="Pass --provider cuda, or build an engine with `fcn-deploy tensorrt` and pass --backend tensorrt.",
         )
     if provider is Provider.TENSORRT:

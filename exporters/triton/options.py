@@ -1,13 +1,12 @@
-"""What is packaged for Triton, and how it is to be served."""
+"""The options of a package for Triton, and the commands that serve it."""
 
 import re
 import shlex
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from fcn_deploy.choices import Provider, TritonBackend
-from fcn_deploy.errors import UsageError
+from fcn_deploy.errors import UsageError, check_range
 
 MAX_INSTANCES = 64
 MAX_QUEUE_DELAY_US = 10_000_000
@@ -18,12 +17,6 @@ _URI = re.compile(r"[a-z][a-z0-9+.-]*://\S+")
 STORAGE_PLACEHOLDER = "s3://BUCKET/PATH"
 
 
-class PackageTarget(StrEnum):
-    """The server that a package is for."""
-
-    TRITON = "triton"
-
-
 @dataclass(frozen=True)
 class PackageOptions:
     """What is packaged, and how it is to be served.
@@ -31,7 +24,6 @@ class PackageOptions:
     Attributes:
         source: a bundle's directory, an ONNX file of this toolkit, or a TensorRT engine.
         output: the directory to write.
-        target: the server that it is for.
         backend: what runs the model.
         name: of the model; None takes the source's name.
         provider: where ONNX Runtime runs; None is the CPU. Not for engines.
@@ -48,7 +40,6 @@ class PackageOptions:
 
     source: Path
     output: Path = Path("triton")
-    target: PackageTarget = PackageTarget.TRITON
     backend: TritonBackend = TritonBackend.ONNXRUNTIME
     name: str | None = None
     provider: Provider | None = None
@@ -60,9 +51,11 @@ class PackageOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
-        _check_bounds("instances", self.instances, 1, MAX_INSTANCES)
-        _check_bounds("queue delay", self.queue_delay_us, 0, MAX_QUEUE_DELAY_US)
-        _check_bounds("workspace", self.workspace_mb, 1, MAX_WORKSPACE_MB)
+        check_range("instances", self.instances, 1, MAX_INSTANCES, option="--instances")
+        if self.queue_delay_us is not None:
+            check_range("queue delay (us)", self.queue_delay_us, 0, MAX_QUEUE_DELAY_US, option="--queue-delay")
+        if self.workspace_mb is not None:
+            check_range("workspace (MiB)", self.workspace_mb, 1, MAX_WORKSPACE_MB, option="--workspace")
         if not _NAME.fullmatch(self.model_name):
             raise UsageError(
                 f"{self.model_name!r} is no name for a model: letters, digits, _ . and -, at most 63",
@@ -79,17 +72,12 @@ class PackageOptions:
 
     @property
     def model_name(self) -> str:
-        """What clients call the model."""
+        """The model's name for clients."""
         if self.name is not None:
             return self.name
         from fcn_deploy.artifact import model_name
 
         return model_name(self.source)
-
-
-def _check_bounds(what: str, value: int | None, least: int, most: int) -> None:
-    if value is not None and not least <= value <= most:
-        raise UsageError(f"{what} {value} is not between {least} and {most}", remedy="Pass another number.")
 
 
 # A release whose Python, 3.12, runs this toolkit.
@@ -99,7 +87,7 @@ _INSTALL = "pip install fcn-deploy"
 
 
 def commands(output: Path, backend: TritonBackend, *, gpu: bool) -> dict[str, str]:
-    """Shell commands by what they do: `server`, `container`, `client`."""
+    """Return shell commands by purpose: `server`, `container`, `client`."""
     repository = shlex.quote(str(output / "repository"))
     mounted = shlex.quote(f"{(output / 'repository').absolute()}:/models:ro")
     device = "--gpus all " if gpu else ""

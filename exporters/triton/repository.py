@@ -7,23 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from exporters.triton import options
-from exporters.triton.config import config_text, data_type, require_triton, write_inference_service
-from exporters.triton.models import (
-    VERSION,
-    Ensemble,
-    PackageJob,
-    TritonModel,
-    check_servable,
-    write_engine_models,
-    write_onnx_model,
-    write_python_model,
-)
+from exporters.triton.config import config_text, data_type, write_inference_service
+from exporters.triton.models import PLAN_FILE, VERSION, Ensemble, PackageJob, TritonModel, check_servable, write_models
 from exporters.triton.options import PackageOptions
 from fcn_deploy.artifact import open_artifact
 from fcn_deploy.artifact.bundle import MODEL_FILE
-from fcn_deploy.artifact.engine import Engine, open_engine
+from fcn_deploy.artifact.engine import open_engine
 from fcn_deploy.choices import TritonBackend
 from fcn_deploy.errors import BundleError
+from fcn_deploy.installation import require_extra
 from fcn_deploy.model_info import ModelInfo, TensorSpec
 from fcn_deploy.onnx_file import read_model
 from fcn_deploy.progress import OnStep, quietly
@@ -31,95 +23,8 @@ from fcn_deploy.storage import staged_directory
 
 CONFIG_FILE = "config.pbtxt"
 _AGAIN = "Package it again; if that does not help, this is a fault of fcn-deploy."
-
 # Type, and sizes with the batch; None is a free size.
-_Tensor = tuple[int, tuple[int | None, ...]]
-_Tensors = Mapping[str, _Tensor]
-
-
-def validate_repository(repository: Path) -> None:
-    """Read every configuration with Triton's message definitions and compare it with the model beside it.
-
-    Raises:
-        BundleError: a configuration cannot be read, or is not the model's.
-    """
-    configs = {folder.name: read_config(folder / CONFIG_FILE) for folder in sorted(repository.iterdir())}
-    for name, config in configs.items():
-        path = repository / name / CONFIG_FILE
-        if config.name != name:
-            raise BundleError(f"{path} is of {config.name!r}, in a folder called {name!r}", remedy=_AGAIN)
-        if config.platform == "ensemble":
-            _check_ensemble(path, config, configs)
-            continue
-        found = _model_tensors(repository / name / VERSION, config.backend)
-        if found is not None:
-            _check_tensors(path, "input", config, config.input, found[0])
-            _check_tensors(path, "output", config, config.output, found[1])
-
-
-def read_config(path: Path) -> Any:
-    """A config.pbtxt as Triton's `ModelConfig` message.
-
-    Raises:
-        BundleError: it is missing, or has a field that Triton does not know.
-    """
-    from google.protobuf import text_format
-    from tritonclient.grpc.model_config_pb2 import ModelConfig
-
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
-    except (OSError, text_format.ParseError) as error:
-        raise BundleError(f"{path} is no configuration for Triton: {error}", remedy=_AGAIN) from error
-
-
-def _model_tensors(version: Path, backend: str) -> tuple[_Tensors, _Tensors] | None:
-    """Inputs and outputs as the model's own file states them; None for a program, which states nothing."""
-    if backend == "python":
-        return None
-    if backend == "tensorrt":
-        engine = open_engine(version / "model.plan")
-        ends = (engine.inputs, engine.outputs)
-        inputs, outputs = ({t.name: (data_type(t.dtype), tuple(t.shape)) for t in tensors} for tensors in ends)
-        return inputs, outputs
-    graph = read_model(version / MODEL_FILE).graph
-    return _onnx_tensors(graph.inputs), _onnx_tensors(graph.outputs)
-
-
-def _onnx_tensors(values: Iterable[Any]) -> _Tensors:
-    found = {}
-    for value in values:
-        sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
-        found[str(value.name)] = data_type(value.dtype.numpy().name), sizes
-    return found
-
-
-def _check_tensors(path: Path, what: str, config: Any, tensors: Iterable[Any], found: _Tensors) -> None:
-    stated = {}
-    for tensor in tensors:
-        sizes = tuple(tensor.reshape.shape) if tensor.HasField("reshape") else tuple(tensor.dims)
-        batch: tuple[int | None, ...] = (None,) if config.max_batch_size else ()
-        stated[tensor.name] = tensor.data_type, batch + sizes
-    if stated != dict(found):
-        raise BundleError(f"{path} has {what} {stated}; the model beside it has {dict(found)}", remedy=_AGAIN)
-
-
-def _check_ensemble(path: Path, config: Any, configs: Mapping[str, Any]) -> None:
-    """Every step takes what the client or an earlier step gives; what the client gets is what a step gives."""
-    known = {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in config.input}
-    for step in config.ensemble_scheduling.step:
-        model = configs.get(step.model_name)
-        if model is None:
-            raise BundleError(f"{path} has a step {step.model_name}, which is not there", remedy=_AGAIN)
-        for tensor in model.input:
-            given = known.get(step.input_map[tensor.name])
-            if given != (tensor.data_type, tuple(tensor.dims)):
-                raise BundleError(f"{path}: {step.model_name} cannot take {tensor.name} from {given}", remedy=_AGAIN)
-        known |= {step.output_map[t.name]: (t.data_type, tuple(t.dims)) for t in model.output}
-    for tensor in config.output:
-        if known.get(tensor.name) != (tensor.data_type, tuple(tensor.dims)):
-            raise BundleError(f"{path}: no step gives {tensor.name} as it is stated", remedy=_AGAIN)
-
-
+_Tensors = Mapping[str, tuple[int, tuple[int | None, ...]]]
 REPOSITORY, RECORD, CLIENT, MANIFEST = "repository", "triton-package.json", "client.py", "inference-service.yaml"
 SCHEMA_VERSION = 1
 _CLIENT = Path(__file__).parent / CLIENT
@@ -154,7 +59,7 @@ class Package:
 
     @property
     def commands(self) -> dict[str, str]:
-        """How to start Triton on it, in a container or not, and how to ask it, as shell commands."""
+        """Shell commands that start Triton, in a container or not, and that ask it."""
         return options.commands(self.path, self.backend, gpu=self.gpu)
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,21 +70,21 @@ class Package:
 
 
 def package(options: PackageOptions, on_step: OnStep = quietly) -> Package:
-    """Write a model repository for Triton, and what goes with it; it appears in one move, validated.
+    """Write a model repository for Triton, a client and a manifest; validated, they appear in one move.
 
     Raises:
         UsageError: a package is not installed, or the backend cannot serve the artifact as it was asked for.
         BundleError: the artifact is missing, damaged, or has no facts about its classes.
         OutputError: the output exists already, or cannot be written.
-        ParityError: the graph for Triton labels pictures otherwise than the artifact; nothing is written then.
+        ParityError: the graph for Triton labels pictures differently; nothing is written then.
     """
-    require_triton()
+    require_extra("a package for Triton", "triton", ("tritonclient", "yaml"))
     with on_step(f"check {options.source}"):
         artifact = open_artifact(options.source)
         check_servable(options, artifact)
     with staged_directory(options.output, marker=RECORD, force=options.force) as staging:
         job = PackageJob(options, artifact, staging / REPOSITORY, on_step)
-        served = _write_models(job)
+        served = write_models(job)
         with on_step("read the configurations back and compare them with the models"):
             for model in served:
                 text = config_text(model)
@@ -189,15 +94,6 @@ def package(options: PackageOptions, on_step: OnStep = quietly) -> Package:
         result = _result(options, artifact.info, served[-1], staging, gpu=gpu)
         _write_record(staging / RECORD, result, options)
     return result
-
-
-def _write_models(job: PackageJob) -> tuple[TritonModel | Ensemble, ...]:
-    """Write the files of every model; what clients ask for comes last."""
-    if job.options.backend is TritonBackend.PYTHON:
-        return (write_python_model(job),)
-    if isinstance(job.artifact, Engine):
-        return write_engine_models(job, job.artifact)
-    return (write_onnx_model(job, job.artifact),)
 
 
 def _write_beside(staging: Path, options: PackageOptions, served: tuple[TritonModel | Ensemble, ...]) -> bool:
@@ -228,8 +124,93 @@ def _result(
 
 
 def _write_record(path: Path, result: Package, options: PackageOptions) -> None:
-    """What marks the directory as a package, so that --force replaces nothing else, and says what it was made from."""
+    """Write what the package was made from; the file marks the directory as a package, which --force may replace."""
     facts = {"schema_version": SCHEMA_VERSION, "source": str(options.source), **result.to_dict()}
     # Wherever the directory is moved to, these would be wrong.
     del facts["path"], facts["commands"]
     path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def validate_repository(repository: Path) -> None:
+    """Read every configuration with Triton's message definitions and compare it with the model beside it.
+
+    Raises:
+        BundleError: a configuration cannot be read, or is not the model's.
+    """
+    configs = {folder.name: read_config(folder / CONFIG_FILE) for folder in sorted(repository.iterdir())}
+    for name, config in configs.items():
+        path = repository / name / CONFIG_FILE
+        if config.name != name:
+            raise BundleError(f"{path} names {config.name!r}, in a folder called {name!r}", remedy=_AGAIN)
+        if config.platform == "ensemble":
+            _check_ensemble(path, config, configs)
+            continue
+        found = _model_tensors(repository / name / VERSION, config.backend)
+        if found is not None:
+            _check_tensors(path, "input", config, config.input, found[0])
+            _check_tensors(path, "output", config, config.output, found[1])
+
+
+def read_config(path: Path) -> Any:
+    """Read a config.pbtxt as Triton's `ModelConfig` message.
+
+    Raises:
+        BundleError: it is missing, or has a field that Triton does not know.
+    """
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+    except (OSError, text_format.ParseError) as error:
+        raise BundleError(f"{path} is not a configuration for Triton: {error}", remedy=_AGAIN) from error
+
+
+def _model_tensors(version: Path, backend: str) -> tuple[_Tensors, _Tensors] | None:
+    """Return inputs and outputs as the model's own file states them; None for a program, which states none."""
+    if backend == "python":
+        return None
+    if backend == "tensorrt":
+        engine = open_engine(version / PLAN_FILE)
+        return _engine_tensors(engine.inputs), _engine_tensors(engine.outputs)
+    graph = read_model(version / MODEL_FILE).graph
+    return _onnx_tensors(graph.inputs), _onnx_tensors(graph.outputs)
+
+
+def _engine_tensors(specs: Iterable[TensorSpec]) -> _Tensors:
+    return {spec.name: (data_type(spec.dtype), spec.shape) for spec in specs}
+
+
+def _onnx_tensors(values: Iterable[Any]) -> _Tensors:
+    found = {}
+    for value in values:
+        sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
+        found[str(value.name)] = data_type(value.dtype.numpy().name), sizes
+    return found
+
+
+def _check_tensors(path: Path, what: str, config: Any, tensors: Iterable[Any], found: _Tensors) -> None:
+    stated = {}
+    for tensor in tensors:
+        sizes = tuple(tensor.reshape.shape) if tensor.HasField("reshape") else tuple(tensor.dims)
+        batch: tuple[int | None, ...] = (None,) if config.max_batch_size else ()
+        stated[tensor.name] = tensor.data_type, batch + sizes
+    if stated != dict(found):
+        raise BundleError(f"{path} has {what} {stated}; the model beside it has {dict(found)}", remedy=_AGAIN)
+
+
+def _check_ensemble(path: Path, config: Any, configs: Mapping[str, Any]) -> None:
+    """Check that the client or an earlier step provides every input of a step, and a step every output."""
+    known = {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in config.input}
+    for step in config.ensemble_scheduling.step:
+        model = configs.get(step.model_name)
+        if model is None:
+            raise BundleError(f"{path} has a step {step.model_name}, which does not exist", remedy=_AGAIN)
+        for tensor in model.input:
+            given = known.get(step.input_map[tensor.name])
+            if given != (tensor.data_type, tuple(tensor.dims)):
+                raise BundleError(f"{path}: {step.model_name} cannot take {tensor.name} from {given}", remedy=_AGAIN)
+        known |= {step.output_map[t.name]: (t.data_type, tuple(t.dims)) for t in model.output}
+    for tensor in config.output:
+        if known.get(tensor.name) != (tensor.data_type, tuple(tensor.dims)):
+            raise BundleError(f"{path}: no step outputs {tensor.name} as it is declared", remedy=_AGAIN)

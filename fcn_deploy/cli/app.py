@@ -1,16 +1,16 @@
-"""The `fcn-deploy` command: registers the commands and maps errors to exit codes."""
+"""The `fcn-deploy` command: registers the commands and turns errors into exit codes."""
 
 import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from fcn_deploy.cli import (
     bench,
-    compare,
     doctor,
     evaluate,
     export,
@@ -18,38 +18,65 @@ from fcn_deploy.cli import (
     optimize,
     package,
     predict,
-    report,
+    reports,
     serve,
     tensorrt,
     verify,
 )
+from fcn_deploy.cli.parameters import OUTPUT
 from fcn_deploy.errors import FcnDeployError, InputFileError
 from fcn_deploy.installation import __version__
 
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
+# Panel of `fcn-deploy --help`, command, example at the end of the command's help.
+_COMMANDS = (
+    ("Make", export.export, "export --variant 8s --checkpoint fcn8s.pth --output fcn8s"),
+    ("Make", optimize.optimize, "optimize fcn8s.onnx fcn8s-fast.onnx"),
+    ("Make", tensorrt.tensorrt, "tensorrt fcn8s --precision fp16"),
+    ("Make", package.package, "package fcn8s --target triton --backend python"),
+    ("Check", verify.verify, "verify fcn8s --checkpoint fcn8s.pth --image photo.jpg"),
+    ("Check", evaluate.evaluate, "evaluate fcn8s VOCdevkit/VOC2012 --against pytorch"),
+    ("Check", inspect.inspect, "inspect fcn8s --picture maps.png"),
+    ("Check", doctor.doctor, "doctor"),
+    ("Use", predict.predict, "predict fcn8s photos/ --output labels"),
+    ("Use", serve.serve, "serve fcn8s --http-port 8000"),
+    ("Measure", bench.bench, "bench fcn8s --report latency.html"),
+    ("Measure", reports.compare, "compare before.json after.json --threshold 0.03"),
+    ("Measure", reports.report, "report desktop.json server.json --report both.html"),
+)
+
+
+def _as_shown(parameters: list[Any]) -> list[Any]:
+    """Return a command's parameters: flags show no type, and --help stands in the last panel."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = parameter.metavar or ""
+    if any(getattr(parameter, "rich_help_panel", None) == OUTPUT for parameter in parameters):
+        parameters[-1].rich_help_panel = OUTPUT
+    return parameters
+
+
+class _Command(TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _as_shown(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _as_shown(super().get_params(ctx))
+
 
 app = typer.Typer(
-    name="fcn-deploy",
-    help="Export FCN-32s, FCN-16s and FCN-8s to ONNX, prove the export equal to PyTorch, run it, measure it.",
+    cls=_Group,
+    help="Export FCN-32s, FCN-16s and FCN-8s to ONNX, check the export against PyTorch, run it, measure it.",
     epilog="Example: fcn-deploy export --variant 32s",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(epilog=export.EPILOG)(export.export)
-app.command(epilog=verify.EPILOG)(verify.verify)
-app.command(epilog=optimize.EPILOG)(optimize.optimize)
-app.command(epilog=tensorrt.EPILOG)(tensorrt.tensorrt)
-app.command(epilog=predict.EPILOG)(predict.predict)
-app.command(epilog=evaluate.EPILOG)(evaluate.evaluate)
-app.command(epilog=package.EPILOG)(package.package)
-app.command(epilog=serve.EPILOG)(serve.serve)
-app.command(epilog=bench.EPILOG)(bench.bench)
-app.command(epilog=compare.EPILOG)(compare.compare)
-app.command(epilog=report.EPILOG)(report.report)
-app.command(epilog=inspect.EPILOG)(inspect.inspect)
-app.command(epilog=doctor.EPILOG)(doctor.doctor)
+for _panel, _command, _example in _COMMANDS:
+    app.command(cls=_Command, epilog=f"Example: fcn-deploy {_example}", rich_help_panel=_panel)(_command)
 
 
 def _print_version(value: bool) -> None:
@@ -73,26 +100,27 @@ def main() -> NoReturn:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     signal.signal(signal.SIGTERM, _leave)
     try:
-        app()
+        app(prog_name="fcn-deploy")
     except SystemExit as leaving:
         if leaving.code in (_INTERRUPTED, _TERMINATED):
-            print("interrupted; nothing half-written remains", file=sys.stderr)  # noqa: T201 - Rich takes time to load
+            print("interrupted; no partial files were left", file=sys.stderr)  # noqa: T201 - Rich takes time to load
         raise
     except FcnDeployError as error:
-        from fcn_deploy.cli.console import show_error
-
-        show_error(error)
-        sys.exit(error.exit_code)
+        _fail(error)
     except OSError as error:
-        from fcn_deploy.cli.console import show_error
-
         # A path too long, a directory that may not be read, a full disk behind stdout.
         problem = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-        show_error(InputFileError(problem, remedy="Check the path, its permissions, and the space left there."))
-        sys.exit(InputFileError.exit_code)
+        _fail(InputFileError(problem, remedy="Check the path, its permissions, and the free disk space."))
     sys.exit(0)
 
 
+def _fail(error: FcnDeployError) -> NoReturn:
+    from fcn_deploy.cli.console import print_error
+
+    print_error(error)
+    sys.exit(error.exit_code)
+
+
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:
-    """Leave through the `finally` blocks, so that nothing half-written stays, with the shell's code for the signal."""
+    """Exit through the `finally` blocks, which remove partial files, with the shell's code for the signal."""
     sys.exit(128 + number)

@@ -7,52 +7,47 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fcn_deploy.choices import Provider
-from fcn_deploy.cli.parameters import MadeFrom, parse_batches
+from fcn_deploy.cli.parameters import SourceCheckpoint, output_option, panel, parse_batches
+from fcn_deploy.cli.reports import HtmlPage, Markdown, write_outputs
 
 if TYPE_CHECKING:
     from benchmarks.report.results import BenchReport
 
-EPILOG = "Example: fcn-deploy bench fcn8s --report latency.html"
+_INTERRUPTED = 130
+measurement_option = panel("Measurement")
 
 
 def bench(
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles' directories, or ONNX files.", show_default=False)
+        list[Path], typer.Argument(metavar="BUNDLE", help="Bundle directories or ONNX files.", show_default=False)
     ],
-    provider: Annotated[Provider, typer.Option(help="Where the rows run.")] = Provider.CPU,
+    checkpoint: SourceCheckpoint = None,
+    batch: Annotated[
+        str, typer.Option(help="Only bundles of these batch sizes, e.g. 1,4. Default: all.", metavar="N,N")
+    ] = "",
     rows: Annotated[
         str,
         typer.Option(
-            help="Rows by name, separated by commas; a wrong name lists them. Default: all.", show_default=False
+            help="Names of rows, separated by commas; a wrong name lists them. Default: all.", metavar="NAME,NAME"
         ),
     ] = "",
-    batch: Annotated[
-        str,
-        typer.Option(help="Only bundles of these batches, e.g. 1,4. Default: all bundles given.", show_default=False),
-    ] = "",
-    duration: Annotated[float, typer.Option(help="Seconds of samples per row.")] = 10.0,
-    threads: Annotated[
-        int | None, typer.Option(help="Cores for every row. Default: all there are.", show_default=False)
-    ] = None,
-    checkpoint: MadeFrom = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Write one page (HTML) with plots to this file.", show_default=False)
-    ] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write Markdown to this file.", show_default=False)] = None,
-    json: Annotated[
-        Path | None, typer.Option(help="Write raw samples and all to this file, for compare and report.")
-    ] = None,
+    provider: Annotated[Provider, measurement_option(help="Where to run.")] = Provider.CPU,
+    duration: Annotated[float, measurement_option(help="Seconds of samples per row.")] = 10.0,
+    threads: Annotated[int | None, measurement_option(help="CPU cores per row. Default: all.")] = None,
+    report: HtmlPage = None,
+    markdown: Markdown = None,
+    json: Annotated[Path | None, output_option(help="Write all raw samples, for `compare` and `report`.")] = None,
 ) -> None:
-    """Measure an artifact's latency beside PyTorch, the plain graph, and other runtimes.
+    """Measure latency beside PyTorch, the unmodified graph, and other runtimes.
 
-    Each row has a process of its own and is compared with PyTorch first.
+    Each row runs in its own process, and its output is compared with PyTorch's first.
 
     Exit code 5: a row computes something else.
     6: a row is unstable, or none could be measured.
     130: interrupted; what was measured is reported.
     """
     import fcn_deploy as fd
-    from fcn_deploy.cli.render import LiveTable, leave, show_report, write_outputs
+    from fcn_deploy.cli.render import bench_progress, print_report
     from fcn_deploy.storage import check_writable
 
     if report is not None:
@@ -69,8 +64,35 @@ def bench(
         checkpoint=checkpoint,
         command=("fcn-deploy", *sys.argv[1:]),
     )
-    with LiveTable() as table:
-        found: BenchReport = fd.bench(bundles, options, table.update)
-    show_report(found)
+    with bench_progress() as update:
+        found = fd.bench(bundles, options, update)
+    print_report(found)
     write_outputs([found], report, markdown, json)
-    leave(found)
+    _require_reliable(found)
+
+
+def _require_reliable(report: "BenchReport") -> None:
+    """Do nothing if every row was measured reliably.
+
+    Raises:
+        typer.Exit: the run was interrupted.
+        ParityError: a row computes something else than the network.
+        MeasurementError: a row is unstable, or none was measured.
+    """
+    import fcn_deploy as fd
+    from benchmarks.report.results import Status
+
+    if report.interrupted:
+        raise typer.Exit(_INTERRUPTED)
+    wrong = [f"{row.key}: {row.problem}" for row in report.rows if row.status is Status.WRONG]
+    if wrong:
+        raise fd.ParityError("; ".join(wrong), remedy="Run `fcn-deploy verify --exact` to see which side is off.")
+    measured = [(row.key.case, row.measurement.stable) for row in report.rows if row.measurement is not None]
+    if not measured:
+        raise fd.MeasurementError("no row could be measured", remedy="See the remarks above for the reasons.")
+    unstable = [case for case, stable in measured if not stable]
+    if unstable:
+        raise fd.MeasurementError(
+            f"{len(unstable)} of {len(measured)} rows are unstable: {', '.join(unstable)}",
+            remedy="All files were written. Stop other programs, or pass a longer --duration.",
+        )

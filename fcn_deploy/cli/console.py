@@ -1,58 +1,150 @@
-"""Where words go: steps and errors to stderr, results to stdout, and nothing but one document with --json."""
+"""What a command prints: results to stdout; steps, progress and errors to stderr; with --json one document on stdout.
+
+No value is cut: output to a file or pipe is as wide as it needs to be, and a table that is wider than the terminal is
+printed row by row.
+"""
 
 import contextlib
 import json
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.progress import Advance
 
-out = Console()
-err = Console(stderr=True)
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from exporters.tensorrt.build import Phase
+    from fcn_deploy.prediction.options import Prediction
+    from fcn_deploy.prediction.run import PredictionSummary
+
+_UNLIMITED = 100_000
+_GAP = 2
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = _UNLIMITED
+    return console
+
+
+out = _console(stderr=False)
+err = _console(stderr=True)
+
+
+def print_line(text: str, *, to_stderr: bool = False) -> None:
+    """Print one line of Rich markup, never wrapped, so that programs can read it too."""
+    (err if to_stderr else out).print(text, highlight=False, soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on stdout."""
+    print(json.dumps(document, indent=2, allow_nan=False))  # noqa: T201 - Rich would wrap and colour it
+
+
+def print_error(error: FcnDeployError) -> None:
+    """Print the problem, then the remedy."""
+    print_line(f"[bold red]error:[/] {escape(error.problem)}", to_stderr=True)
+    print_line(escape(error.remedy), to_stderr=True)
+
+
+def print_untrained(what: str = "labels") -> None:
+    """Say that the weights are random."""
+    print_line(f"untrained weights: the {what} mean nothing", to_stderr=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], texts: int = 1) -> None:
+    """Print a table, or one line per row where the terminal is too narrow for it.
+
+    Args:
+        title: the line above it.
+        columns: their names, of several lines where they would be wider than the figures.
+        rows: a cell per column, plain text without markup; an empty row is a rule.
+        texts: how many of the first columns are text; the others are figures, aligned right.
+    """
+    if title:
+        print_line(f"[bold]{escape(title)}[/]")
+    full = [row for row in rows if row]
+    widths = [max(map(_width, column)) for column in zip(columns, *full, strict=True)]
+    if sum(widths) + _GAP * (len(widths) - 1) <= out.width:
+        out.print("", make_table(columns, rows, texts), "", sep="\n")
+        return
+    names = [name.replace("\n", "") for name in columns[1:]]
+    for first, *others in full:
+        values = ", ".join(f"{name} {cell}" for name, cell in zip(names, others, strict=True) if str(cell))
+        out.print(Text(f"{first}: {values}"), overflow="fold")
+
+
+def _width(cell: str | Text) -> int:
+    return max(cell_len(line) for line in str(cell).split("\n"))
+
+
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], texts: int = 1) -> Table:
+    """Return a table with a rule below its head, whose cells fold where it is too narrow."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < texts else "right", overflow="fold")
+    for row in rows:
+        if row:
+            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+        else:
+            table.add_section()
+    return table
 
 
 @contextlib.contextmanager
 def show_step(name: str, parts: int = 1) -> Iterator[Advance]:
-    """Say on stderr what is being done, how far it is when it has parts, and how long it took once it is done."""
+    """Show on stderr what is being done and how far it is, then how long it took."""
     start = time.perf_counter()
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    shown = columns if parts > 1 else (SpinnerColumn(), columns[0])
-    with Progress(*shown, console=err, transient=True, disable=not err.is_terminal) as progress:
+    columns = folding("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with _progress(*(columns if parts > 1 else (SpinnerColumn(), columns[0]))) as progress:
         task = progress.add_task(escape(name), total=parts)
         yield lambda: progress.advance(task)
     print_line(f"[green]done[/] {time.perf_counter() - start:5.1f} s  {escape(name)}", to_stderr=True)
 
 
-def show_error(error: FcnDeployError) -> None:
-    """The problem, then the remedy."""
-    print_line(f"[bold red]error:[/] {escape(error.problem)}", to_stderr=True)
-    print_line(escape(error.remedy), to_stderr=True)
+def counted(predictions: "Iterator[Prediction]", summary: "PredictionSummary", total: int) -> "Iterator[Prediction]":
+    """Pass predictions on, with a bar that shows how many and how many per second."""
+    rate = TextColumn("{task.fields[rate]:.3g} images/s")
+    with _progress(TextColumn("segment"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()) as progress:
+        task = progress.add_task("", total=total, rate=0.0)
+        for prediction in summary.counting(predictions):
+            progress.update(task, advance=1, rate=summary.images_per_s)
+            yield prediction
 
 
-def print_json(document: Any) -> None:
-    """One JSON document on stdout."""
-    print(json.dumps(document, indent=2, allow_nan=False))  # noqa: T201 - Rich would wrap and colour it
+class PhaseBars:
+    """A bar for every phase of a TensorRT build, on a terminal."""
+
+    def __init__(self) -> None:
+        self.progress = _progress(folding("  {task.description}"), BarColumn(), MofNCompleteColumn())
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, phases: "tuple[Phase, ...]") -> None:
+        """Show the phases that the build is in now."""
+        for name in self._tasks.keys() - {phase.name for phase in phases}:
+            self.progress.remove_task(self._tasks.pop(name))
+        for phase in phases:
+            if phase.name not in self._tasks:
+                self._tasks[phase.name] = self.progress.add_task(escape(phase.name), total=phase.steps)
+            self.progress.update(self._tasks[phase.name], completed=phase.done)
 
 
-def print_line(text: str, *, to_stderr: bool = False) -> None:
-    """One line of Rich markup, never wrapped, so that it can be read by a program too."""
-    (err if to_stderr else out).print(text, highlight=False, soft_wrap=True)
+def folding(text: str) -> TextColumn:
+    """Return a progress column whose text wraps, where Rich would cut it."""
+    return TextColumn(text, table_column=Column(overflow="fold"))
 
 
-def plain_table(title: str, *columns: str) -> Table:
-    """A table whose first column is text and whose others are right-aligned figures."""
-    table = Table(
-        title=title, title_justify="left", title_style="bold", header_style="dim", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    table.add_column(columns[0], no_wrap=True)
-    for column in columns[1:]:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+def _progress(*columns: Any) -> Progress:
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)

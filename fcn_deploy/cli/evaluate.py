@@ -1,18 +1,26 @@
 """`fcn-deploy evaluate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fcn_deploy.choices import Provider
-from fcn_deploy.cli.parameters import SAMPLE, ArtifactPath, Json, MadeFrom
-from fcn_deploy.evaluation.options import Against
+from fcn_deploy.cli.parameters import (
+    SAMPLE,
+    ArtifactPath,
+    Json,
+    KeepAspect,
+    RunProvider,
+    SourceCheckpoint,
+    output_option,
+    panel,
+)
 
 if TYPE_CHECKING:
     from fcn_deploy.evaluation.data import Dataset
 
-EPILOG = "Example: fcn-deploy evaluate fcn8s VOCdevkit/VOC2012 --against pytorch"
+data_option = panel("Data set")
 
 
 def evaluate(
@@ -21,49 +29,36 @@ def evaluate(
         str,
         typer.Argument(
             metavar="DATASET",
-            help="A folder in Pascal VOC's layout, or one that holds images/ and labels/; or sample.",
+            help="A folder in Pascal VOC's layout, or with images/ and labels/; or 'sample' for the bundled scene.",
             show_default=False,
         ),
     ],
+    against: Annotated[
+        Literal["pytorch"] | None, typer.Option(help="Also score PyTorch on the same photos.", show_default=False)
+    ] = None,
+    checkpoint: SourceCheckpoint = None,
     split: Annotated[
-        str | None,
-        typer.Option(
-            help="Of Pascal VOC: a list in ImageSets/Segmentation. Default: val.", metavar="NAME", show_default=False
-        ),
+        str | None, data_option(help="Pascal VOC only: a list in ImageSets/Segmentation. Default: val.", metavar="NAME")
     ] = None,
     images: Annotated[
-        str | None,
-        typer.Option(help="The folder of photos, from DATASET. Default: images.", metavar="FOLDER", show_default=False),
+        str | None, data_option(help="Folder of photos within DATASET. Default: images.", metavar="FOLDER")
     ] = None,
     labels: Annotated[
-        str | None,
-        typer.Option(
-            help="The folder of label PNGs, from DATASET. Default: labels.", metavar="FOLDER", show_default=False
-        ),
+        str | None, data_option(help="Folder of label PNGs within DATASET. Default: labels.", metavar="FOLDER")
     ] = None,
-    against: Annotated[
-        Against | None, typer.Option(help="Label the same photos with this too.", show_default=False)
-    ] = None,
-    checkpoint: MadeFrom = None,
-    keep_aspect: Annotated[
-        bool,
-        typer.Option("--keep-aspect", metavar="", help="Pad photos to the input's shape instead of stretching them."),
-    ] = False,
-    provider: Annotated[Provider, typer.Option(help="Where ONNX Runtime runs the artifact.")] = Provider.CPU,
-    limit: Annotated[int | None, typer.Option(help="Score only the first so many images.", show_default=False)] = None,
-    output: Annotated[Path, typer.Option(help="Directory of the results.")] = Path("evaluation"),
-    worst: Annotated[int, typer.Option(help="How many of the worst images the page shows.")] = 8,
-    page: Annotated[
-        bool | None,
-        typer.Option("--page/--no-page", help="Write the page. Default: where Jinja is installed.", show_default=False),
-    ] = None,
+    limit: Annotated[int | None, data_option(help="Score only the first N images.")] = None,
+    keep_aspect: KeepAspect = False,
+    provider: RunProvider = Provider.CPU,
+    output: Annotated[Path, output_option(help="Directory of the results.")] = Path("evaluation"),
+    worst: Annotated[int, output_option(help="Number of worst images on the page.")] = 8,
+    page: Annotated[bool, output_option("--page/--no-page", help="Write an HTML page.")] = True,
     json: Json = False,
 ) -> None:
-    """Score an artifact on a data set with true labels: accuracy and IU, per class and overall.
+    """Score an artifact on a labelled data set: accuracy and IU, per class and overall.
 
-    Run it again after an interruption: what is finished is not done twice.
+    Run it again after an interruption: finished images are skipped.
 
-    Exit code 3 when an image has no score; the others are scored all the same.
+    Exit code 3: an image has no score; the others are scored.
     """
     import fcn_deploy as fd
     from fcn_deploy.cli.console import print_json, show_step
@@ -85,7 +80,7 @@ def _dataset(named: str, split: str | None, images: str | None, labels: str | No
         return fd.find_dataset(Path(named), split, images, labels)
     if (split, images, labels) != (None, None, None):
         raise fd.UsageError(
-            "the sample is one scene, without splits and folders",
-            remedy="Leave --split, --images and --labels out. A folder of that name is ./sample.",
+            "the sample is a single scene, without splits or folders",
+            remedy="Omit --split, --images and --labels. To score a folder named sample, pass ./sample.",
         )
     return fd.sample_dataset()

@@ -5,34 +5,26 @@ from typing import Annotated
 
 import typer
 
-from fcn_deploy.cli.parameters import Json, RewriteTarget
-
-EPILOG = "Example: fcn-deploy optimize fcn8s.onnx fcn8s-fast.onnx"
+from fcn_deploy.cli.parameters import Force, Json, RewriteTarget
 
 
 def optimize(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Any ONNX file of fixed shapes.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file with fixed shapes.")],
     output: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
     target: RewriteTarget = None,
-    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing file.")] = False,
+    force: Force = False,
     json: Json = False,
 ) -> None:
-    """Rewrite an ONNX file so that it computes the same with less work, whoever exported it.
+    """Rewrite any exporter's ONNX file so that it computes the same with less work.
 
-    Every rewrite is compared with the graph before it, and undone if it differs.
+    Each rewrite is compared with the graph before it, and undone if the output changes.
     """
     import fcn_deploy as fd
-    from fcn_deploy.cli.console import print_json, print_line, show_step
+    from fcn_deploy.cli.console import print_json, show_step
+    from fcn_deploy.cli.render import print_optimized
 
     result = fd.optimize(model, output, target, force=force, on_step=show_step)
     if json:
         print_json(result.to_dict())
-        return
-    from rich.markup import escape
-
-    from fcn_deploy.cli.render import print_rewriting, print_simplification
-
-    print_simplification(result.simplification)
-    print_rewriting(result.rewriting)
-    size = f"{result.file_bytes / 1e6:.1f} MB, {result.grown_bytes / 1e6:+.1f} MB"
-    print_line(f"wrote {escape(str(result.path))}: {size}")
+    else:
+        print_optimized(result)

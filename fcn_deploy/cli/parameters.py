@@ -1,13 +1,37 @@
-"""Options that several commands share, and the parsing of sizes."""
+"""Arguments and options that several commands share, the panels they are shown in, and the parsing of their texts."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fcn_deploy.assets import SAMPLE_CHECKPOINT
-from fcn_deploy.choices import Target
+from fcn_deploy.choices import Provider, Target
+
+OUTPUT = "Output"
+# The word for the checkpoint and the scene that are bundled with the package.
+SAMPLE = "sample"
+_MAX_DIGITS = 9
+
+
+def panel(title: str) -> Callable[..., Any]:
+    """Return `typer.Option` for the options that `--help` shows in the box with this title."""
+    return partial(typer.Option, rich_help_panel=title)
+
+
+graph_option = panel("Graph")
+inference_option = panel("Inference")
+output_option = panel(OUTPUT)
+precision_option = panel("Precision")
+
+
+def parse_checkpoint(text: str) -> Path:
+    """Return a path, the bundled checkpoint's for `sample` (a file of that name is `./sample`)."""
+    return SAMPLE_CHECKPOINT if text == SAMPLE else Path(text)
+
 
 BundlePath = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle's directory, or an ONNX file.", show_default=False)
@@ -18,70 +42,56 @@ ArtifactPath = Annotated[
         metavar="BUNDLE", help="A bundle's directory, an ONNX file, or a TensorRT engine (.plan).", show_default=False
     ),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", metavar="", help="Print one JSON document on stdout and nothing else there.")
-]
-RewriteTarget = Annotated[
-    Target | None,
-    typer.Option(
-        help="What the rewrites are chosen for. Default: cuda with an NVIDIA driver, else cpu.", show_default=False
-    ),
-]
-
-SAMPLE = "sample"
-
-
-def parse_checkpoint(text: str) -> Path:
-    """A path, or `sample` for the checkpoint that comes along (a file of that name is `./sample`)."""
-    return SAMPLE_CHECKPOINT if text == SAMPLE else Path(text)
-
-
-MadeFrom = Annotated[
+SourceCheckpoint = Annotated[
     Path | None,
     typer.Option(
-        parser=parse_checkpoint,
-        metavar="PATH",
-        help="The checkpoint it was exported from, or sample.",
-        show_default=False,
+        parser=parse_checkpoint, metavar="PATH", help="The checkpoint that the bundle was exported from, or 'sample'."
     ),
 ]
-
-MAX_DIGITS = 9
+RunProvider = Annotated[Provider, inference_option(help="Where ONNX Runtime runs.")]
+KeepAspect = Annotated[bool, inference_option("--keep-aspect", help="Pad photos to the input's shape, do not stretch.")]
+RewriteTarget = Annotated[
+    Target | None,
+    graph_option(help="Device to choose the rewrites for. Default: cuda with an NVIDIA driver, else cpu."),
+]
+Force = Annotated[bool, output_option("--force", help="Replace an existing output.")]
+Json = Annotated[bool, output_option("--json", help="Print one JSON document and nothing else on stdout.")]
 
 
 def parse_batches(text: str) -> tuple[int, ...]:
-    """`1,2,4` as numbers, each once; nothing for an empty text.
+    """Return `1,2,4` as numbers, each once; nothing for an empty text.
 
     Raises:
         typer.BadParameter: it is something else.
     """
-    parts = [part.strip() for part in text.split(",")] if text.strip() else []
-    if not all(part.isascii() and part.isdigit() and len(part) <= MAX_DIGITS and int(part) for part in parts):
-        raise typer.BadParameter(f"{text!r} is no list of batches such as 1,2,4", param_hint="--batch")
-    return tuple(dict.fromkeys(int(part) for part in parts))
+    found = _listed(text, r"0*[1-9][0-9]{,8}", "batches such as 1,2,4", "--batch")
+    return tuple(dict.fromkeys(map(int, found)))
 
 
 def parse_capabilities(text: str) -> tuple[str, ...]:
-    """`8.9,12.0` as compute capabilities in ascending order, each once; nothing for an empty text.
+    """Return `8.9,12.0` as compute capabilities in ascending order, each once; nothing for an empty text.
 
     Raises:
         typer.BadParameter: it is something else.
     """
-    parts = [part.strip() for part in text.split(",")] if text.strip() else []
-    if not all(re.fullmatch(r"[0-9]{1,2}\.[0-9]", part) for part in parts):
-        raise typer.BadParameter(
-            f"{text!r} is no list of compute capabilities such as 8.9,12.0", param_hint="--compute-capability"
-        )
-    return tuple(sorted(set(parts), key=float))
+    found = _listed(text, r"[0-9]{1,2}\.[0-9]", "compute capabilities such as 8.9,12.0", "--compute-capability")
+    return tuple(sorted(set(found), key=float))
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """`500` or `HxW` as (height, width) in pixels.
+    """Return `500` or `HxW` as (height, width) in pixels.
 
     Raises:
         typer.BadParameter: it is neither.
     """
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and len(side) <= MAX_DIGITS for side in sides):
+    numbers = text.lower().split("x")
+    if len(numbers) > 2 or not all(n.isascii() and n.isdigit() and len(n) <= _MAX_DIGITS for n in numbers):
         raise typer.BadParameter(f"{text!r} is neither a number of pixels (500) nor HxW (375x500)", param_hint="--size")
-    return int(sides[0]), int(sides[-1])
+    return int(numbers[0]), int(numbers[-1])
+
+
+def _listed(text: str, pattern: str, what: str, option: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    if not all(re.fullmatch(pattern, part) for part in parts):
+        raise typer.BadParameter(f"{text!r} is not a list of {what}", param_hint=option)
+    return parts

@@ -1,371 +1,110 @@
-"""What `bench`, `compare` and `report` share: tables of a report, the files they write, the exit code."""
+"""What commands show of their results: every table and every summary line.
 
+Modules of other packages are imported where they are used: `inspect` must not wait for PyTorch.
+"""
+
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
 
-from benchmarks.engine.schedule import Progress as BenchProgress
-from benchmarks.report import table
-from benchmarks.report.page import side_by_side, write_markdown, write_page
-from benchmarks.report.results import BenchReport, Row, Status, write_report
-from benchmarks.report.table import computes, duration, sentences
-from fcn_deploy.cli.console import err, out, plain_table, print_line
-from fcn_deploy.errors import MeasurementError, OutputError, ParityError
-from fcn_deploy.evaluation.page import score, share
-from fcn_deploy.evaluation.scores import Evaluation
-from fcn_deploy.parity.bisect import LayerReport
-from fcn_deploy.parity.compare import Comparison, joint_mean_iu
-from fcn_deploy.parity.report import ParityReport
+from fcn_deploy.choices import ImageInput
+from fcn_deploy.cli.console import err, folding, make_table, out, print_error, print_line, print_table, print_untrained
 
 if TYPE_CHECKING:
+    from benchmarks.engine.schedule import Progress as BenchProgress
+    from benchmarks.report.results import BenchReport, Row
+    from benchmarks.stats.comparison import ReportComparison
     from exporters.export import ExportResult
+    from exporters.optimize_file import Optimized
     from exporters.precision.half import HalfReport
     from exporters.precision.int8 import Quantization
-    from exporters.precision.reduce import Reduction
     from exporters.rewrite import PassReport, Rewriting
     from exporters.simplify import Simplification
+    from exporters.tensorrt.build import EngineBuild
+    from exporters.triton.repository import Package
     from fcn_deploy.artifact.engine import Engine
+    from fcn_deploy.doctor import Finding
+    from fcn_deploy.evaluation.scores import Evaluation
+    from fcn_deploy.inspection import Inspection
+    from fcn_deploy.parity.bisect import LayerReport
+    from fcn_deploy.parity.report import ParityReport
+    from fcn_deploy.parity.verify import Verification
+    from fcn_deploy.prediction.options import Prediction
+    from fcn_deploy.serving.server import Endpoint
+
+_SHOWN_CLASSES = 3
+_SHOWN_BYTES = 50_000
+_STATUS_COLOURS = {"ok": "green", "note": "yellow", "problem": "bold red"}
+_VERDICT_COLOURS = {"faster": "green", "slower": "bold red", "no difference": "dim"}
+_LAYERS_PARSED = "as the parser typed the network; only a GPU shows the engine's own layers"
+_LAYERS_SEEN_IN = {
+    "engine": "as TensorRT's inspector reports the engine",
+    "builder": "as TensorRT's builder lists the engine",
+}
 
 
-def print_parity(report: ParityReport) -> None:
-    """Print every comparison, the bounds they were held to, and the verdict."""
-    by_maps = report.tier.mean_iu is not None
-    columns = ("error/range", "rel. L2", "SNR dB", "labels =", "flips", "mean IU" if by_maps else "clear")
-    table = plain_table(f"{report.candidate} against {report.reference}", "input", *columns)
-    for c in report.comparisons:
-        figures = "", "", ""
-        if isinstance(c, Comparison):
-            figures = f"{c.relative_error:.1e}", f"{c.relative_l2:.1e}", f"{c.snr_db:.1f}"
-        last = f"{c.mean_iu:.4f}" if by_maps else str(c.clear_flips)
-        table.add_row(escape(c.input_name), *figures, f"{c.label_agreement:.3%}", str(c.flips), last)
-    out.print(table)
-    if report.exact:
-        _print_exact(report)
-    _print_verdict(report)
-
-
-def placed(placement: Mapping[str, int]) -> str:
-    """Where a session says its nodes run, e.g. `46 of 46 nodes on CPUExecutionProvider`."""
-    total = sum(placement.values())
-    return ", ".join(f"{count} of {total} nodes on {name}" for name, count in placement.items())
-
-
-def print_layers(report: LayerReport) -> None:
-    """Print how far every layer is from PyTorch's, and where it begins."""
-    print_line(f"every layer against PyTorch on {escape(report.input_name)}:")
-    table = plain_table("", "layer", "error/range", "SNR dB")
-    for layer in report.layers:
-        table.add_row(escape(layer.name), f"{layer.relative_error:.1e}", f"{layer.snr_db:.1f}")
-    out.print(table)
-    print_line(escape(report.verdict))
-
-
-def _print_exact(report: ParityReport) -> None:
-    table = plain_table("Each side against float64: max error / range", "input", "PyTorch float32", "artifact")
-    for errors in report.exact:
-        table.add_row(escape(errors.input_name), f"{errors.reference:.2e}", f"{errors.candidate:.2e}")
-    out.print(table)
-
-
-def _print_verdict(report: ParityReport) -> None:
-    tier, worst = report.tier, report.worst
-    measured = isinstance(worst, Comparison) and tier.max_error is not None
-    bounds = [f"max error / range <= {tier.max_error:g}" if measured else ""]
-    bounds += [f"labels equal >= {tier.label_agreement:.3%}" if tier.label_agreement is not None else ""]
-    bounds += [f"clear flips <= {tier.clear_flips}" if tier.clear_flips is not None else ""]
-    bounds += [f"mean IU {joint_mean_iu(report.comparisons):.4f} >= {tier.mean_iu:g}" if tier.mean_iu else ""]
-    just = ""
-    if isinstance(worst, Comparison) and tier.max_error is not None:
-        just = f", which a bound of {worst.passing_tolerance:.1e} would just pass"
-    verdict = "[bold green]passed[/]" if report.passed else "[bold red]FAILED[/]"
-    print_line(
-        f"{verdict}  tier {tier.name}: {', '.join(b for b in bounds if b)}; worst input {escape(worst.input_name)}"
-        f"{just if report.passed else ''}"
-    )
-
-
-_INTERRUPTED = 130
-
-
-def show_report(report: BenchReport) -> None:
-    """A table per network and shape, remarks, and what it all means."""
-    for title, rows in table.groups(report):
-        shown = plain_table(f"{title} on {report.machine}", *table.NARROW)
-        baseline = table.baseline_of(rows)
-        for row in rows:
-            shown.add_row(*(escape(cell) for cell in table.narrow_cells(report, row, baseline)))
-        out.print(shown)
-        print_line("\n".join(escape(line) for line in _placements(rows)))
-    for remark in table.remarks(report):
-        print_line(f"[yellow]{escape(remark)}[/]")
-    for sentence in sentences(report):
-        print_line(escape(sentence))
-
-
-def show_side_by_side(reports: Sequence[BenchReport]) -> None:
-    """Medians of the rows that the first report shares with others."""
-    shown = plain_table("side by side", "row", *(report.machine for report in reports))
-    for cells in side_by_side(reports):
-        shown.add_row(*(escape(cell) for cell in cells))
-    out.print(shown)
-
-
-def write_outputs(reports: Sequence[BenchReport], page: Path | None, markdown: Path | None, json: Path | None) -> None:
-    """Write what was asked for, the raw figures first; nothing where nothing was measured.
-
-    Raises:
-        OutputError: a file cannot be written; the others are all the same.
-    """
-    targets: tuple[tuple[Path | None, Callable[[Path], None]], ...] = (
-        (json, lambda path: write_report(reports[0], path)),
-        (markdown, lambda path: write_markdown(reports, path)),
-        (page, lambda path: write_page(reports, path)),
-    )
-    if not any(row.measurement for report in reports for row in report.rows):
-        return
-    failure: OutputError | None = None
-    for path, write in targets:
-        if path is not None:
-            try:
-                write(path)
-                print_line(f"wrote {escape(str(path))}")
-            except OutputError as error:
-                failure = failure or error
-    if failure is not None:
-        raise failure
-
-
-def leave(report: BenchReport) -> None:
-    """End with the code of the worst that happened.
-
-    Raises:
-        ParityError: a row computes something else than the network.
-        MeasurementError: a row is unstable, or none was measured.
-    """
-    if report.interrupted:
-        raise typer.Exit(_INTERRUPTED)
-    wrong = [f"{row.key}: {row.problem}" for row in report.rows if row.status is Status.WRONG]
-    if wrong:
-        raise ParityError("; ".join(wrong), remedy="Run `fcn-deploy verify --exact` to see which side is off.")
-    measured = [row for row in report.rows if row.measurement is not None]
-    if not measured:
-        raise MeasurementError("no row could be measured", remedy="The remarks above say why.")
-    unstable = [row.key.case for row in measured if row.measurement is not None and not row.measurement.stable]
-    if unstable:
-        raise MeasurementError(
-            f"{len(unstable)} of {len(measured)} rows are unstable: {', '.join(unstable)}",
-            remedy="Everything was written. Close what else runs, or pass a longer --duration.",
-        )
-
-
-def _placements(rows: Sequence[Row]) -> list[str]:
-    """Where the session says its nodes run; rows that agree share a line."""
-    cases: dict[str, list[str]] = {}
-    for row in rows:
-        if row.placement:
-            cases.setdefault(placed(row.placement), []).append(row.key.case)
-    return [f"{where} ({', '.join(names)})" for where, names in cases.items()]
-
-
-class LiveTable:
-    """Shows a benchmark's progress on stderr, for as long as the block lasts."""
-
-    def __init__(self) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-        )
-        self._bar = Progress(*columns, console=err)
-        self._task = self._bar.add_task("", total=1.0, left="")
-        self._live = Live(self._bar, console=err, transient=True) if err.is_terminal else None
-        self._start = time.monotonic()
-        self._step = ""
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def update(self, progress: BenchProgress) -> None:
-        """Show what is being done, every row's latest figure, and the time left as far as it is known."""
-        if self._live is None:
-            self._say(progress.step.partition(":")[0])
-            return
-        elapsed, left = time.monotonic() - self._start, progress.remaining_s
-        done = 0.0 if left is None else elapsed / (elapsed + left)
-        text = "" if left is None else f"about {left:.0f} s left"
-        self._bar.update(self._task, description=escape(progress.step), completed=done, left=text)
-        self._live.update(Group(_table(progress.rows), self._bar))
-
-    def _say(self, step: str) -> None:
-        """A round is one line, however many rows take part in it."""
-        if step != self._step:
-            self._step = step
-            print_line(f"{time.monotonic() - self._start:6.1f} s  {escape(step)}", to_stderr=True)
-
-
-def _table(rows: tuple[Row, ...]) -> Table:
-    table = plain_table("", "row", "computes", "samples", "median")
-    for row in rows:
-        measured = row.measurement
-        figures = (str(measured.samples_ns.size), duration(measured.median_ns)) if measured else ("", str(row.status))
-        table.add_row(escape(row.key.case), escape(computes(row)), *figures)
-    return table
-
-
-def print_engine(engine: "Engine") -> None:
-    """What an engine is, takes, gives, computes in, and where it runs."""
-    from rich.markup import escape
-
-    from fcn_deploy.cli.console import print_line
-
-    inputs, outputs = (", ".join(map(str, specs)) for specs in (engine.inputs, engine.outputs))
-    print_line(f"[bold]{engine.info.network}[/], {engine.info.provenance}")
-    print_line(escape(f"in: {inputs}; out: {outputs}"))
-    print_line(escape(layer_line(engine)))
-    print_line(escape(f"runs with {engine.flavour} {engine.version} on {engine.built_for}"))
-
-
-def layer_line(engine: "Engine") -> str:
-    """What share of the layers computes in what was asked for, and how that is known."""
-    layers, precision = engine.layers, engine.info.precision
-    kinds = ", ".join(f"{count} in {kind}" for kind, count in layers.counts.items())
-    known = {
-        "engine": "as TensorRT's inspector reports the engine",
-        "builder": "as TensorRT's builder lists the engine",
-    }.get(layers.seen_in, "as the parser typed the network; the engine's own layers show on a GPU only")
-    return f"{layers.share(precision):.0%} of {sum(layers.counts.values())} layers in {precision} ({kinds}), {known}"
-
-
-def print_evaluation(result: Evaluation, output: Path) -> None:
-    """Print the classes that occur, the overall scores, and what deployment cost."""
-    count = len(result.images)
-    images = f"images: {count}" if not result.failures else f"images: {count} of {count + len(result.failures)}"
-    print_line(f"{escape(result.source.runtime)}, {escape(result.source.dataset)}, {images}")
-    _print_classes(result)
-    found = result.scores
-    print_line(
-        f"[bold]mean IU {score(found.mean_iu)}[/], pixel accuracy {share(found.pixel_accuracy)}, "
-        f"mean accuracy {share(found.mean_accuracy)}, frequency-weighted IU {score(found.frequency_weighted_iu)}"
-    )
-    _print_loss(result)
-    if result.resumed:
-        print_line(f"finished by an earlier run: {result.resumed} of {count}")
-    print_line(f"[bold]{result.info.network}[/], {result.info.provenance}")
-    print_line(f"wrote {escape(str(output))}")
-    if result.info.provenance.untrained:
-        print_line("untrained weights: the scores mean nothing", to_stderr=True)
-
-
-def _print_classes(result: Evaluation) -> None:
-    theirs = ("PyTorch's",) if result.pytorch_scores is not None else ()
-    table = plain_table("", "class", "IU", *theirs, "accuracy", "of the truth")
-    shown = [of_class for of_class in result.classes if of_class.occurs]
-    for of_class in shown:
-        both = (score(of_class.iu), *([score(of_class.pytorch_iu)] if theirs else []))
-        table.add_row(escape(of_class.name), *both, share(of_class.accuracy), share(of_class.truth_share))
-    out.print(table)
-    left_out = len(result.classes) - len(shown)
-    if left_out:
-        print_line(f"{left_out} classes are neither in the truth nor among the labels")
-
-
-def _print_loss(result: Evaluation) -> None:
-    both, pytorch = result.agreement, result.pytorch_scores
-    if both is None or pytorch is None:
-        return
-    print_line(
-        f"[bold]mean IU lost in deployment: {score(result.mean_iu_lost)}[/] ({escape(result.source.pytorch or '')} has "
-        f"{score(pytorch.mean_iu)}); same label in {both.pixel_accuracy:.3%} of the pixels, mean IU between both "
-        f"{score(both.mean_iu)}"
-    )
-
-
-def print_reduction(reduction: "Reduction") -> None:
-    """Print what became of the graph's layers."""
+def print_export(result: "ExportResult") -> None:
+    """Print what was done to the graph, how it compares with PyTorch, and what was written."""
     from exporters.precision.int8 import Quantization
 
-    if isinstance(reduction, Quantization):
-        _print_quantization(reduction)
+    if result.simplification is not None:
+        _print_simplification(result.simplification)
+    if result.rewriting is not None:
+        _print_rewriting(result.rewriting)
+    if isinstance(result.reduction, Quantization):
+        _print_quantization(result.reduction)
+    elif result.reduction is not None:
+        _print_half(result.reduction)
+    if result.parity is None:
+        print_line("[yellow]not compared with PyTorch[/] (--no-verify)")
     else:
-        _print_half(reduction)
+        _print_parity(result.parity)
+    if result.reduction is not None:
+        _print_price(result)
+    print_line(f"[bold]{result.info.network}[/], {result.info.provenance}")
+    batch, channels, height, width = result.input_shape
+    on_pixels = result.info.image_input is ImageInput.UINT8
+    shape = f"{batch}x{height}x{width}x{channels}" if on_pixels else f"{batch}x{channels}x{height}x{width}"
+    kinds = f"{result.info.precision}, {result.info.image_input} input {shape}, {result.info.head}"
+    print_line(f"wrote {escape(str(result.path))}: {kinds}, {_megabytes(result.file_bytes)}")
 
 
-def _print_quantization(found: "Quantization") -> None:
-    print_line(f"signal to quantisation noise of every layer, {found.method} over {found.images} images:")
-    table = plain_table("", "layer", "dB", "in")
-    for layer in found.layers:
-        table.add_row(escape(layer.name), f"{layer.sqnr_db:.1f}", "float" if layer.in_float else "int8")
-    out.print(table)
-    kept = [layer.name for layer in found.layers if layer.in_float]
-    stays = f"; {', '.join(kept)} stayed in float for it" if kept else ""
-    wanted = f"at least {found.min_agreement:g} wanted" if found.min_agreement else "not judged: the weights are random"
-    print_line(
-        f"int8 in {len(found.layers) - len(kept)} of {len(found.layers)} layers, scores and up-sampling in float: "
-        f"mean IU with the float graph {found.mean_iu:.4f}, {wanted}{escape(stays)}"
-    )
+def print_optimized(result: "Optimized") -> None:
+    """Print what was done to the graph, and what was written."""
+    _print_simplification(result.simplification)
+    _print_rewriting(result.rewriting)
+    size = f"{_megabytes(result.file_bytes)}, {result.grown_bytes / 1e6:+.1f} MB"
+    print_line(f"wrote {escape(str(result.path))}: {size}")
 
 
-def print_price(result: "ExportResult") -> None:
-    """What the reduced precision costs in accuracy, and what it saves in size."""
-    if result.reduction is None:
-        return
-    table = plain_table("", "", "size", "labels =", "mean IU")
-    table.add_row("fp32", f"{result.float_bytes / 1e6:.1f} MB", "", "")
-    figures = (f"{result.parity.label_agreement:.3%}", f"{result.parity.mean_iu:.4f}") if result.parity else ("", "")
-    table.add_row(str(result.info.precision), f"{result.file_bytes / 1e6:.1f} MB", *figures)
-    out.print(table)
-
-
-def _print_half(found: "HalfReport") -> None:
-    print_line(
-        f"{found.precision} in {found.nodes} nodes, float32 in {found.float_nodes}; the largest magnitude seen is "
-        f"{found.largest:.4g}, the largest that fits {found.limit:.4g}"
-    )
-    for name, factor in found.rescaled.items():
-        print_line(f"rescaled {escape(name)} by {factor:g}, which its readers undo exactly")
-
-
-def print_simplification(simplification: "Simplification") -> None:
-    """One line: the nodes before and after, and what shows that nothing else changed."""
-    s = simplification
+def _print_simplification(s: "Simplification") -> None:
     if s.refused is not None:
         print_line(f"[yellow]kept the graph as exported[/], {s.nodes_before} nodes: {escape(s.refused)}")
         return
-    operators = {*s.before, *s.after}
-    changes = [f"{op} {s.before.get(op, 0)} -> {s.after.get(op, 0)}" for op in sorted(operators)]
-    changed = ", ".join(c for c in changes if c.split()[1] != c.split()[3]) or "nothing to do"
-    proof = _proof(s.compared_nodes, s.difference or 0.0)
-    print_line(f"simplified {s.nodes_before} -> {s.nodes_after} nodes ({changed}); {proof}")
+    counts = [(op, s.before.get(op, 0), s.after.get(op, 0)) for op in sorted({*s.before, *s.after})]
+    changed = ", ".join(f"{op} {before} -> {after}" for op, before, after in counts if before != after)
+    checked = _checked(s.compared_nodes, s.difference or 0.0)
+    print_line(f"simplified {s.nodes_before} -> {s.nodes_after} nodes ({changed or 'no change'}); {checked}")
 
 
-def print_rewriting(rewriting: "Rewriting") -> None:
-    """A line per rewrite with every place and its reason, then what one run takes before and after."""
+def _print_rewriting(rewriting: "Rewriting") -> None:
+    """Print a line per rewrite and place, with the reason, then the cost of one run before and after."""
     for report in rewriting.passes:
         _print_pass(report)
     before, after = rewriting.before, rewriting.after
     macs = f"multiply-adds {before.multiply_adds / 1e9:.1f} -> {after.multiply_adds / 1e9:.1f} G"
     share = f" ({after.multiply_adds / before.multiply_adds - 1:+.0%})" if before.multiply_adds else ""
     moved = f"bytes moved {before.moved_bytes / 1e9:.2f} -> {after.moved_bytes / 1e9:.2f} GB"
-    nodes = f"nodes {before.nodes} -> {after.nodes}"
-    print_line(f"rewritten for {rewriting.target}: {macs}{share}, {moved}, {nodes}")
+    print_line(f"rewritten for {rewriting.target}: {macs}{share}, {moved}, nodes {before.nodes} -> {after.nodes}")
 
 
 def _print_pass(report: "PassReport") -> None:
@@ -375,13 +114,376 @@ def _print_pass(report: "PassReport") -> None:
     if not report.sites:
         print_line(f"{report.name}: nothing to do")
     for site in report.sites:
-        done = f"at {site.node}: {site.reason}" if site.applied else f"not at {site.node}: {site.reason}"
-        print_line(f"{report.name} {escape(done)}")
+        at = "at" if site.applied else "not at"
+        print_line(f"{report.name} {at} {escape(f'{site.node}: {site.reason}')}")
     if report.applied:
-        print_line(f"{report.name}: {_proof(report.compared_nodes, report.difference)}")
+        print_line(f"{report.name}: {_checked(report.compared_nodes, report.difference)}")
 
 
-def _proof(compared_nodes: int, difference: float) -> str:
+def _checked(compared_nodes: int, difference: float) -> str:
     if not compared_nodes:
-        return "equal by structure"
-    return f"nodes that differ in structure: {compared_nodes}, in value: by {difference:.1e} of the range"
+        return "verified: same structure"
+    nodes = "1 node" if compared_nodes == 1 else f"{compared_nodes} nodes"
+    return f"verified: {nodes} re-run, largest difference {difference:.1e} of the range"
+
+
+def _print_quantization(found: "Quantization") -> None:
+    title = f"signal to quantization noise of every layer, {found.method} over {found.images} images"
+    rows = [(layer.name, f"{layer.sqnr_db:.1f}", "float" if layer.in_float else "int8") for layer in found.layers]
+    print_table(title, ("layer", "dB", "precision"), rows)
+    kept = [layer.name for layer in found.layers if layer.in_float]
+    stays = f"; {', '.join(kept)} stayed in float to reach it" if kept else ""
+    required = f"required {found.min_agreement:g}" if found.min_agreement else "not judged, the weights are random"
+    print_line(
+        f"int8 in {len(found.layers) - len(kept)} of {len(found.layers)} layers, scores and up-sampling in float: "
+        f"mean IU with the float graph {found.mean_iu:.4f}, {required}{escape(stays)}"
+    )
+
+
+def _print_half(found: "HalfReport") -> None:
+    print_line(
+        f"{found.precision} in {found.nodes} nodes, float32 in {found.float_nodes}; largest magnitude seen "
+        f"{found.largest:.4g}, largest that fits {found.limit:.4g}"
+    )
+    for name, factor in found.rescaled.items():
+        print_line(f"rescaled {escape(name)} by {factor:g}; the layers that read it undo that exactly")
+
+
+def _print_price(result: "ExportResult") -> None:
+    """Print what the reduced precision costs in accuracy, and what it saves in size."""
+    figures = (f"{result.parity.label_agreement:.3%}", f"{result.parity.mean_iu:.4f}") if result.parity else ("", "")
+    row = str(result.info.precision), _megabytes(result.file_bytes), *figures
+    columns = "precision", "size", "labels =", "mean IU"
+    print_table("", columns, [("fp32", _megabytes(result.float_bytes), "", ""), row])
+
+
+def print_verification(result: "Verification") -> None:
+    """Print the comparison with PyTorch, where the nodes ran, and the worst input's file."""
+    _print_parity(result.parity)
+    if result.layers is not None:
+        _print_layers(result.layers)
+    print_line(_placed(result.placement))
+    print_line(f"[bold]{result.info.network}[/], {result.info.provenance}")
+    if result.worst_input is not None:
+        print_line(f"saved the worst input: {escape(str(result.worst_input))} (replay it with --image)")
+
+
+def _print_parity(report: "ParityReport") -> None:
+    """Print every comparison, the bounds, and the verdict."""
+    from fcn_deploy.parity.compare import Comparison
+
+    by_maps = report.tier.mean_iu is not None
+    rows = []
+    for c in report.comparisons:
+        figures = "", "", ""
+        if isinstance(c, Comparison):
+            figures = f"{c.relative_error:.1e}", f"{c.relative_l2:.1e}", f"{c.snr_db:.1f}"
+        last = f"{c.mean_iu:.4f}" if by_maps else str(c.clear_flips)
+        rows.append((c.input_name, *figures, f"{c.label_agreement:.3%}", str(c.flips), last))
+    columns = ("error/range", "rel. L2", "SNR dB", "labels =", "flips", "mean IU" if by_maps else "clear")
+    print_table(f"{report.candidate} against {report.reference}", ("input", *columns), rows)
+    if report.exact:
+        errors = [(e.input_name, f"{e.reference:.2e}", f"{e.candidate:.2e}") for e in report.exact]
+        sides = "input", "PyTorch float32", "artifact"
+        print_table("Each side against float64: max error / range", sides, errors)
+    _print_verdict(report)
+
+
+def _print_verdict(report: "ParityReport") -> None:
+    from fcn_deploy.parity.compare import Comparison, joint_mean_iu
+
+    tier, worst = report.tier, report.worst
+    measured = isinstance(worst, Comparison) and tier.max_error is not None
+    bounds = [f"max error / range <= {tier.max_error:g}"] if measured else []
+    bounds += [f"labels equal >= {tier.label_agreement:.3%}"] if tier.label_agreement is not None else []
+    bounds += [f"clear flips <= {tier.clear_flips}"] if tier.clear_flips is not None else []
+    bounds += [f"mean IU {joint_mean_iu(report.comparisons):.4f} >= {tier.mean_iu:g}"] if tier.mean_iu else []
+    smallest = ""
+    if report.passed and isinstance(worst, Comparison) and tier.max_error is not None:
+        smallest = f" (passes bounds down to {worst.passing_tolerance:.1e})"
+    verdict = "[bold green]passed[/]" if report.passed else "[bold red]FAILED[/]"
+    print_line(f"{verdict}  tier {tier.name}: {', '.join(bounds)}; worst input {escape(worst.input_name)}{smallest}")
+
+
+def _print_layers(report: "LayerReport") -> None:
+    rows = [(layer.name, f"{layer.relative_error:.1e}", f"{layer.snr_db:.1f}") for layer in report.layers]
+    print_table(f"every layer against PyTorch on {report.input_name}:", ("layer", "error/range", "SNR dB"), rows)
+    print_line(escape(report.verdict))
+
+
+def _placed(placement: Mapping[str, int]) -> str:
+    """Return where a session says its nodes run, e.g. `46 of 46 nodes on CPUExecutionProvider`."""
+    total = sum(placement.values())
+    return ", ".join(f"{count} of {total} nodes on {name}" for name, count in placement.items())
+
+
+def print_inspection(inspection: "Inspection") -> None:
+    """Print a row per layer, the totals, metadata and notes."""
+    rows: list[tuple[str, ...]] = []
+    for layer in inspection.layers:
+        shape = "x".join(str(n) for n in layer.shape)
+        macs = f"{layer.multiply_adds / 1e6:,.1f} M" if layer.multiply_adds else ""
+        rows.append((layer.name, layer.operator, shape, f"{layer.parameters:,}" if layer.parameters else "", macs))
+    total = ("total", "", "", f"{inspection.parameters:,}", f"{inspection.multiply_adds / 1e9:.1f} G")
+    columns = ("layer", "operator", "output", "parameters", "multiply-\nadds")
+    print_table(str(inspection.path), columns, [*rows, (), total], texts=2)
+    operators = ", ".join(f"{name} {count}" for name, count in inspection.operators.items())
+    specs = f"input: {', '.join(inspection.inputs)}; output: {', '.join(inspection.outputs)}; opset {inspection.opset}"
+    print_line(escape(specs))
+    print_line(escape(f"{_megabytes(inspection.file_bytes)}, {len(inspection.layers)} nodes: {operators}"))
+    _print_metadata(inspection.metadata)
+    for note in inspection.notes:
+        print_line(f"[yellow]note:[/] {escape(note)}")
+
+
+def print_inspected_engine(engine: "Engine") -> None:
+    """Print what an engine is, its size, source and metadata."""
+    _print_engine(engine)
+    print_line(f"{_megabytes(engine.plan_bytes)}, from an ONNX file of SHA-256 {engine.source_sha256}")
+    _print_metadata(engine.metadata)
+
+
+def print_engine_build(result: "EngineBuild") -> None:
+    """Print what was built, or that the existing engine is up to date."""
+    engine = result.engine
+    path = escape(str(engine.path))
+    if result.up_to_date:
+        print_line(f"[green]up to date[/], skipped: {path}")
+        print_line(escape(_layer_line(engine)))
+        return
+    _print_engine(engine)
+    print_line(f"wrote {path}: {_megabytes(engine.plan_bytes)}, built in {engine.build_seconds:.1f} s")
+
+
+def _print_engine(engine: "Engine") -> None:
+    inputs, outputs = (", ".join(map(str, specs)) for specs in (engine.inputs, engine.outputs))
+    print_line(f"[bold]{engine.info.network}[/], {engine.info.provenance}")
+    print_line(escape(f"input: {inputs}; output: {outputs}"))
+    print_line(escape(_layer_line(engine)))
+    print_line(escape(f"runs with {engine.flavour} {engine.version} on {engine.built_for}"))
+
+
+def _layer_line(engine: "Engine") -> str:
+    """Return what share of the layers has the requested precision, and how that is known."""
+    layers, precision = engine.layers, engine.info.precision
+    kinds = ", ".join(f"{count} in {kind}" for kind, count in layers.counts.items())
+    source = _LAYERS_SEEN_IN.get(layers.seen_in, _LAYERS_PARSED)
+    return f"{layers.share(precision):.0%} of {sum(layers.counts.values())} layers in {precision} ({kinds}), {source}"
+
+
+def _print_metadata(metadata: Mapping[str, str]) -> None:
+    for key, value in metadata.items():
+        print_line(f"[dim]{escape(key)}[/] {escape(value)}")
+
+
+def print_package(result: "Package", *, placeholder: bool) -> None:
+    """Print the files of a package, its interface, and the commands to use it."""
+    out.print(_tree(result), highlight=False, soft_wrap=True)
+    print_line(escape(f"{result.info.network}, {result.info.provenance}"))
+    if result.info.provenance.untrained:
+        print_untrained()
+    parts = [f"input: {result.input}", f"output: {result.output}"]
+    parts += ["-1 is any size"] if -1 in result.input.shape else []
+    parts += (
+        [f"requests of 1 to {result.max_batch} photos, batched up to {result.max_batch}"] if result.max_batch else []
+    )
+    print_line(escape("; ".join(parts)))
+    for what, command in result.commands.items():
+        print_line(f"[dim]{what}:[/] {escape(command)}")
+    if placeholder:
+        print_line("for Kubernetes, set the repository's address in inference-service.yaml, or pass --storage-uri")
+
+
+def _tree(result: "Package") -> Tree:
+    tree = Tree(escape(str(result.path)))
+    folders = {"": tree}
+    for name, size in result.files.items():
+        folder, _, file = name.rpartition("/")
+        parts = folder.split("/") if folder else []
+        for depth, part in enumerate(parts):
+            here, above = "/".join(parts[: depth + 1]), "/".join(parts[:depth])
+            if here not in folders:
+                folders[here] = folders[above].add(escape(part))
+        folders[folder].add(escape(f"{file}  {_megabytes(size)}" if size >= _SHOWN_BYTES else file))
+    return tree
+
+
+def print_prediction(prediction: "Prediction") -> None:
+    """Print what was written for a photo and its largest classes, or why there is nothing."""
+    if prediction.failure is not None:
+        print_error(prediction.failure)
+        return
+    classes = ", ".join(f"{name} {share:.0%}" for name, share in prediction.shares[:_SHOWN_CLASSES])
+    what = "done before" if prediction.done_before else classes
+    print_line(escape(f"{prediction.image} -> {prediction.files[0]}  {what}"))
+
+
+def print_evaluation(result: "Evaluation", output: Path) -> None:
+    """Print the classes that occur, the overall scores, and the loss in deployment."""
+    from fcn_deploy.evaluation.page import score, share
+
+    count = len(result.images)
+    images = f"images: {count}" if not result.failures else f"images: {count} of {count + len(result.failures)}"
+    print_line(f"{escape(result.source.runtime)}, {escape(result.source.dataset)}, {images}")
+    _print_classes(result)
+    found = result.scores
+    print_line(
+        f"[bold]mean IU {score(found.mean_iu)}[/], pixel accuracy {share(found.pixel_accuracy)}, "
+        f"mean accuracy {share(found.mean_accuracy)}, frequency-weighted IU {score(found.frequency_weighted_iu)}"
+    )
+    if result.agreement is not None and result.pytorch_scores is not None:
+        print_line(
+            f"[bold]mean IU lost in deployment: {score(result.mean_iu_lost)}[/] "
+            f"({escape(result.source.pytorch or '')} has {score(result.pytorch_scores.mean_iu)}); same label in "
+            f"{result.agreement.pixel_accuracy:.3%} of the pixels, mean IU between both "
+            f"{score(result.agreement.mean_iu)}"
+        )
+    if result.resumed:
+        print_line(f"finished by an earlier run: {result.resumed} of {count}")
+    print_line(f"[bold]{result.info.network}[/], {result.info.provenance}")
+    print_line(f"wrote {escape(str(output))}")
+    if result.info.provenance.untrained:
+        print_untrained("scores")
+
+
+def _print_classes(result: "Evaluation") -> None:
+    from fcn_deploy.evaluation.page import score, share
+
+    with_pytorch = result.pytorch_scores is not None
+    shown = [found for found in result.classes if found.occurs]
+    rows = []
+    for found in shown:
+        scores = (score(found.iu), *([score(found.pytorch_iu)] if with_pytorch else []))
+        rows.append((found.name, *scores, share(found.accuracy), share(found.truth_share)))
+    columns = ("class", "IU", *(["PyTorch's"] if with_pytorch else []), "accuracy", "of the truth")
+    print_table("", columns, rows)
+    if left_out := len(result.classes) - len(shown):
+        print_line(f"{left_out} classes are neither in the truth nor among the labels")
+
+
+def print_endpoint(endpoint: "Endpoint") -> None:
+    """Print where a server listens, its input and output, and a command to try it."""
+    inputs, outputs = (
+        f"{tensor['name']} {tensor['datatype']} {tensor['shape']}" for tensor in (*endpoint.inputs, *endpoint.outputs)
+    )
+    batch = f", at most {endpoint.max_batch} per request" if endpoint.max_batch > 1 else ""
+    for title, text in (
+        ("model", f"{endpoint.name}: {endpoint.description}"),
+        ("runtime", endpoint.runtime),
+        ("page", f"{endpoint.http_url}/"),
+        ("HTTP", endpoint.infer_url),
+        ("gRPC", endpoint.grpc_url),
+        ("metrics", f"{endpoint.http_url}/metrics"),
+        ("input", f"{inputs}, RGB{batch}"),
+        ("output", outputs),
+        ("try", f"curl --data-binary @photo.jpg {endpoint.http_url}/segment"),
+    ):
+        print_line(f"[dim]{title:8}[/]{escape(text)}")
+    if endpoint.untrained:
+        print_untrained()
+    print_line("Ctrl-C stops it", to_stderr=True)
+
+
+def print_findings(findings: "tuple[Finding, ...]") -> None:
+    """Print a line per finding, and its remedy below it."""
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        colour = _STATUS_COLOURS[finding.status]
+        print_line(f"[{colour}]{finding.status:8}[/] {finding.name:{width}}  {escape(finding.value)}")
+        if finding.remedy:
+            print_line(f"{'':{width + 11}}-> {escape(finding.remedy)}")
+
+
+@contextlib.contextmanager
+def bench_progress() -> "Iterator[Callable[[BenchProgress], None]]":
+    """Show a benchmark's progress on stderr: a live table on a terminal, else one line per step."""
+    start = time.monotonic()
+    bar = Progress(
+        folding("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=err
+    )
+    task = bar.add_task("", total=1.0, left="")
+    last_step = ""
+
+    def show(progress: "BenchProgress") -> None:
+        elapsed, left = time.monotonic() - start, progress.remaining_s
+        done, text = (0.0, "") if left is None else (elapsed / (elapsed + left), f"about {left:.0f} s left")
+        bar.update(task, description=escape(progress.step), completed=done, left=text)
+        live.update(Group(make_table(("row", "computes", "samples", "median"), _live_rows(progress.rows), 2), bar))
+
+    def print_step(progress: "BenchProgress") -> None:
+        nonlocal last_step
+        # A round is one line, however many rows take part in it.
+        step = progress.step.partition(":")[0]
+        if step != last_step:
+            last_step = step
+            print_line(f"{time.monotonic() - start:6.1f} s  {escape(step)}", to_stderr=True)
+
+    if not err.is_terminal:
+        yield print_step
+        return
+    with Live(bar, console=err, transient=True) as live:
+        yield show
+
+
+def _live_rows(rows: "Sequence[Row]") -> Iterator[tuple[str, ...]]:
+    from benchmarks.report.table import computes, duration
+
+    for row in rows:
+        measured = row.measurement
+        figures = (str(measured.samples_ns.size), duration(measured.median_ns)) if measured else ("", str(row.status))
+        yield row.key.case, computes(row), *figures
+
+
+def print_report(report: "BenchReport") -> None:
+    """Print a table per network and shape, remarks, and what the figures mean."""
+    from benchmarks.report import table
+
+    for title, rows in table.groups(report):
+        baseline = table.baseline_of(rows)
+        cells = [table.narrow_cells(report, row, baseline) for row in rows]
+        print_table(f"{title} on {report.machine}", table.NARROW, cells)
+        print_line("\n".join(escape(line) for line in (*_placements(rows), "")))
+    for remark in table.remarks(report):
+        print_line(f"[yellow]{escape(remark)}[/]")
+    for sentence in table.sentences(report):
+        print_line(escape(sentence))
+
+
+def _placements(rows: "Sequence[Row]") -> list[str]:
+    """Return where the sessions say their nodes run; rows that agree share a line."""
+    cases: dict[str, list[str]] = {}
+    for row in rows:
+        if row.placement:
+            cases.setdefault(_placed(row.placement), []).append(row.key.case)
+    return [f"{where} ({', '.join(names)})" for where, names in cases.items()]
+
+
+def print_side_by_side(reports: "Sequence[BenchReport]") -> None:
+    """Print the medians of the rows that the first report shares with others."""
+    from benchmarks.report.page import side_by_side
+
+    print_table("side by side", ("row", *(report.machine for report in reports)), side_by_side(reports))
+
+
+def print_comparison(found: "ReportComparison") -> None:
+    """Print a table per network and shape with a verdict on every row."""
+    from itertools import groupby
+
+    from benchmarks.report import table
+
+    for title, changes in groupby(found.changes, key=lambda change: table.title_of(change.key)):
+        rows: list[tuple[str | Text, ...]] = []
+        for change in changes:
+            figures = f"{change.ratio.value:.3f} ± {(change.ratio.high - change.ratio.low) / 2:.3f}"
+            medians = [table.duration(side.median_ns) for side in (change.before, change.after)]
+            verdict = Text(change.verdict, _VERDICT_COLOURS[change.verdict])
+            rows.append((change.key.case, *medians, figures, verdict, "" if change.stable else "unstable"))
+        print_table(title, ("row", "before", "after", "time ratio", "verdict", "note"), rows)
+    if found.machines[0] != found.machines[1]:
+        print_line(f"[yellow]different machines:[/] {escape(' and '.join(found.machines))}")
+    for key in found.gained:
+        print_line(f"only in the second: {escape(str(key))}")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

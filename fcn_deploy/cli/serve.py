@@ -1,110 +1,70 @@
 """`fcn-deploy serve`."""
 
+import logging
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fcn_deploy.choices import Provider
-from fcn_deploy.cli.parameters import ArtifactPath, Json
+from fcn_deploy.cli.parameters import ArtifactPath, KeepAspect, RunProvider, output_option, panel
 
 if TYPE_CHECKING:
     from fcn_deploy.serving.server import Endpoint
 
-EPILOG = "Example: fcn-deploy serve fcn8s --http-port 8000"
+address_option = panel("Address")
+limits_option = panel("Limits")
 _SIGNAL_CODES = 128
 
 
 def serve(
     bundle: ArtifactPath,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets in everyone who reaches this machine.")
-    ] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(help="Port of HTTP; 0 takes any that is free.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="Port of gRPC; 0 takes any that is free.")] = 8001,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the model. Default: the bundle's.", show_default=False)
-    ] = None,
-    provider: Annotated[Provider, typer.Option(help="Where ONNX Runtime runs.")] = Provider.CPU,
-    keep_aspect: Annotated[
-        bool,
-        typer.Option("--keep-aspect", metavar="", help="Pad photos to the input's shape instead of stretching them."),
-    ] = False,
-    queue_size: Annotated[int, typer.Option(help="Requests that may wait; one more is refused with 503.")] = 32,
-    max_photo_mb: Annotated[int, typer.Option(help="Largest file of a photo, MB.")] = 32,
-    client_timeout: Annotated[float, typer.Option(help="Seconds a client may take to send a request.")] = 30.0,
-    drain: Annotated[float, typer.Option(help="Seconds accepted requests may take after Ctrl-C or SIGTERM.")] = 30.0,
-    json: Json = False,
+    host: Annotated[str, address_option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
+    http_port: Annotated[int, address_option(help="HTTP port; 0 takes any free one.")] = 8000,
+    grpc_port: Annotated[int, address_option(help="gRPC port; 0 takes any free one.")] = 8001,
+    name: Annotated[str | None, address_option(help="Name of the model. Default: the bundle's name.")] = None,
+    provider: RunProvider = Provider.CPU,
+    keep_aspect: KeepAspect = False,
+    queue_size: Annotated[int, limits_option(help="Requests that may wait; further ones are refused with 503.")] = 32,
+    max_photo_mb: Annotated[int, limits_option(help="Largest photo file in MB.")] = 32,
+    client_timeout: Annotated[float, limits_option(help="Seconds a client may take to send a request.")] = 30.0,
+    drain: Annotated[float, limits_option(help="Seconds to finish accepted requests after Ctrl-C or SIGTERM.")] = 30.0,
+    json: Annotated[bool, output_option("--json", help="Print the addresses as one JSON document.")] = False,
 ) -> None:
-    """Answer requests over the Open Inference Protocol (HTTP and gRPC), and show a page to drop photos on.
+    """Serve the Open Inference Protocol over HTTP and gRPC, and a web page for photos.
 
-    Ctrl-C or SIGTERM stops it after what was accepted has been answered; a second one cuts that short.
+    Ctrl-C or SIGTERM stops the server once accepted requests are answered; a second one stops it at once.
 
-    Exit code 0: everything accepted was answered.
-    130 or 143: something was cut off.
+    Exit code 0: every accepted request was answered.
+    130 or 143: a request was cut off.
     """
     import fcn_deploy as fd
+    from fcn_deploy.cli.console import print_line
+    from fcn_deploy.cli.render import print_endpoint
 
     options = fd.ServeOptions(
         host, http_port, grpc_port, name, provider, keep_aspect, queue_size, max_photo_mb, client_timeout, drain
     )
-    _show_failures()
-    served = fd.serve(bundle, options, _print_document if json else _show)
-    _leave(served.answered, served.cut_off, served.signal)
+    logging.getLogger("fcn_deploy.serving").addHandler(_FailureLines())
+    served = fd.serve(bundle, options, _print_document if json else print_endpoint)
+    print_line(f"stopped; {served.answered} requests answered, {served.cut_off} cut off", to_stderr=True)
+    if served.cut_off and served.signal is not None:
+        raise typer.Exit(_SIGNAL_CODES + served.signal)
 
 
-def _leave(answered: int, cut_off: int, signal: int | None) -> None:
-    from fcn_deploy.cli.console import print_line
-
-    print_line(f"stopped; {answered} requests answered, {cut_off} cut off", to_stderr=True)
-    if cut_off and signal is not None:
-        raise typer.Exit(_SIGNAL_CODES + signal)
-
-
-def _print_document(listening: "Endpoint") -> None:
-    import sys
-
+def _print_document(endpoint: "Endpoint") -> None:
     from fcn_deploy.cli.console import print_json
 
-    print_json(listening.to_dict())
+    print_json(endpoint.to_dict())
     sys.stdout.flush()
 
 
-def _show(listening: "Endpoint") -> None:
-    from rich.markup import escape
+class _FailureLines(logging.Handler):
+    """Prints one line on stderr for every request that the server failed to answer."""
 
-    from fcn_deploy.cli.console import print_line
+    def emit(self, record: logging.LogRecord) -> None:
+        from rich.markup import escape
 
-    pixels, labels = (
-        f"{tensor['name']} {tensor['datatype']} {tensor['shape']}" for tensor in (*listening.inputs, *listening.outputs)
-    )
-    at_most = f", at most {listening.max_batch} at once" if listening.max_batch > 1 else ""
-    for title, text in (
-        ("model", f"{listening.name}: {listening.description}"),
-        ("runtime", listening.runtime),
-        ("page", f"{listening.http_url}/"),
-        ("HTTP", listening.infer_url),
-        ("gRPC", listening.grpc_url),
-        ("metrics", f"{listening.http_url}/metrics"),
-        ("input", f"{pixels}, RGB{at_most}"),
-        ("output", labels),
-        ("try", f"curl --data-binary @photo.jpg {listening.http_url}/segment"),
-    ):
-        print_line(f"[dim]{title:8}[/]{escape(text)}")
-    if listening.untrained:
-        print_line("untrained weights: the labels mean nothing", to_stderr=True)
-    print_line("Ctrl-C stops it", to_stderr=True)
+        from fcn_deploy.cli.console import print_line
 
-
-def _show_failures() -> None:
-    """One line on stderr for every request the server itself failed at."""
-    import logging
-
-    from rich.markup import escape
-
-    from fcn_deploy.cli.console import print_line
-
-    class OnTerminal(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            print_line(f"[bold red]failed:[/] {escape(record.getMessage())}", to_stderr=True)
-
-    logging.getLogger("fcn_deploy.serving").addHandler(OnTerminal())
+        print_line(f"[bold red]failed:[/] {escape(record.getMessage())}", to_stderr=True)

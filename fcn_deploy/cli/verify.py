@@ -3,62 +3,52 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from fcn_deploy.choices import Provider
-from fcn_deploy.cli.parameters import ArtifactPath, Json, MadeFrom
+from fcn_deploy.cli.parameters import ArtifactPath, Json, RunProvider, SourceCheckpoint, output_option, panel
 
-EPILOG = "Example: fcn-deploy verify fcn8s --checkpoint fcn8s.pth --image photo.jpg"
+comparison_option = panel("Comparison")
+inputs_option = panel("Inputs")
 
 
 def verify(
     bundle: ArtifactPath,
-    checkpoint: MadeFrom = None,
+    checkpoint: SourceCheckpoint = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="PATH",
-            help="A photo, or an input saved as .npy; may be repeated. Default: a portrait that comes along.",
+        inputs_option(
+            metavar="PATH", help="A photo, or an input saved as .npy; may be repeated. Default: a bundled portrait."
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(help="Number of noise inputs.")] = 1,
-    provider: Annotated[Provider, typer.Option(help="Where ONNX Runtime runs the artifact.")] = Provider.CPU,
+    samples: Annotated[int, inputs_option(help="Number of noise inputs.")] = 1,
     exact: Annotated[
         bool,
-        typer.Option("--exact", metavar="", help="Measure both sides against float64 too (slow; 5 GB at full size)."),
+        comparison_option(
+            "--exact", help="Also compare both PyTorch and the artifact with float64 (slow; needs 5 GB at full size)."
+        ),
     ] = False,
     layers: Annotated[
-        bool,
-        typer.Option("--layers", metavar="", help="Compare every layer on the worst input: which goes wrong first?"),
+        bool, comparison_option("--layers", help="Compare every layer on the worst input, to find the first wrong one.")
     ] = False,
+    provider: RunProvider = Provider.CPU,
     save_worst: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where to save the worst input, as .npy. Default: beside a failing model.", show_default=False
-        ),
+        Path | None, output_option(help="Save the worst input as .npy. Default: beside the model, if it fails.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Compare an artifact with the PyTorch network it was exported from, on a photo and on hard inputs.
+    """Compare an artifact with the PyTorch network it was exported from.
 
-    Exit code 0 when every bound holds, 5 when one does not; the worst input is then saved for replay.
+    The inputs are a photo, noise, and hard cases such as zeros and sharp edges.
+
+    Exit code 5: a bound is broken; the worst input is saved, to be replayed with --image.
     """
-    from rich.markup import escape
-
     import fcn_deploy as fd
-    from fcn_deploy.cli.console import print_json, print_line, show_step
-    from fcn_deploy.cli.render import placed, print_layers, print_parity
+    from fcn_deploy.cli.console import print_json, show_step
+    from fcn_deploy.cli.render import print_verification
 
     options = fd.VerifyOptions(checkpoint, tuple(image or ()), samples, provider, exact, layers, save_worst)
     result = fd.verify(bundle, options, show_step)
     if json:
         print_json(result.to_dict())
     else:
-        print_parity(result.parity)
-        if result.layers is not None:
-            print_layers(result.layers)
-        print_line(placed(result.placement))
-        print_line(f"[bold]{result.info.network}[/], {result.info.provenance}")
-        if result.worst_input is not None:
-            print_line(f"saved the worst input: {escape(str(result.worst_input))} (replay it with --image)")
+        print_verification(result)
     result.require()

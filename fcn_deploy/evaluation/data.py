@@ -1,4 +1,4 @@
-"""Where a data set's photos and label maps lie: Pascal VOC's layout, or two parallel folders."""
+"""Data sets with true labels: finding photos and label maps in Pascal VOC's layout or two folders, and reading them."""
 
 import hashlib
 from collections import Counter
@@ -15,7 +15,7 @@ from fcn_deploy.errors import FcnDeployError, ImageError, InputFileError, UsageE
 from fcn_deploy.images import Labels, Pixels, decode_image, find_images, open_picture
 from fcn_deploy.model_info import VOID_LABEL
 
-# Names of Pascal VOC's development kit, and of the two folders where nothing else is said.
+# Names in Pascal VOC's development kit, and the default names of the two folders.
 _VOC_PHOTOS, _VOC_LABELS, _VOC_SPLITS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
 _PHOTOS, _LABELS = "images", "labels"
 _DEFAULT_SPLIT = "val"
@@ -27,7 +27,7 @@ class Pair:
     """A photo and its true labels.
 
     Attributes:
-        name: of both, unique in the data set.
+        name: name of both, unique in the data set.
         photo: an image file.
         labels: a PNG file whose pixel values are the labels.
     """
@@ -42,41 +42,41 @@ class Dataset:
     """Photos with their true labels, in the order in which they are scored.
 
     Attributes:
-        name: what it is and where, for reports.
-        pairs: photos and label maps; every file existed when it was found.
+        name: its kind and path, for reports.
+        pairs: photos and label maps; every file existed when the data set was searched.
     """
 
     name: str
     pairs: tuple[Pair, ...]
 
     def first(self, limit: int | None) -> "Dataset":
-        """Its first `limit` pairs; all of them for None."""
+        """Return the data set with its first `limit` pairs, or all of them for None."""
         return replace(self, pairs=self.pairs[:limit])
 
 
 def sample_dataset() -> Dataset:
-    """The one scene that comes along, held out from the sample checkpoint, with its true labels."""
+    """Return the bundled scene, held out from the sample checkpoint, with its true labels."""
     return Dataset("the sample scene", (Pair(SAMPLE_SCENE.stem, SAMPLE_SCENE, SAMPLE_LABELS),))
 
 
 def find_dataset(root: Path, split: str | None = None, images: str | None = None, labels: str | None = None) -> Dataset:
-    """Find the photos and label maps of a data set, by what lies in its folder.
+    """Find the photos and label maps of a data set, by the layout of its folder.
 
     Args:
         root: a folder that holds `JPEGImages`, `SegmentationClass` and `ImageSets/Segmentation` (Pascal VOC), or a
             folder of photos and one of label PNGs of the same names.
-        split: of Pascal VOC, the name of a list in `ImageSets/Segmentation`; None takes `val`.
-        images: the folder of photos, from `root`; None takes `images`.
-        labels: the folder of label PNGs, from `root`; None takes `labels`.
+        split: for Pascal VOC, the name of a list in `ImageSets/Segmentation`; None means `val`.
+        images: folder of photos, relative to `root`; None means `images`.
+        labels: folder of label PNGs, relative to `root`; None means `labels`.
 
     Raises:
-        InputFileError: there is no such layout or split, nothing in it, or a photo without labels or the other way
-            round; all of them are counted and the first ten named.
-        UsageError: a split of two folders, which have none.
+        InputFileError: the layout or split does not exist or is empty, or photos or labels are missing; the message
+            counts the missing files and names the first ten.
+        UsageError: a split is given for two folders, which have none.
     """
     if not root.is_dir():
         raise InputFileError(
-            f"data set {root} is not a folder", remedy="Check the path; sample is the scene that comes along."
+            f"data set {root} is not a folder", remedy="Check the path, or pass sample for the bundled scene."
         )
     as_folders = images is not None or labels is not None or not (root / _VOC_PHOTOS).is_dir()
     if not as_folders:
@@ -85,14 +85,14 @@ def find_dataset(root: Path, split: str | None = None, images: str | None = None
         raise _no_layout(root)
     if split is not None:
         raise UsageError(
-            f"split {split} of {root}: two folders have no splits", remedy="Leave --split out: it is for Pascal VOC."
+            f"split {split} of {root}: two folders have no splits", remedy="Omit --split: it is for Pascal VOC."
         )
     return _folders(root, images or _PHOTOS, labels or _LABELS)
 
 
 def _no_layout(root: Path) -> InputFileError:
     below = next((str(found.parent) for found in sorted(root.glob(f"*/{_VOC_PHOTOS}"))), None)
-    remedy = f"Name the folder that has them, or the two folders with --{_PHOTOS} and --{_LABELS}."
+    remedy = f"Pass the folder that contains them, or name the two folders with --{_PHOTOS} and --{_LABELS}."
     return InputFileError(
         f"data set {root} has neither {_VOC_PHOTOS} (Pascal VOC) nor {_PHOTOS} and {_LABELS}",
         remedy=f"Did you mean {below}?" if below else remedy,
@@ -106,8 +106,8 @@ def _voc(root: Path, split: str) -> Dataset:
     missing = [str(file.relative_to(root)) for file in files if not file.is_file()]
     if missing:
         raise InputFileError(
-            f"{len(missing)} files of split {split} are missing from {root}:{_listed(missing)}",
-            remedy="Unpack the data set again, or take them out of the split.",
+            f"{len(missing)} files of split {split} are missing from {root}:{list_first(missing)}",
+            remedy="Unpack the data set again, or remove these names from the split.",
         )
     return Dataset(f"Pascal VOC {root}, split {split}", tuple(pairs))
 
@@ -123,9 +123,9 @@ def _read_split(folder: Path, split: str) -> list[str]:
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputFileError(f"split {file} cannot be read: {error}", remedy="Write one name a line.") from error
+        raise InputFileError(f"split {file} cannot be read: {error}", remedy="Write one name per line.") from error
     if not names:
-        raise InputFileError(f"split {file} is empty", remedy="Write one name a line, or pass another --split.")
+        raise InputFileError(f"split {file} is empty", remedy="Write one name per line, or pass another --split.")
     _check_unique(names, f"split {file}", "Name every image once.")
     return names
 
@@ -137,7 +137,7 @@ def _folders(root: Path, photos: str, labels: str) -> Dataset:
                 f"{folder} is not a folder", remedy=f"Name the two folders with --{_PHOTOS} and --{_LABELS}."
             )
     found = find_images([str(root / photos)])
-    _check_unique([path.stem for path in found], f"{root / photos}", "Pairs share a name: leave one photo of each.")
+    _check_unique([path.stem for path in found], f"{root / photos}", "Keep one photo of each name.")
     by_name = {path.stem: path for path in found}
     maps = {path.stem: path for path in sorted((root / labels).iterdir()) if path.suffix.lower() == ".png"}
     missing = [f"{Path(labels) / name}.png" for name in by_name if name not in maps]
@@ -145,8 +145,8 @@ def _folders(root: Path, photos: str, labels: str) -> Dataset:
     if missing:
         raise InputFileError(
             f"{len(missing)} files of {len(by_name.keys() | maps.keys())} pairs are missing from {root}:"
-            f"{_listed(missing)}",
-            remedy="A photo and its label PNG share a name: add what is missing, or remove the other.",
+            f"{list_first(missing)}",
+            remedy="A photo and its label PNG share a name: add the missing file, or remove the other.",
         )
     pairs = tuple(Pair(name, path, maps[name]) for name, path in by_name.items())
     return Dataset(f"{root}, {photos} with {labels}", pairs)
@@ -155,16 +155,16 @@ def _folders(root: Path, photos: str, labels: str) -> Dataset:
 def _check_unique(names: Iterable[str], where: str, remedy: str) -> None:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise InputFileError(f"{len(repeated)} names occur twice in {where}:{_listed(repeated)}", remedy=remedy)
+        raise InputFileError(f"{len(repeated)} names occur twice in {where}:{list_first(repeated)}", remedy=remedy)
 
 
-def _listed(items: Sequence[str]) -> str:
-    """The first of them, one a line, and how many more there are."""
+def list_first(items: Sequence[str]) -> str:
+    """Return the first ten items, one per line, and how many more there are."""
     more = [f"and {len(items) - _LISTED} more"] if len(items) > _LISTED else []
     return "".join(f"\n  {item}" for item in [*items[:_LISTED], *more])
 
 
-# In the PNG header: the byte with the bits per sample, and the kinds of picture whose samples are read unscaled.
+# Offset of the bits per sample in a PNG's header, and the modes whose samples are read unscaled.
 _DEPTH_BYTE = 24
 _INDEXED_MODES = ("P", "L")
 _REMEDY = "Save it as a palette PNG (mode P) whose pixel values are the labels."
@@ -174,14 +174,14 @@ def decode_truth(data: bytes, name: str, size: tuple[int, int], num_classes: int
     """Decode a label PNG from memory to H x W uint8, unscaled: 0..K-1, and 255 for void.
 
     Args:
-        data: the file.
-        name: stands for it in errors.
+        data: the file's content.
+        name: names the file in errors.
         size: H and W of its photo.
         num_classes: K.
 
     Raises:
-        InputFileError: it is no PNG or damaged, has colours, 16 bits or scaled grey levels instead of labels, another
-            size than its photo, or a value that is neither a class nor void.
+        InputFileError: it is not a PNG or is damaged; it has colours, 16 bits or scaled grey levels instead of
+            labels; its size differs from the photo's; or a value is neither a class nor void.
     """
     try:
         # Its size is checked against the photo's before anything is decoded.
@@ -190,7 +190,7 @@ def decode_truth(data: bytes, name: str, size: tuple[int, int], num_classes: int
             _check_size(image, name, size)
             labels = np.array(image)
     except UnidentifiedImageError as error:
-        raise InputFileError(f"labels {name} ({len(data)} bytes) are no PNG", remedy=_REMEDY) from error
+        raise InputFileError(f"labels {name} ({len(data)} bytes) are not a PNG", remedy=_REMEDY) from error
     except FcnDeployError:
         raise
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
@@ -202,15 +202,15 @@ def decode_truth(data: bytes, name: str, size: tuple[int, int], num_classes: int
 def _check_kind(image: Image.Image, name: str, depth: int) -> None:
     if image.mode in _INDEXED_MODES and (image.mode == "P" or depth == 8):
         if getattr(image, "n_frames", 1) > 1:
-            raise InputFileError(f"labels {name} are an animation", remedy="Save the frame you mean as a PNG.")
+            raise InputFileError(f"labels {name} are an animation", remedy="Save the frame you want as a PNG.")
         return
     if image.mode in ("RGB", "RGBA"):
         raise InputFileError(
-            f"labels {name} are of mode {image.mode}: colours, which say no label without their palette",
-            remedy=f"{_REMEDY} Of Pascal VOC, take SegmentationClass as it was published.",
+            f"labels {name} are of mode {image.mode}: colours do not identify labels without their palette",
+            remedy=f"{_REMEDY} For Pascal VOC, use SegmentationClass as published.",
         )
     raise InputFileError(
-        f"labels {name} are of mode {image.mode} with {depth} bits, where 8-bit labels are wanted", remedy=_REMEDY
+        f"labels {name} are of mode {image.mode} with {depth} bits; labels have to be 8-bit", remedy=_REMEDY
     )
 
 
@@ -219,19 +219,19 @@ def _check_size(image: Image.Image, name: str, size: tuple[int, int]) -> None:
     if (image.height, image.width) != size:
         raise InputFileError(
             f"labels {name} are {image.width}x{image.height} pixels, their photo is {width}x{height}",
-            remedy="Save them in the size of the photo as it is shown: upright, if its EXIF turns it.",
+            remedy="Save them in the size of the photo as displayed: upright, if its EXIF data rotates it.",
         )
 
 
 def _check_values(labels: Labels, name: str, num_classes: int) -> None:
-    strange = labels[(labels >= num_classes) & (labels != VOID_LABEL)]
-    if strange.size:
-        values = np.unique(strange)
+    unknown = labels[(labels >= num_classes) & (labels != VOID_LABEL)]
+    if unknown.size:
+        values = np.unique(unknown)
         shown = f"value{'s' if values.size > 1 else ''} {', '.join(map(str, values[:5]))}{', ...' * (values.size > 5)}"
         raise InputFileError(
-            f"labels {name} have {shown} in {strange.size} pixels; the model has {num_classes} classes, "
+            f"labels {name} have {shown} in {unknown.size} pixels; the model has {num_classes} classes, "
             f"0 to {num_classes - 1}, and {VOID_LABEL} is void",
-            remedy="Map them to the model's classes, and what it does not know to void.",
+            remedy="Map them to the model's classes, and unknown classes to void.",
         )
 
 
@@ -240,8 +240,8 @@ class Failure:
     """An image that has no score.
 
     Attributes:
-        name: of its pair.
-        error: what is wrong with the photo or its labels.
+        name: name of its pair.
+        error: the problem with the photo or its labels.
     """
 
     name: str
@@ -250,10 +250,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Files:
-    """The two files of a pair, as they are on disk.
+    """The contents of the two files of a pair.
 
     Attributes:
-        pair: where they lie.
+        pair: their paths.
         photo: the photo's bytes.
         labels: the label map's bytes.
     """
@@ -264,15 +264,15 @@ class Files:
 
     @cached_property
     def sha256(self) -> tuple[str, str]:
-        """Of the photo and of the labels, in hex."""
+        """Hashes of the photo and of the labels, in hex."""
         return hashlib.sha256(self.photo).hexdigest(), hashlib.sha256(self.labels).hexdigest()
 
     def decode(self, num_classes: int) -> tuple[Pixels, Labels]:
-        """H x W x 3 uint8 RGB, and the H x W uint8 truth.
+        """Decode the H x W x 3 uint8 RGB photo and the H x W uint8 truth.
 
         Raises:
             ImageError: the photo cannot be decoded.
-            InputFileError: the labels are none for this photo, or for K classes.
+            InputFileError: the labels do not fit this photo, or K classes.
         """
         photo = decode_image(self.photo, str(self.pair.photo))
         height, width = photo.shape[:2]

@@ -1,8 +1,7 @@
-"""What an interrupted evaluation goes on from: one line per finished image, in a file that only grows.
+"""The journal from which an interrupted evaluation resumes: one line per finished image, in a file that only grows.
 
-The first line says what makes the figures what they are: this tool's version, artifact, runtime, how photos are fitted,
-data set. A journal of anything else is begun anew. A line that a killed run left half-written, and what follows it, is
-cut off.
+The first line holds the conditions that determine the figures: this tool's version, artifact, runtime, fitting, data
+set. A journal with other conditions is replaced. An incomplete line of a killed run is cut off, with all after it.
 """
 
 import contextlib
@@ -11,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
+
+import msgspec
 
 from fcn_deploy.errors import OutputError
 from fcn_deploy.evaluation.scores import ImageRecord
@@ -25,14 +26,14 @@ class Journal:
     """The finished images of an evaluation: a context manager around the open file.
 
     Args:
-        folder: the directory it lies in, which holds nothing else than results of an evaluation.
+        folder: its directory, which holds nothing but results of an evaluation.
         conditions: what the figures depend on, by the name under which a difference is reported.
         num_classes: K.
 
     Attributes:
         path: the file.
-        anew: why the journal that lay there is of no use, e.g. `another artifact`; else empty.
-        added: how many images were added to it since it was opened.
+        restart_reason: why an existing journal was discarded, e.g. `another artifact`; else empty.
+        added: how many images were added since it was opened.
 
     Raises:
         OutputError: the folder holds other files, or the journal cannot be written.
@@ -42,14 +43,14 @@ class Journal:
         self.path = folder / JOURNAL_FILE
         self.added = 0
         self._num_classes = num_classes
-        self._offsets: dict[str, int] = {}
         header = {"kind": _KIND, "format": _FORMAT, "version": __version__, **conditions}
         try:
             found = _read_header(self.path)
-            self.anew = _difference(found, header) if found is not None else ""
-            if found is None or self.anew:
-                self._begin(header)
-            self._cut(self._index())
+            self.restart_reason = _difference(found, header) if found is not None else ""
+            if found is None or self.restart_reason:
+                with staged_file(self.path) as staging:
+                    staging.write_text(json.dumps(header) + "\n", encoding="utf-8")
+            self._offsets = self._index()
         except OSError as error:
             raise unwritable(self.path, error) from error
 
@@ -62,80 +63,69 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._reading.close()
-        # Every line was flushed when it was added: only one that found no room may be left.
+        # Every line was flushed when it was added: only one that did not fit on the disk may be left.
         with contextlib.suppress(OSError):
             self._writing.close()
 
     def find(self, name: str, photo_sha256: str, labels_sha256: str) -> ImageRecord | None:
-        """What an earlier run found for an image, if its photo and labels are the same as then."""
+        """Return the record of an image from an earlier run, if its photo and labels are unchanged."""
         if name not in self._offsets:
             return None
         self._reading.seek(self._offsets[name])
-        record = self._parse(self._reading.readline())
+        record = ImageRecord.from_json(self._reading.readline(), self._num_classes)
         same = (record.photo_sha256, record.labels_sha256) == (photo_sha256, labels_sha256)
         return record if same else None
 
     def add(self, record: ImageRecord) -> None:
-        """Write a finished image down.
+        """Append a finished image.
 
         Raises:
             OutputError: it cannot be written.
         """
         try:
-            self._writing.write(json.dumps(record.to_dict()).encode() + b"\n")
+            self._writing.write(record.to_json())
             self._writing.flush()
         except OSError as error:
             raise unwritable(self.path, error) from error
         self.added += 1
 
-    def _begin(self, header: Mapping[str, str]) -> None:
-        with staged_file(self.path) as staging:
-            staging.write_text(json.dumps(header) + "\n", encoding="utf-8")
-
-    def _index(self) -> int:
-        """Where each image's last line begins; returns where the last whole line ends."""
-        with self.path.open("rb") as file:
+    def _index(self) -> dict[str, int]:
+        """Return where the last line of each image begins; cut the file after the last valid line."""
+        offsets: dict[str, int] = {}
+        with self.path.open("r+b") as file:
             end = len(file.readline())
             for line in file:
                 try:
-                    self._offsets[self._parse(line).name] = end
-                except (ValueError, KeyError, TypeError, AttributeError):
+                    offsets[ImageRecord.from_json(line, self._num_classes).name] = end
+                except ValueError:
                     break
                 end += len(line)
-        return end
-
-    def _cut(self, end: int) -> None:
-        with self.path.open("r+b") as file:
             file.truncate(end)
-
-    def _parse(self, line: bytes) -> ImageRecord:
-        if not line.endswith(b"\n"):
-            raise ValueError("half a line")
-        return ImageRecord.from_dict(json.loads(line), self._num_classes)
+        return offsets
 
 
 def _read_header(path: Path) -> dict[str, str] | None:
-    """The first line of a journal, or None where a new one may be begun."""
+    """Return the first line of a journal, or None when there is no journal and a new one may begin."""
     if not path.exists():
         others = sorted(file.name for file in path.parent.iterdir() if not file.name.startswith("."))
         if others:
             raise OutputError(
-                f"{path.parent} holds {others[0]} and no {JOURNAL_FILE}: it is no folder of an evaluation",
+                f"{path.parent} holds {others[0]} and no {JOURNAL_FILE}: it is not a folder of an evaluation",
                 remedy="Choose another --output.",
             )
         return None
     with path.open("rb") as file:
         line = file.readline()
     try:
-        header = json.loads(line)
-        if header["kind"] != _KIND:
-            raise ValueError(header["kind"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{path} is no journal of an evaluation", remedy="Choose another --output.") from error
-    return dict(header)
+        header = msgspec.json.decode(line, type=dict[str, str])
+    except ValueError:
+        header = {}
+    if header.get("kind") != _KIND:
+        raise OutputError(f"{path} is not a journal of an evaluation", remedy="Choose another --output.")
+    return header
 
 
 def _difference(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
-    """What an earlier run had otherwise, or nothing."""
+    """Name the first condition that differs from an earlier run, or return nothing."""
     names = [name for name in wanted if found.get(name) != wanted[name]]
     return f"another {names[0]}" if names else ""

@@ -1,7 +1,6 @@
-"""The page of an evaluation: scores, classes, and the worst images side by side; fetches nothing from anywhere."""
+"""The page of an evaluation: scores, classes, and the worst images side by side; it loads nothing else."""
 
 import base64
-import importlib.util
 import io
 import math
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fcn_deploy.errors import UsageError
 from fcn_deploy.evaluation.scores import ClassScore, Confusions, Evaluation, ImageScore, class_scores
 from fcn_deploy.images import Labels, Pixels
 from fcn_deploy.metrics import Scores
@@ -21,14 +19,14 @@ from fcn_deploy.storage import staged_file
 
 # The longer side of a picture on the page, pixels.
 _SIDE = 480
-# Void is white with stripes, which no class is: so many pixels from one to the next, and wide.
+# Void is white with stripes, unlike any class: their period and width, pixels.
 _STRIPES_APART, _STRIPE_WIDTH = 8, 2
 _STRIPE_GREY = 150
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What is drawn of an image: an h x w x 3 photo and its h x w label maps, 255 void in the truth."""
+    """The arrays of an image to draw: an h x w x 3 photo and its h x w label maps, 255 void in the truth."""
 
     photo: Pixels
     truth: Labels
@@ -38,7 +36,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Panel:
-    """One of the pictures side by side: what it shows, and its file as a data URI."""
+    """One of the pictures side by side: its caption, and its file as a data URI."""
 
     caption: str
     uri: str
@@ -104,37 +102,18 @@ _TEMPLATE = "evaluation.html.jinja"
 _SHOWN_CLASSES = 12
 
 
-def page_possible() -> bool:
-    """Whether what makes pages is installed, without loading it."""
-    return importlib.util.find_spec("jinja2") is not None
-
-
-def require_page() -> None:
-    """Check that pages can be made.
-
-    Raises:
-        UsageError: a package is missing; names the extra that brings it.
-    """
-    if not page_possible():
-        raise UsageError(
-            "a page needs jinja2, which is not installed",
-            remedy="pip install 'fcn-deploy[report]', or leave --page out.",
-        )
-
-
 def write_page(result: Evaluation, pictures: Sequence[Picture], path: Path) -> None:
     """Write one page about an evaluation, with these pictures of its worst images.
 
     Raises:
         OutputError: it cannot be written.
     """
-    text = page(result, pictures)
+    text = _render(result, pictures)
     with staged_file(path) as staging:
         staging.write_text(text, encoding="utf-8")
 
 
-def page(result: Evaluation, pictures: Sequence[Picture]) -> str:
-    """The page's HTML."""
+def _render(result: Evaluation, pictures: Sequence[Picture]) -> str:
     import jinja2
 
     loader = jinja2.FileSystemLoader(_TEMPLATES)
@@ -152,22 +131,19 @@ def page(result: Evaluation, pictures: Sequence[Picture]) -> str:
 
 
 def score(value: float | None) -> str:
-    """A score in four decimals, or a dash where it is undefined."""
-    # A loss of less than nothing and half a unit is no "-0.0000".
+    """Format a score with four decimals, or a dash where it is undefined."""
+    # Adding 0.0 avoids "-0.0000".
     return NOTHING if value is None or math.isnan(value) else f"{round(value, 4) + 0.0:.4f}"
 
 
 def share(value: float | None) -> str:
-    """A share in per cent, or a dash where it is undefined."""
+    """Format a share in per cent, or a dash where it is undefined."""
     return NOTHING if value is None or math.isnan(value) else f"{value:.2%}"
 
 
 def _overall(result: Evaluation) -> list[dict[str, Any]]:
-    """One row per side: who, and its four scores as texts."""
-    sides: list[tuple[str, Scores | None]] = [
-        (f"artifact, {result.source.runtime}", result.scores),
-        (result.source.pytorch or "", result.pytorch_scores),
-    ]
+    """Return a row each for the artifact and PyTorch: its name, and its four scores as texts."""
+    rows = [(f"artifact, {result.source.runtime}", result.scores), (result.source.pytorch, result.pytorch_scores)]
     return [
         {
             "name": name,
@@ -178,6 +154,6 @@ def _overall(result: Evaluation) -> list[dict[str, Any]]:
                 score(scores.frequency_weighted_iu),
             ),
         }
-        for name, scores in sides
+        for name, scores in rows
         if scores is not None
     ]

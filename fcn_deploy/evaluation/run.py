@@ -1,65 +1,96 @@
-"""Score an artifact on a data set: label every photo, compare with the truth, add the pixel counts up."""
+"""Score an artifact on a data set: label every photo, compare with the truth, add up the pixel counts."""
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal
 
-from fcn_deploy.errors import FcnDeployError
+from fcn_deploy.choices import Provider
+from fcn_deploy.errors import FcnDeployError, UsageError, check_range
 from fcn_deploy.evaluation.data import Dataset, Failure, Files, Pair, read_files
 from fcn_deploy.evaluation.journal import Journal
-from fcn_deploy.evaluation.options import EvaluateOptions
-from fcn_deploy.evaluation.page import PAGE_FILE, Picture, Shown, draw, page_possible, require_page, write_page
+from fcn_deploy.evaluation.page import PAGE_FILE, Picture, Shown, draw, write_page
 from fcn_deploy.evaluation.scores import Confusions, Evaluation, ImageRecord, ImageScore, Source
 from fcn_deploy.images import Labels, Pixels
 from fcn_deploy.metrics import confusion_matrix
 from fcn_deploy.progress import OnStep, quietly
 from fcn_deploy.runtime.base import feed_of, labels_of
-from fcn_deploy.segmentation import CancellingThreadPool, Fitted, Segmenter, map_ordered
+from fcn_deploy.segmentation import (
+    Batch,
+    CancellingThreadPool,
+    Fitted,
+    Labelled,
+    PendingPhoto,
+    Segmenter,
+    label_batch,
+    make_batches,
+    map_ordered,
+    run_batch,
+)
 from fcn_deploy.storage import sole_writer, staged_file
 
 if TYPE_CHECKING:
     from fcn_deploy.runtime.eager import EagerRunner
 
+MAX_WORST = 100
+RESULT_FILE = "evaluation.json"
 
-LabelsOfBoth = tuple[Labels, Labels | None]
 
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How an artifact is scored, and where the results go.
 
-class Sides:
-    """The artifact and, with `against`, the PyTorch network it was exported from: a context manager around both.
-
-    Args:
-        path: the artifact.
-        options: provider, fitting, what else labels, and the checkpoint for it.
+    Attributes:
+        output: directory of `evaluation.json`, the journal and the page, created if needed.
+        keep_aspect: pad photos to the input's shape with the mean colour instead of stretching them.
+        provider: where ONNX Runtime runs the artifact.
+        against: `pytorch` also labels the photos with the network the artifact was exported from, in float32 on the
+            CPU, to measure the accuracy lost in deployment; None scores the artifact alone.
+        checkpoint: the checkpoint the artifact was exported from; required with `against` exactly when there was one.
+        worst: how many of the worst images the page shows, 0 to 100.
+        limit: score only this many images, the first ones; None scores all.
+        page: whether to write the page.
 
     Raises:
-        BundleError: the artifact is missing, damaged, or has no facts about its classes.
-        CheckpointError: the checkpoint is missing where it is needed, or another than the artifact was exported from.
-        UsageError: a checkpoint is given for random weights.
-        ProviderError: on opening, when the provider asked for would not run.
+        UsageError: a value out of its bounds, or a checkpoint without `against`.
     """
 
-    def __init__(self, path: Path, options: EvaluateOptions) -> None:
-        self.artifact = Segmenter(path, options.provider)
-        self.pytorch = _pytorch(self.artifact, options.checkpoint) if options.against is not None else None
-        self._keep_aspect = options.keep_aspect
+    output: Path = Path("evaluation")
+    keep_aspect: bool = False
+    provider: Provider = Provider.CPU
+    against: Literal["pytorch"] | None = None
+    checkpoint: Path | None = None
+    worst: int = 8
+    limit: int | None = None
+    page: bool = True
 
-    def __enter__(self) -> Self:
-        self.artifact.__enter__()
-        if self.pytorch is not None:
-            self.pytorch.__enter__()
-        return self
+    def __post_init__(self) -> None:
+        if self.checkpoint is not None and self.against is None:
+            raise UsageError(
+                f"checkpoint {self.checkpoint} has no use without a comparison with PyTorch",
+                remedy="Add --against pytorch, or omit --checkpoint.",
+            )
+        check_range("number of worst images", self.worst, 0, MAX_WORST, option="--worst")
+        if self.limit is not None:
+            check_range("limit", self.limit, 1, option="--limit")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.pytorch is not None:
-            self.pytorch.__exit__(kind, error, trace)
-        self.artifact.__exit__(kind, error, trace)
+
+@dataclass(frozen=True)
+class LabelSources:
+    """The artifact and, for a comparison, the PyTorch network it was exported from.
+
+    Attributes:
+        artifact: the artifact.
+        pytorch: the network; None when the artifact is scored alone.
+        keep_aspect: whether photos are padded instead of stretched.
+    """
+
+    artifact: Segmenter
+    pytorch: "EagerRunner | None"
+    keep_aspect: bool
 
     @property
     def num_classes(self) -> int:
@@ -67,79 +98,76 @@ class Sides:
         return self.artifact.info.network.num_classes
 
     def fit(self, photo: Pixels) -> Fitted:
-        """A photo fitted into the input as the options say."""
-        return self.artifact.fit(photo, keep_aspect=self._keep_aspect)
+        """Return a photo fitted into the input as the options say."""
+        return self.artifact.fit(photo, keep_aspect=self.keep_aspect)
 
-    def label(self, photos: list[Fitted]) -> list[LabelsOfBoth]:
-        """The artifact's and PyTorch's labels of 1 to N photos, each h x w uint8 in its photo's own size."""
-        outputs = self.artifact.run(self.artifact.feed([fitted.canvas for fitted in photos]))
-        maps = self.artifact.labels(outputs)[: len(photos)]
-        return [
-            (fitted.placement.restore(labels), self._label_with_pytorch(fitted))
-            for fitted, labels in zip(photos, maps, strict=True)
-        ]
-
-    def _label_with_pytorch(self, fitted: Fitted) -> Labels | None:
+    def label_with_pytorch(self, fitted: Fitted) -> Labels | None:
+        """Return PyTorch's h x w uint8 labels of a photo in its own size, or None without the network."""
         if self.pytorch is None:
             return None
         outputs = self.pytorch.run(feed_of(self.pytorch.inputs[0], fitted.canvas[None]))
         return fitted.placement.restore(labels_of(outputs)[0])
 
 
-def _pytorch(artifact: Segmenter, checkpoint: Path | None) -> "EagerRunner":
-    from fcn_deploy.models.weights import rebuild
-    from fcn_deploy.runtime.eager import EagerRunner
-
-    return EagerRunner(rebuild(artifact.info, checkpoint), (1, 3, artifact.height, artifact.width))
-
-
-RESULT_FILE = "evaluation.json"
-
-
 def evaluate(
     path: Path, dataset: Dataset, options: EvaluateOptions | None = None, on_step: OnStep = quietly
 ) -> Evaluation:
-    """Score an artifact on a data set, and PyTorch beside it if asked for; writes result, journal and page.
+    """Score an artifact on a data set, and PyTorch beside it if requested; write result, journal and page.
 
-    Every photo is labelled in its own size. What an interrupted run had finished is taken over if artifact, runtime,
-    fitting, photo and labels are still the same. Memory does not grow with the photos, only by a few numbers of each.
-    Images that cannot be read are left out, and returned: see `Evaluation.require`.
+    Every photo is scored in its own size. Images that an interrupted run finished are reused if artifact, runtime,
+    fitting, photo and labels are unchanged. Memory grows only by a few numbers per image. Images that cannot be read
+    are left out and returned: see `Evaluation.require`.
 
     Args:
         path: a bundle's directory, an ONNX file of this toolkit, or a TensorRT engine.
-        dataset: what `find_dataset` or `sample_dataset` gave.
-        options: how, and where the results go.
-        on_step: told what is being done.
+        dataset: from `find_dataset` or `sample_dataset`.
+        options: how to score, and where the results go.
+        on_step: called with each step of the work.
 
     Raises:
-        BundleError: the artifact is missing, damaged, or has no facts about its classes.
-        CheckpointError: the checkpoint is missing where it is needed, or another than the artifact was exported from.
-        ProviderError: the provider asked for would not run.
-        UsageError: a page is asked for and what makes it is not installed, or a checkpoint for random weights.
-        OutputError: the output is held by another run, is no folder of an evaluation, or cannot be written.
+        BundleError: the artifact is missing, damaged, or does not record its classes.
+        CheckpointError: the checkpoint is missing where it is needed, or the artifact was exported from another one.
+        ProviderError: the requested provider would not run.
+        UsageError: a checkpoint is given for random weights.
+        OutputError: another run holds the output, it is not a folder of an evaluation, or it cannot be written.
     """
     options = options or EvaluateOptions()
-    if options.page:
-        require_page()
     with on_step(f"open {path}{' and rebuild its network' if options.against else ''}"):
-        sides = Sides(path, options)
-    with sides, sole_writer(options.output):
-        chosen = dataset.first(options.limit)
-        source = _source(path, sides, dataset, options)
-        with Journal(options.output, source.conditions, sides.num_classes) as journal:
-            if journal.anew:
-                with on_step(f"begin anew: the journal in {options.output} is of {journal.anew}"):
+        sources = _open_sources(path, options)
+    with sources.artifact, sources.pytorch or contextlib.nullcontext(), sole_writer(options.output):
+        pairs = dataset.first(options.limit).pairs
+        source = _describe(path, sources, dataset, options)
+        with Journal(options.output, source.conditions, sources.num_classes) as journal:
+            if journal.restart_reason:
+                with on_step(f"start over: the journal in {options.output} is for {journal.restart_reason}"):
                     pass
-            tally = _score(sides, journal, chosen.pairs, on_step)
-        result = tally.result(sides, source, chosen.pairs, journal)
+            totals = _score(sources, journal, pairs, on_step)
+        result = totals.result(sources, source, pairs, journal)
         _write(result, options.output / RESULT_FILE)
-        _write_page(result, sides, chosen.pairs, options, on_step)
+        _write_page(result, sources, pairs, options, on_step)
     return result
 
 
+def _open_sources(path: Path, options: EvaluateOptions) -> LabelSources:
+    artifact = Segmenter(path, options.provider)
+    if options.against is None:
+        return LabelSources(artifact, None, options.keep_aspect)
+    from fcn_deploy.models.weights import rebuild
+    from fcn_deploy.runtime.eager import EagerRunner
+
+    network = rebuild(artifact.info, options.checkpoint)
+    return LabelSources(artifact, EagerRunner(network, (1, 3, artifact.height, artifact.width)), options.keep_aspect)
+
+
+def _describe(path: Path, sources: LabelSources, dataset: Dataset, options: EvaluateOptions) -> Source:
+    pytorch = sources.pytorch.name if sources.pytorch is not None else None
+    fitting = "padded" if options.keep_aspect else "stretched"
+    return Source(path, sources.artifact.model_sha256, sources.artifact.runner_name, pytorch, dataset.name, fitting)
+
+
 @dataclass
-class _Tally:
-    """What has been added up so far."""
+class _Totals:
+    """The sums over the images so far."""
 
     counts: Confusions
     pixels: int = 0
@@ -154,85 +182,70 @@ class _Tally:
         self.pixels += outcome.pixels
         self.images[outcome.name] = ImageScore.of(outcome)
 
-    def result(self, sides: Sides, source: Source, pairs: tuple[Pair, ...], journal: Journal) -> Evaluation:
-        images = tuple(self.images[pair.name] for pair in pairs if pair.name in self.images)
-        failures = tuple(self.failures[pair.name] for pair in pairs if pair.name in self.failures)
-        resumed = len(images) - journal.added
+    def result(self, sources: LabelSources, source: Source, pairs: tuple[Pair, ...], journal: Journal) -> Evaluation:
         return Evaluation(
-            sides.artifact.info, source, self.counts, self.pixels, images, failures, resumed, journal.anew
+            sources.artifact.info,
+            source,
+            self.counts,
+            self.pixels,
+            images=tuple(self.images[pair.name] for pair in pairs if pair.name in self.images),
+            failures=tuple(self.failures[pair.name] for pair in pairs if pair.name in self.failures),
+            resumed=len(self.images) - journal.added,
+            restart_reason=journal.restart_reason,
         )
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """A photo to be labelled, and its truth."""
+class _Loaded(PendingPhoto):
+    """A photo to label, with its files and its truth."""
 
     files: Files
-    fitted: Fitted
     truth: Labels
 
 
-def _source(path: Path, sides: Sides, dataset: Dataset, options: EvaluateOptions) -> Source:
-    pytorch = sides.pytorch.name if sides.pytorch is not None else None
-    fitting = "padded" if options.keep_aspect else "stretched"
-    return Source(path, sides.artifact.model_sha256, sides.artifact.runner_name, pytorch, dataset.name, fitting)
-
-
-def _score(sides: Sides, journal: Journal, pairs: tuple[Pair, ...], on_step: OnStep) -> _Tally:
-    tally = _Tally(Confusions.none(sides.num_classes, pytorch=sides.pytorch is not None))
-    batch = sides.artifact.batch
-    with contextlib.ExitStack() as stack:
-        advance = stack.enter_context(on_step(f"label and score, images: {len(pairs)}", len(pairs)))
-        # Photos and truths are read while the runtime is busy: the next batch is ready, and one more photo made.
-        reader = stack.enter_context(CancellingThreadPool(1))
-        loaded = map_ordered(reader, partial(_load, sides, journal), pairs, batch + 1)
-        for outcome in _outcomes(sides, journal, loaded):
-            tally.add(outcome)
+def _score(sources: LabelSources, journal: Journal, pairs: tuple[Pair, ...], on_step: OnStep) -> _Totals:
+    totals = _Totals(Confusions.none(sources.num_classes, pytorch=sources.pytorch is not None))
+    with on_step(f"label and score, images: {len(pairs)}", len(pairs)) as advance:
+        for outcome in _outcomes(sources, journal, pairs):
+            totals.add(outcome)
             advance()
-    return tally
+    return totals
 
 
-def _load(sides: Sides, journal: Journal, pair: Pair) -> _Ready | ImageRecord | Failure:
-    """What an earlier run found for a pair; or its photo, ready to be labelled; or why neither."""
+def _outcomes(sources: LabelSources, journal: Journal, pairs: tuple[Pair, ...]) -> Iterator[ImageRecord | Failure]:
+    artifact = sources.artifact
+    # One thread reads photos and truths while the runtime is busy: the next batch, and one photo more.
+    with CancellingThreadPool(1) as reader:
+        loaded = map_ordered(reader, partial(_load, sources, journal), pairs, artifact.batch + 1)
+        batches: Iterator[Batch[_Loaded, ImageRecord | Failure]] = make_batches(artifact, loaded)
+        for batch in batches:
+            for entry in label_batch(artifact, run_batch(artifact, batch)):
+                yield _compare(sources, journal, entry) if isinstance(entry, Labelled) else entry
+
+
+def _load(sources: LabelSources, journal: Journal, pair: Pair) -> _Loaded | ImageRecord | Failure:
+    """Return a pair's record from an earlier run, or else its photo ready to be labelled, or why neither exists."""
     try:
         files = read_files(pair)
         finished = journal.find(pair.name, *files.sha256)
         if finished is not None:
             return finished
-        photo, truth = files.decode(sides.num_classes)
-        return _Ready(files, sides.fit(photo), truth)
+        photo, truth = files.decode(sources.num_classes)
+        return _Loaded(sources.fit(photo), files, truth)
     except FcnDeployError as error:
         return Failure(pair.name, error)
 
 
-def _outcomes(
-    sides: Sides, journal: Journal, loaded: Iterable[_Ready | ImageRecord | Failure]
-) -> Iterator[ImageRecord | Failure]:
-    """What has no need of the runtime at once, the rest when there is a batch of it."""
-    waiting: list[_Ready] = []
-    for item in loaded:
-        if not isinstance(item, _Ready):
-            yield item
-            continue
-        waiting.append(item)
-        if len(waiting) == sides.artifact.batch:
-            yield from _measured(sides, journal, waiting)
-            waiting = []
-    if waiting:
-        yield from _measured(sides, journal, waiting)
+def _compare(sources: LabelSources, journal: Journal, labelled: Labelled[_Loaded]) -> ImageRecord:
+    photo = labelled.photo
+    pytorch = sources.label_with_pytorch(photo.fitted)
+    confusions = _confusions(photo.truth, labelled.restore(), pytorch, sources.num_classes)
+    record = ImageRecord(photo.files.pair.name, *photo.files.sha256, photo.truth.size, confusions)
+    journal.add(record)
+    return record
 
 
-def _measured(sides: Sides, journal: Journal, photos: list[_Ready]) -> Iterator[ImageRecord]:
-    labelled = sides.label([item.fitted for item in photos])
-    for item, labels in zip(photos, labelled, strict=True):
-        confusions = _confusions(item.truth, labels, sides.num_classes)
-        record = ImageRecord(item.files.pair.name, *item.files.sha256, item.truth.size, confusions)
-        journal.add(record)
-        yield record
-
-
-def _confusions(truth: Labels, labels: LabelsOfBoth, num_classes: int) -> Confusions:
-    artifact, pytorch = labels
+def _confusions(truth: Labels, artifact: Labels, pytorch: Labels | None, num_classes: int) -> Confusions:
     own = confusion_matrix(truth, artifact, num_classes)
     if pytorch is None:
         return Confusions(own)
@@ -247,25 +260,26 @@ def _write(result: Evaluation, path: Path) -> None:
 
 
 def _write_page(
-    result: Evaluation, sides: Sides, pairs: tuple[Pair, ...], options: EvaluateOptions, on_step: OnStep
+    result: Evaluation, sources: LabelSources, pairs: tuple[Pair, ...], options: EvaluateOptions, on_step: OnStep
 ) -> None:
-    """The worst images are labelled once more: their pictures are too large to keep for all."""
+    """Write the page. The worst images are labelled once more: pictures of all would not fit into memory."""
     path = options.output / PAGE_FILE
-    if not (page_possible() if options.page is None else options.page):
-        # One of an earlier run would tell other figures.
+    if not options.page:
+        # A page of an earlier run would show other figures.
         path.unlink(missing_ok=True)
         return
     by_name, pictures = {pair.name: pair for pair in pairs}, []
     worst = result.worst(options.worst)
     with on_step(f"draw the worst images: {len(worst)}", len(worst)) as advance:
         for score in worst:
-            pictures.append(_picture(sides, by_name[score.name], score))
+            pictures.append(_picture(sources, by_name[score.name], score))
             advance()
     write_page(result, pictures, path)
 
 
-def _picture(sides: Sides, pair: Pair, score: ImageScore) -> Picture:
-    photo, truth = read_files(pair).decode(sides.num_classes)
-    (labels,) = sides.label([sides.fit(photo)])
-    counts = _confusions(truth, labels, sides.num_classes)
-    return draw(Shown(photo, truth, *labels), score, counts, sides.artifact.info)
+def _picture(sources: LabelSources, pair: Pair, score: ImageScore) -> Picture:
+    photo, truth = read_files(pair).decode(sources.num_classes)
+    artifact = sources.artifact.segment(photo, keep_aspect=sources.keep_aspect)
+    pytorch = sources.label_with_pytorch(sources.fit(photo))
+    counts = _confusions(truth, artifact, pytorch, sources.num_classes)
+    return draw(Shown(photo, truth, artifact, pytorch), score, counts, sources.artifact.info)

@@ -1,15 +1,16 @@
-"""The outcome of an evaluation: raw pixel counts; every score is derived from them."""
+"""The outcome of an evaluation: raw pixel counts, and every score derived from them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 import numpy as np
 
 from fcn_deploy.errors import InputFileError
-from fcn_deploy.evaluation.data import Failure
+from fcn_deploy.evaluation.data import Failure, list_first
 from fcn_deploy.metrics import Counts, Scores
 from fcn_deploy.model_info import ModelInfo
 
@@ -20,8 +21,8 @@ class Confusions:
 
     Attributes:
         artifact: rows the truth, columns the artifact's labels.
-        pytorch: rows the truth, columns PyTorch's labels; None where PyTorch did not label.
-        both: rows PyTorch's labels, columns the artifact's, of all pixels, void ones too; None likewise.
+        pytorch: rows the truth, columns PyTorch's labels; None without PyTorch.
+        both: rows PyTorch's labels, columns the artifact's, of all pixels including void; None without PyTorch.
     """
 
     artifact: Counts
@@ -35,7 +36,7 @@ class Confusions:
 
     @classmethod
     def none(cls, num_classes: int, *, pytorch: bool) -> "Confusions":
-        """Of no pixel at all."""
+        """Return the counts of no pixels."""
         zeros = np.zeros((num_classes, num_classes), dtype=np.int64)
         return cls(zeros, zeros, zeros) if pytorch else cls(zeros)
 
@@ -45,10 +46,10 @@ class ImageRecord:
     """One scored image.
 
     Attributes:
-        name: of its pair.
-        photo_sha256: of the photo's file.
-        labels_sha256: of the label map's file.
-        pixels: of the photo, void ones too.
+        name: name of its pair.
+        photo_sha256: hash of the photo's file.
+        labels_sha256: hash of the label map's file.
+        pixels: number of the photo's pixels, including void.
         confusions: its pixel counts.
     """
 
@@ -58,25 +59,50 @@ class ImageRecord:
     pixels: int
     confusions: Confusions
 
-    def to_dict(self) -> dict[str, Any]:
-        """For a line of JSON: of each matrix the cells that are not zero, as pairs of position and count."""
-        counts = {name: _sparse(matrix) for name, matrix in vars(self.confusions).items() if matrix is not None}
-        return {**{name: value for name, value in vars(self).items() if name != "confusions"}, "counts": counts}
+    def to_json(self) -> bytes:
+        """Return one line of JSON: of each matrix the cells that are not zero, as pairs of position and count."""
+        c = self.confusions
+        counts = _Cells(*(None if matrix is None else _sparse(matrix) for matrix in (c.artifact, c.pytorch, c.both)))
+        line = _Line(self.name, self.photo_sha256, self.labels_sha256, self.pixels, counts)
+        return msgspec.json.encode(line) + b"\n"
 
     @classmethod
-    def from_dict(cls, facts: Mapping[str, Any], num_classes: int) -> Self:
-        """Read back what `to_dict` wrote; raises KeyError, TypeError or ValueError where it did not."""
-        counts = {name: _dense(cells, num_classes) for name, cells in facts["counts"].items()}
-        names = str(facts["name"]), str(facts["photo_sha256"]), str(facts["labels_sha256"])
-        return cls(*names, int(facts["pixels"]), Confusions(**counts))
+    def from_json(cls, line: bytes, num_classes: int) -> Self:
+        """Read a line that `to_json` wrote; raises ValueError for any other line."""
+        if not line.endswith(b"\n"):
+            raise ValueError("incomplete line")
+        r = msgspec.json.decode(line, type=_Line)
+        if r.counts.artifact is None:
+            raise ValueError("no counts of the artifact")
+        beside = (None if cells is None else _dense(cells, num_classes) for cells in (r.counts.pytorch, r.counts.both))
+        confusions = Confusions(_dense(r.counts.artifact, num_classes), *beside)
+        return cls(r.name, r.photo_sha256, r.labels_sha256, r.pixels, confusions)
 
 
-def _sparse(counts: Counts) -> list[list[int]]:
+class _Cells(msgspec.Struct, omit_defaults=True):
+    """The cells of `Confusions` that are not zero."""
+
+    artifact: list[tuple[int, int]] | None = None
+    pytorch: list[tuple[int, int]] | None = None
+    both: list[tuple[int, int]] | None = None
+
+
+class _Line(msgspec.Struct):
+    """An `ImageRecord` in the journal."""
+
+    name: str
+    photo_sha256: str
+    labels_sha256: str
+    pixels: int
+    counts: _Cells
+
+
+def _sparse(counts: Counts) -> list[tuple[int, int]]:
     flat = counts.ravel()
-    return [[int(cell), int(flat[cell])] for cell in np.flatnonzero(flat)]
+    return [(int(cell), int(flat[cell])) for cell in np.flatnonzero(flat)]
 
 
-def _dense(cells: list[list[int]], num_classes: int) -> Counts:
+def _dense(cells: list[tuple[int, int]], num_classes: int) -> Counts:
     flat = np.zeros(num_classes**2, dtype=np.int64)
     for cell, count in cells:
         if not 0 <= cell < flat.size:
@@ -87,7 +113,7 @@ def _dense(cells: list[list[int]], num_classes: int) -> Counts:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """The scores of one class; each is 0..1, NaN where it is undefined, None where PyTorch did not label.
+    """The scores of one class; each is 0..1, NaN where it is undefined, None without PyTorch.
 
     Attributes:
         name: of the class.
@@ -105,12 +131,12 @@ class ClassScore:
 
     @property
     def occurs(self) -> bool:
-        """Whether it is in the truth or among the labels of either side."""
+        """Whether the class is in the truth or among the labels of the artifact or PyTorch."""
         return not math.isnan(self.iu) or not (self.pytorch_iu is None or math.isnan(self.pytorch_iu))
 
 
 def class_scores(names: Sequence[str], scores: Scores, pytorch: Scores | None) -> tuple[ClassScore, ...]:
-    """One per class, in their order."""
+    """Return the score of each class, in their order."""
     columns = scores.class_iu.tolist(), scores.class_accuracy.tolist(), scores.truth_share.tolist()
     theirs = pytorch.class_iu.tolist() if pytorch is not None else [None] * len(names)
     return tuple(ClassScore(*row) for row in zip(names, *columns, theirs, strict=True))
@@ -118,10 +144,10 @@ def class_scores(names: Sequence[str], scores: Scores, pytorch: Scores | None) -
 
 @dataclass(frozen=True)
 class ImageScore:
-    """The scores of one image; each is 0..1, NaN where it is undefined, None where PyTorch did not label.
+    """The scores of one image; each is 0..1, NaN where it is undefined, None without PyTorch.
 
     Attributes:
-        name: of its pair.
+        name: name of its pair.
         mean_iu: of the artifact's labels with the truth.
         pixel_accuracy: share of its pixels that the artifact labels right, void left out.
         pytorch_mean_iu: of PyTorch's labels with the truth.
@@ -136,7 +162,7 @@ class ImageScore:
 
     @classmethod
     def of(cls, record: ImageRecord) -> Self:
-        """Derived from an image's pixel counts."""
+        """Derive the scores from an image's pixel counts."""
         counts, scores = record.confusions, Scores(record.confusions.artifact)
         figures = record.name, scores.mean_iu, scores.pixel_accuracy
         if counts.pytorch is None or counts.both is None:
@@ -144,19 +170,16 @@ class ImageScore:
         return cls(*figures, Scores(counts.pytorch).mean_iu, Scores(counts.both).pixel_accuracy)
 
 
-_LISTED = 10
-
-
 @dataclass(frozen=True)
 class Source:
-    """What labelled which data set.
+    """The artifact, the runtimes and the data set of an evaluation.
 
     Attributes:
         artifact: the artifact's path.
-        model_sha256: of its model's file.
-        runtime: what ran it.
-        pytorch: what ran beside it, or None.
-        dataset: what the data set is and where.
+        model_sha256: hash of its model's file.
+        runtime: name of the runtime.
+        pytorch: name of the PyTorch runtime for the comparison, or None.
+        dataset: kind and path of the data set.
         fitting: how photos were fitted into the input.
     """
 
@@ -169,7 +192,7 @@ class Source:
 
     @property
     def conditions(self) -> dict[str, str]:
-        """All that the figures depend on, by the word for it; the place of the artifact is no such thing."""
+        """Everything the figures depend on, keyed for messages; the path of the artifact is not part of it."""
         return {
             "artifact": self.model_sha256,
             "runtime": self.runtime,
@@ -185,13 +208,13 @@ class Evaluation:
 
     Attributes:
         info: the model's facts.
-        source: what labelled which data set.
+        source: the artifact, the runtimes and the data set.
         counts: pixel counts of all images together.
-        pixels: of all images together, void ones too.
+        pixels: number of pixels of all images together, including void.
         images: the scores of each image, in the order of the data set.
-        failures: images that have no score; where there are any, the scores are those of the rest.
+        failures: images that have no score; the overall scores leave them out.
         resumed: how many images an earlier run had finished.
-        anew: why an earlier run's journal was of no use, e.g. `another artifact`; else empty.
+        restart_reason: why the journal of an earlier run was discarded, e.g. `another artifact`; else empty.
     """
 
     info: ModelInfo
@@ -201,21 +224,21 @@ class Evaluation:
     images: tuple[ImageScore, ...]
     failures: tuple[Failure, ...] = ()
     resumed: int = 0
-    anew: str = ""
+    restart_reason: str = ""
 
     @property
     def scores(self) -> Scores:
-        """Of the artifact."""
+        """Scores of the artifact."""
         return Scores(self.counts.artifact)
 
     @property
     def pytorch_scores(self) -> Scores | None:
-        """Of PyTorch on the same inputs."""
+        """Scores of PyTorch on the same inputs."""
         return Scores(self.counts.pytorch) if self.counts.pytorch is not None else None
 
     @property
     def agreement(self) -> Scores | None:
-        """Of the artifact's labels with PyTorch's as the truth, over all pixels."""
+        """Scores of the artifact's labels with PyTorch's as the truth, over all pixels."""
         return Scores(self.counts.both) if self.counts.both is not None else None
 
     @property
@@ -225,16 +248,16 @@ class Evaluation:
 
     @property
     def mean_iu_lost(self) -> float | None:
-        """The accuracy lost in deployment: PyTorch's mean IU less the artifact's; below 0 where it gained."""
+        """The accuracy lost in deployment: PyTorch's mean IU minus the artifact's; below 0 if it gained."""
         return self.pytorch_scores.mean_iu - self.scores.mean_iu if self.pytorch_scores is not None else None
 
     @property
     def void_share(self) -> float:
-        """Share of the pixels that are void in the truth, which no score counts; NaN without pixels."""
+        """Share of the pixels that are void in the truth, which scores leave out; NaN without pixels."""
         return 1 - int(self.counts.artifact.sum()) / self.pixels if self.pixels else math.nan
 
     def worst(self, count: int) -> list[ImageScore]:
-        """The `count` images of the least mean IU, worst first; those that are all void have none."""
+        """Return the `count` images of the lowest mean IU, worst first; images that are all void have none."""
         scored = [image for image in self.images if not math.isnan(image.mean_iu)]
         return sorted(scored, key=lambda image: (image.mean_iu, image.name))[:count]
 
@@ -242,21 +265,18 @@ class Evaluation:
         """Do nothing when every image has a score.
 
         Raises:
-            InputFileError: some have none; names the first ten and why.
+            InputFileError: some have none; names the first ten and the reasons.
         """
         if not self.failures:
             return
-        shown = [f"\n  {failure.error.problem}" for failure in self.failures[:_LISTED]]
-        more = len(self.failures) - _LISTED
-        shown += [f"\n  and {more} more"] if more > 0 else []
         raise InputFileError(
             f"{len(self.failures)} of {len(self.images) + len(self.failures)} images have no score, "
-            f"so that the scores are incomplete:{''.join(shown)}",
-            remedy=f"{self.failures[0].error.remedy} Run the same again: what is finished is not done twice.",
+            f"so the scores are incomplete:{list_first([failure.error.problem for failure in self.failures])}",
+            remedy=f"{self.failures[0].error.remedy} Run the same command again: finished images are not done twice.",
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, for JSON; None where a score is undefined."""
+        """Return every figure, for JSON; None where a score is undefined."""
         pytorch, both = self.pytorch_scores, self.agreement
         return {
             "complete": not self.failures,
@@ -286,5 +306,5 @@ def _numbers(score: ClassScore | ImageScore) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    """JSON has no NaN."""
+    """Return None for NaN, which JSON does not have."""
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,1 +1,1 @@
-"""The networks and their weights: what the toolkit ships, knowing nothing of how it is shipped."""
+"""The networks and their weights; nothing here depends on how they are exported."""

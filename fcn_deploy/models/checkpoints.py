@@ -1,4 +1,4 @@
-"""Reading checkpoint files safely: tensors only, never code."""
+"""Read checkpoint files safely: tensors only, never code."""
 
 import pickle
 import re
@@ -35,15 +35,15 @@ _REFETCH = "Copy or download it again, and compare its size with the original."
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file's tensors under our names.
+    """A checkpoint file's tensors under this toolkit's names.
 
     Attributes:
         path: the file.
         sha256: of the file, in hex.
-        family: whose names it had.
-        state: float32 tensors by our parameter names.
+        family: the naming family of the file.
+        state: float32 tensors by this toolkit's parameter names.
         dropped: names in the file that have no place in an FCN.
-        class_names: what the file calls its classes, in order; empty when it does not say.
+        class_names: names of the classes, in order; empty when the file has none.
     """
 
     path: Path
@@ -67,7 +67,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a .pth, .pt or .safetensors file and recognise whose names it uses.
+    """Read a .pth, .pt or .safetensors file and recognise its naming family.
 
     Raises:
         CheckpointError: missing, truncated, carrying code, not a state dict, of no known family, not all finite floats.
@@ -93,7 +93,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
-    """Of a safetensors file, whose metadata has room for them."""
+    """Read the class names from the metadata of a safetensors file."""
     if path.suffix != ".safetensors":
         return ()
     with safe_open(path, "pt") as file:
@@ -112,13 +112,13 @@ def _load(path: Path) -> Any:
         return _load_safetensors(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_SCALARS):
-            # Whatever PyTorch warns of while reading either fails below or does not touch the tensors.
+            # Problems that PyTorch only warns about either fail below or do not affect the tensors.
             warnings.simplefilter("ignore", UserWarning)
             # Files older than PyTorch 1.6 are plain pickles and cannot be mapped.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise _unsafe(path, str(error)) from error
-    except Exception as error:  # the readers raise whatever a damaged file makes them stumble over
+    except Exception as error:  # readers raise many kinds of errors for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"checkpoint {path} is truncated or not a PyTorch file ({path.stat().st_size} bytes): {reason}",
@@ -130,7 +130,9 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path} is not a whole safetensors file: {error}", remedy=_REFETCH) from error
+        raise CheckpointError(
+            f"checkpoint {path} is not a complete safetensors file: {error}", remedy=_REFETCH
+        ) from error
 
 
 def _unsafe(path: Path, message: str) -> CheckpointError:
@@ -138,7 +140,7 @@ def _unsafe(path: Path, message: str) -> CheckpointError:
     if found is None:
         return CheckpointError(f"checkpoint {path} is damaged, or not a PyTorch file", remedy=_REFETCH)
     return CheckpointError(
-        f"checkpoint {path} carries code or objects ({found.group(1)}), not only tensors; nothing of it was run",
+        f"checkpoint {path} carries code or objects ({found.group(1)}), not only tensors; none of it was run",
         remedy=_RESAVE,
     )
 
@@ -149,14 +151,14 @@ def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
         if inner and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in inner.items()):
             return _without_prefix(path, inner)
     raise CheckpointError(
-        f"checkpoint {path} holds a {type(loaded).__name__} that is no state dict: names to tensors, "
+        f"checkpoint {path} holds a {type(loaded).__name__} that is not a state dict: names to tensors, "
         f"bare or under {', '.join(_CONTAINERS)}",
         remedy=_RESAVE,
     )
 
 
 def _without_prefix(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """DataParallel's leading `module.` removed."""
+    """Remove DataParallel's leading `module.`."""
     stripped = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     if len(stripped) < len(state):
         twice = next(key for key in state if f"module.{key}" in state)
@@ -167,10 +169,10 @@ def _without_prefix(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor
 def _as_float32(path: Path, name: str, tensor: Tensor) -> Tensor:
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
         raise CheckpointError(
-            f"checkpoint {path}: {name} is no plain tensor ({tensor.layout}, {tensor.device})",
+            f"checkpoint {path}: {name} is not a plain tensor ({tensor.layout}, {tensor.device})",
             remedy="Convert it where it was trained: {k: v.to_dense().cpu() for k, v in state.items()}.",
         )
-    # float64 would lose digits, and integers are no weights: neither is converted behind the user's back.
+    # float64 would lose digits, and integers are not weights: neither is converted silently.
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise CheckpointError(
             f"checkpoint {path}: {name} is {tensor.dtype}; float32, float16 and bfloat16 convert without loss",

@@ -1,7 +1,7 @@
-"""The families of FCN checkpoints in circulation: how each is recognised, and how its names map to ours.
+"""The naming families of FCN checkpoints: how each is recognised, and how its names map to this toolkit's.
 
-Names were read off the public projects: wkentaro/pytorch-fcn and shelhamer's Caffe nets (identical to ours),
-torchvision's VGG16, meetps/pytorch-semseg (ptsemseg).
+Sources of the names: wkentaro/pytorch-fcn and shelhamer's Caffe nets (identical to this toolkit's), torchvision's
+VGG16, meetps/pytorch-semseg (ptsemseg).
 """
 
 from collections.abc import Callable, Mapping
@@ -25,13 +25,13 @@ class Family:
     """One way of naming an FCN's parameters.
 
     Attributes:
-        name: as shown to the user.
+        name: name shown to the user.
         keys: parameter names that all have to be present.
-        geometry: the geometry its networks were built with.
-        layers: its layer names to ours; layers not listed keep their name.
-        dropped: layers that have no place in an FCN, and are reported as dropped.
-        starting_point: whether only the trunk comes from the file, so that the heads are untrained.
-        reshape: turns a weight of (our) layer name into a convolution's shape.
+        geometry: default geometry of its networks.
+        layers: maps its layer names to this toolkit's; layers not listed keep their name.
+        dropped: layers that an FCN does not have; they are reported as dropped.
+        starting_point: whether the file has only the trunk, so that the heads are untrained.
+        reshape: reshapes a weight, by this toolkit's layer name, to that of a convolution.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Family:
     reshape: Callable[[str, Tensor], Tensor] = lambda _layer, weight: weight
 
     def recognises(self, state: StateDict) -> bool:
-        """Whether the checkpoint's names are this family's."""
+        """Return whether the checkpoint's names belong to this family."""
         return self.keys <= state.keys()
 
     def convert(self, state: StateDict) -> dict[str, Tensor]:
-        """The checkpoint under our names, without the layers in `dropped`.
+        """Return the checkpoint under this toolkit's names, without the layers in `dropped`.
 
         Raises:
             ValueError: two of the checkpoint's tensors would get the same name.
@@ -65,7 +65,7 @@ class Family:
 
 
 def _linear_as_convolution(layer: str, weight: Tensor) -> Tensor:
-    """A fully connected layer's out x (in * k * k) weight as out x in x k x k; anything else as it is."""
+    """Reshape a fully connected layer's out x (in * k * k) weight to out x in x k x k; return others as they are."""
     kernel = _FC_KERNELS.get(layer, 0)
     if kernel and weight.dim() == 2 and weight.shape[1] % kernel**2 == 0:
         return weight.reshape(weight.shape[0], -1, kernel, kernel)

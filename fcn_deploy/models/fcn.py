@@ -21,7 +21,7 @@ class Crop(nn.Module):
         self.offset = offset
 
     def forward(self, full: Tensor, like: Tensor) -> Tensor:
-        """The window of `full`, in the H x W of `like`."""
+        """Return the window of `full` with the H x W of `like`."""
         height, width = like.shape[-2:]
         return full[..., self.offset : self.offset + height, self.offset : self.offset + width]
 
@@ -34,7 +34,7 @@ class Fuse(nn.Module):
         self.crop = Crop(offset)
 
     def forward(self, upsampled: Tensor, scores: Tensor) -> Tensor:
-        """`upsampled` plus the window of `scores` that lies on it."""
+        """Return `upsampled` plus the window of `scores` at the same place."""
         cropped: Tensor = self.crop(scores, like=upsampled)
         return upsampled + cropped
 
@@ -77,7 +77,7 @@ class FCN(nn.Module):
             self.add_module(f"fuse_{up.skip}", Fuse(up.skip_crop))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits of a batch of images."""
+        """Return the logits of a batch of images."""
         check_fits(image.shape[-2], image.shape[-1], self.spec.variant, self.spec.geometry)
         x, pools = image, {}
         for name in self.trunk:
@@ -97,12 +97,12 @@ class FCN(nn.Module):
 
 
 def has_score_bias(spec: NetworkSpec, up: Upsampling) -> bool:
-    """Whether a skip's 1x1 scores have a bias: all do but `score_pool4` of the floor FCN-16s."""
+    """Return whether a skip's 1x1 scores have a bias: all do except `score_pool4` of the floor FCN-16s."""
     return (spec.geometry, spec.variant, up.skip) != (Geometry.FLOOR, Variant.FCN16S, "pool4")
 
 
 def empty_network(spec: NetworkSpec) -> FCN:
-    """The network in eval mode with float32 parameters on the CPU that hold no values yet."""
+    """Return the network in eval mode, with uninitialised float32 parameters on the CPU."""
     with torch.device("meta"):
         network = FCN(spec)
     network.to_empty(device="cpu")
@@ -110,15 +110,15 @@ def empty_network(spec: NetworkSpec) -> FCN:
 
 
 def fcn32s(*, num_classes: int = 21, geometry: Geometry = Geometry.FLOOR, channel_divisor: int = 1) -> FCN:
-    """FCN-32s: scores of fc7 up-sampled 32 times at once. Parameters are PyTorch's default initialisation."""
+    """Build FCN-32s: scores of fc7 up-sampled 32 times at once. Parameters are PyTorch's default initialisation."""
     return FCN(NetworkSpec(Variant.FCN32S, geometry, num_classes, channel_divisor))
 
 
 def fcn16s(*, num_classes: int = 21, geometry: Geometry = Geometry.FLOOR, channel_divisor: int = 1) -> FCN:
-    """FCN-16s: FCN-32s with scores of pool4 added at stride 16."""
+    """Build FCN-16s: FCN-32s with scores of pool4 added at stride 16."""
     return FCN(NetworkSpec(Variant.FCN16S, geometry, num_classes, channel_divisor))
 
 
 def fcn8s(*, num_classes: int = 21, geometry: Geometry = Geometry.FLOOR, channel_divisor: int = 1) -> FCN:
-    """FCN-8s: FCN-16s with scores of pool3 added at stride 8."""
+    """Build FCN-8s: FCN-16s with scores of pool3 added at stride 8."""
     return FCN(NetworkSpec(Variant.FCN8S, geometry, num_classes, channel_divisor))

@@ -23,7 +23,7 @@ NamedLayers = Iterator[tuple[str, nn.Module]]
 
 
 def narrowed(channels: int, divisor: int) -> int:
-    """Channel count of a network narrowed by `divisor`, at least 1."""
+    """Return the channel count of a network narrowed by `divisor`, at least 1."""
     return max(channels // divisor, 1)
 
 

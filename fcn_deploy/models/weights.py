@@ -1,4 +1,4 @@
-"""Giving a network its weights, and a record of where they came from."""
+"""Fill a network with weights, from a checkpoint or at random, and record where they came from."""
 
 import math
 from dataclasses import dataclass, replace
@@ -16,30 +16,56 @@ from fcn_deploy.models.checkpoints import Checkpoint, read_checkpoint
 from fcn_deploy.models.fcn import FCN, empty_network
 from fcn_deploy.models.vgg import BLOCKS, narrowed
 
+BIAS_STD = 1.0
+UPSAMPLING_NOISE_STD = 0.02
+SEEDS = 2**63
+FULL_WIDTH = BLOCKS[0][0]
+# fcn8s-atonce multiplies the skips by these inside forward (shelhamer, voc-fcn8s-atonce/net.py).
+AT_ONCE_SCALES = {"score_pool4.weight": 0.01, "score_pool3.weight": 0.0001}
+
+
+@dataclass(frozen=True)
+class WeightsOptions:
+    """Where the weights of a network come from.
+
+    Attributes:
+        checkpoint: the file to load, or None for random weights.
+        rng_seed: seed for random weights.
+        at_once: fold the skip scales of fcn8s-atonce into the skips' weights.
+    """
+
+    checkpoint: Path | None = None
+    rng_seed: int = 0
+    at_once: bool = False
+
+    def __post_init__(self) -> None:
+        # `check_range` would round the upper bound in its message.
+        if not 0 <= self.rng_seed < SEEDS:
+            raise UsageError(
+                f"seed {self.rng_seed} is not between 0 and {SEEDS - 1}",
+                remedy="Pass an --rng-seed within these bounds.",
+            )
+
 
 def rebuild(info: ModelInfo, checkpoint_path: Path | None) -> FCN:
-    """The network an artifact was exported from.
+    """Rebuild the network an artifact was exported from.
 
     Raises:
         CheckpointError: the artifact came from a checkpoint and none, or another one, is given.
         UsageError: it came from random weights and a checkpoint is given.
     """
-    made_from = info.provenance
-    check_checkpoint(made_from, checkpoint_path)
-    options = WeightsOptions(checkpoint_path, made_from.rng_seed or 0, made_from.at_once)
+    provenance = info.provenance
+    check_checkpoint(provenance, checkpoint_path)
+    options = WeightsOptions(checkpoint_path, provenance.rng_seed or 0, provenance.at_once)
     if checkpoint_path is None:
         return untrained_network(info.network, options)[0]
     checkpoint = read_checkpoint(checkpoint_path)
-    check_checkpoint(made_from, checkpoint_path, checkpoint.sha256)
+    check_checkpoint(provenance, checkpoint_path, checkpoint.sha256)
     return load_network(info.network, checkpoint, options)[0]
 
 
-BIAS_STD = 1.0
-UPSAMPLING_NOISE_STD = 0.02
-
-
 def bilinear_kernel(size: int) -> Tensor:
-    """Bilinear up-sampling kernel for stride size/2, float32, size x size (Long et al., surgery.py's rule)."""
+    """Return the size x size float32 bilinear kernel for up-sampling by size/2 (rule of Long et al., surgery.py)."""
     factor = (size + 1) // 2
     centre = factor - 1 if size % 2 else factor - 0.5
     ramp = 1 - (torch.arange(size, dtype=torch.float32) - centre).abs() / factor
@@ -47,7 +73,7 @@ def bilinear_kernel(size: int) -> Tensor:
 
 
 def random_network(spec: NetworkSpec, rng_seed: int) -> FCN:
-    """An untrained network in eval mode; equal arguments give equal weights, bit for bit, on one PyTorch version."""
+    """Return an untrained network in eval mode; equal arguments give bit-identical weights on one PyTorch version."""
     network = empty_network(spec)
     randomise(network, rng_seed)
     return network
@@ -73,42 +99,14 @@ def _fill_upsampling(weight: Tensor, generator: torch.Generator) -> None:
     weight.diagonal().add_(kernel[..., None])
 
 
-# fcn8s-atonce multiplies the skips by these inside forward (shelhamer, voc-fcn8s-atonce/net.py).
-SEEDS = 2**63
-FULL_WIDTH = BLOCKS[0][0]
-AT_ONCE_SCALES = {"score_pool4.weight": 0.01, "score_pool3.weight": 0.0001}
-
-
-@dataclass(frozen=True)
-class WeightsOptions:
-    """What to fill a network with.
-
-    Attributes:
-        checkpoint: the file to load, or None for random weights.
-        rng_seed: seed for random weights.
-        at_once: fold the skip scales of fcn8s-atonce into the skips' weights.
-    """
-
-    checkpoint: Path | None = None
-    rng_seed: int = 0
-    at_once: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rng_seed < SEEDS:
-            raise UsageError(
-                f"seed {self.rng_seed} is not between 0 and {SEEDS - 1}",
-                remedy="Pass an --rng-seed within these bounds.",
-            )
-
-
 def untrained_network(spec: NetworkSpec, options: WeightsOptions) -> tuple[FCN, Provenance]:
-    """A network with random weights from `options.rng_seed`."""
+    """Return a network with random weights from `options.rng_seed`."""
     _check_at_once(spec, options, has_checkpoint=False)
     return random_network(spec, options.rng_seed), Provenance(rng_seed=options.rng_seed)
 
 
 def load_network(spec: NetworkSpec, checkpoint: Checkpoint, options: WeightsOptions) -> tuple[FCN, Provenance]:
-    """A network with the checkpoint's weights, every tensor of the file accounted for.
+    """Return a network with the checkpoint's weights; every tensor of the file is accounted for.
 
     Raises:
         CheckpointError: lists every missing, extra and mis-shaped tensor.
@@ -140,7 +138,7 @@ def _check_at_once(spec: NetworkSpec, options: WeightsOptions, *, has_checkpoint
         raise UsageError(
             f"--at-once scales the skips of an fcn8s-atonce checkpoint; this is FCN-{spec.variant}"
             f"{'' if has_checkpoint else ' with random weights'}",
-            remedy="Use it with --variant 8s and --checkpoint, or leave it out.",
+            remedy="Use it with --variant 8s and --checkpoint, or omit it.",
         )
 
 
@@ -182,5 +180,5 @@ def _remedy(spec: NetworkSpec, state: dict[str, Tensor]) -> str:
         return f"The file scores {scores.shape[0]} classes: pass --num-classes {scores.shape[0]}."
     if spec.variant is Variant.FCN16S and (spec.geometry is Geometry.FLOOR) == ("score_pool4.bias" in state):
         other = Geometry.CAFFE if spec.geometry is Geometry.FLOOR else Geometry.FLOOR
-        return f"Only caffe FCN-16s has score_pool4.bias, which cannot be dropped or made up: pass --geometry {other}."
-    return "Nothing was loaded: a tensor left out or made up would change the network."
+        return f"Only caffe FCN-16s has score_pool4.bias, which cannot be dropped or invented: pass --geometry {other}."
+    return "Nothing was loaded: a missing or invented tensor would change the network."

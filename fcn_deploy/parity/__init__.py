@@ -1,1 +1,1 @@
-"""Proof that an artifact computes the network it was exported from: inputs, comparison, tolerances."""
+"""Verification that an artifact computes the network it was exported from: inputs, comparison, tolerances."""

@@ -1,6 +1,6 @@
-"""Which layer of an artifact goes wrong first: prefixes of its graph against PyTorch's own maps, layer by layer.
+"""Find the layer of an artifact that goes wrong first: compare prefixes of its graph with PyTorch's maps.
 
-Only one map at a time is given out: giving out all of them would break up the very fusions that may be at fault.
+Each prefix has one map as its output: a graph with all maps as outputs would lose the fusions that may be at fault.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,19 +25,19 @@ from fcn_deploy.runtime.run_graph import open_graph
 
 Array = npt.NDArray[Any]
 
-# Layers whose maps are compared: what is learned ends in these, or in a pool that its ReLU was moved behind.
+# Names of layers whose maps are compared: every learned layer ends in one, or in a pool whose ReLU was moved behind it.
 _COMPARED = ("relu", "score", "fuse")
 _ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True)
 class LayerComparison:
-    """How far one layer's map is from PyTorch's.
+    """The difference between one layer's map and PyTorch's.
 
     Attributes:
-        name: of the layer.
+        name: name of the layer.
         max_abs_error: largest absolute difference.
-        extent: the reference's largest value less its smallest.
+        extent: the reference's largest value minus its smallest.
         error_energy: sum of the squared differences.
         energy: sum of the reference's squares.
     """
@@ -50,21 +50,21 @@ class LayerComparison:
 
     @property
     def relative_error(self) -> float:
-        """Largest absolute difference over the reference's range."""
+        """Largest absolute difference divided by the reference's range."""
         if self.max_abs_error == 0:
             return 0.0
         return self.max_abs_error / self.extent if self.extent else float("inf")
 
     @property
     def noise(self) -> float:
-        """Energy of the error over that of the reference."""
+        """Energy of the error divided by that of the reference."""
         if self.error_energy == 0:
             return 0.0
         return self.error_energy / self.energy if self.energy else float("inf")
 
     @property
     def snr_db(self) -> float:
-        """Signal to noise in decibels; infinite when the two are equal."""
+        """Signal-to-noise ratio in decibels; infinite when the two are equal."""
         return float(-10 * np.log10(self.noise)) if self.noise else float("inf")
 
 
@@ -73,8 +73,8 @@ class LayerReport:
     """Every layer that can be compared, in the graph's order.
 
     Attributes:
-        input_name: what both sides ran on.
-        bound: the largest error over the range that counts as right; None where the arithmetic has no such bound.
+        input_name: the input both ran on.
+        bound: the largest relative error that is accepted; None when the arithmetic has no such bound.
         layers: the comparisons.
     """
 
@@ -84,7 +84,7 @@ class LayerReport:
 
     @property
     def first_wrong(self) -> LayerComparison | None:
-        """The first layer beyond the bound, or without one that which adds most noise; None when there is none."""
+        """The first layer beyond the bound, or without a bound the one that adds most noise; else None."""
         if self.bound is not None:
             return next((layer for layer in self.layers if not layer.relative_error <= self.bound), None)
         before = [0.0, *(layer.noise for layer in self.layers)]
@@ -93,12 +93,12 @@ class LayerReport:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """The result as a sentence."""
         found = self.first_wrong
         if found is None:
             return (
-                f"on {self.input_name}, no layer is beyond {self.bound:g}: what is wrong, if anything, comes with what "
-                "a runtime fuses only in the whole graph"
+                f"on {self.input_name}, no layer is beyond {self.bound:g}: an error, if there is one, comes from a "
+                "fusion that a runtime makes only in the whole graph"
             )
         error = f"{found.relative_error:.1e} of its range, {found.snr_db:.1f} dB"
         if self.bound is None:
@@ -125,7 +125,7 @@ def compare_layers(
 ) -> LayerReport:
     """Run prefixes of the artifact in `path`, each ending in one layer, and compare them with `network`'s maps.
 
-    A map of which the artifact computes a window is compared there; layers that a rewrite replaced are left out.
+    Where the artifact computes a window of a map, the window is compared. Layers that a rewrite replaced are left out.
     """
     model = read_model(path)
     cuts = dict(_cuts(model))
@@ -142,15 +142,12 @@ def compare_layers(
 
 
 def _cuts(model: ir.Model) -> Iterator[tuple[str, tuple[ir.Node, ir.Value]]]:
-    """Layers by name, each with its node and the value to give out: behind the rounding that runtimes fuse with it."""
+    """Yield layers by name, each with its node and its output value, after the rounding that runtimes fuse with it."""
     for node in model.graph:
         learned = str(node.name).startswith(_COMPARED) or node.op_type == "Relu"
         if learned and "/" not in str(node.name):
             end = node.outputs[0]
-            while (reader := _only_reader(end)) is not None and reader.op_type in (
-                "QuantizeLinear",
-                "DequantizeLinear",
-            ):
+            while (reader := _only_reader(end)) is not None and reader.op_type in _ROUNDING:
                 end = reader.outputs[0]
             yield str(node.name), (node, end)
 
@@ -161,7 +158,7 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
 
 
 def _expected(node: ir.Node, output: Tensor) -> Array:
-    """What `node` should give: the window of PyTorch's map that it computes, scaled as it is."""
+    """Return the expected output of `node`: the window of PyTorch's map that it computes, scaled likewise."""
     shape = node.outputs[0].shape
     if WINDOW_KEY in node.metadata_props and shape is not None:
         row, column = (int(first) for first in node.metadata_props[WINDOW_KEY].split())
@@ -171,7 +168,7 @@ def _expected(node: ir.Node, output: Tensor) -> Array:
 
 
 def _maps(network: nn.Module, given: ParityInput, nodes: Mapping[str, ir.Node]) -> dict[str, Array]:
-    """What the modules called like `nodes` give, as far as those compute it."""
+    """Return the expected outputs of `nodes`, from the modules of the same names."""
     found: dict[str, Array] = {}
 
     def keep(name: str, output: Tensor) -> None:

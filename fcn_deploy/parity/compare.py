@@ -1,4 +1,4 @@
-"""Two logit maps for one input, compared every way that says something. Names, then shapes and types, then values."""
+"""Compare two logit maps for one input: names first, then shapes and types, then values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,17 +19,17 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class LabelComparison:
-    """How a candidate's labels differ from the reference's, for one input.
+    """The difference between a candidate's labels and the reference's, for one input.
 
     Attributes:
-        input_name: what both were run on.
-        logit_range: the reference's largest logit less its smallest.
+        input_name: the input both ran on.
+        logit_range: the reference's largest logit minus its smallest.
         pixels: number of labels compared.
         flips: labels that differ.
         clear_flips: flips where the reference's margin over the candidate's label exceeds CLEAR_MARGIN of the range.
         largest_flip_margin: the largest such margin, in logits; 0 without flips.
-        intersections: pixels per class that both label so.
-        unions: pixels per class that either labels so.
+        intersections: pixels per class where both have that label.
+        unions: pixels per class where either has that label.
     """
 
     input_name: str
@@ -43,7 +43,7 @@ class LabelComparison:
 
     @property
     def severity(self) -> float:
-        """How bad it is, to find the worst of several: here the clearest flip's margin over the logit range."""
+        """Rank for finding the worst of several: here the clearest flip's margin divided by the logit range."""
         return _over(self.largest_flip_margin, self.logit_range)
 
     @property
@@ -57,14 +57,14 @@ class LabelComparison:
         return joint_mean_iu([self])
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, raw and derived, for JSON."""
+        """Return every figure, raw and derived, for JSON."""
         counts = {"intersections": list(self.intersections), "unions": list(self.unions)}
         return asdict(self) | counts | {"label_agreement": self.label_agreement, "mean_iu": self.mean_iu}
 
 
 @dataclass(frozen=True)
 class Comparison(LabelComparison):
-    """How far a candidate's logits are from the reference's, for one input, besides how its labels differ.
+    """The difference between a candidate's logits and the reference's, for one input, beside that of the labels.
 
     Attributes:
         max_abs_error: largest absolute difference, in logits.
@@ -89,12 +89,12 @@ class Comparison(LabelComparison):
 
     @property
     def relative_error(self) -> float:
-        """Largest absolute error over the reference's logit range: the figure that is judged."""
+        """Largest absolute error divided by the reference's logit range: the figure that tiers bound."""
         return _over(self.max_abs_error, self.logit_range)
 
     @property
     def relative_l2(self) -> float:
-        """Norm of the error over the norm of the reference."""
+        """Norm of the error divided by the norm of the reference."""
         return _over(self.error_norm, self.reference_norm)
 
     @property
@@ -104,7 +104,7 @@ class Comparison(LabelComparison):
 
     @property
     def snr_db(self) -> float:
-        """Signal to noise, in decibels; infinite when the two are equal bit for bit."""
+        """Signal-to-noise ratio in decibels; infinite when the two are bit-identical."""
         if self.error_norm == 0:
             return float("inf")
         ratio = self.reference_norm / self.error_norm
@@ -112,20 +112,20 @@ class Comparison(LabelComparison):
 
     @property
     def passing_tolerance(self) -> float:
-        """The smallest max error / range bound, of two digits, that would just pass."""
+        """The smallest bound on max error / range, with two digits, that would just pass."""
         if not np.isfinite(self.relative_error) or self.relative_error == 0:
             return self.relative_error
         step = 10.0 ** (np.floor(np.log10(self.relative_error)) - 1)
         return float(np.ceil(self.relative_error / step) * step)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, raw and derived, for JSON."""
+        """Return every figure, raw and derived, for JSON."""
         derived = ("relative_error", "relative_l2", "cosine", "snr_db", "passing_tolerance")
         return super().to_dict() | {name: getattr(self, name) for name in derived}
 
 
 def joint_mean_iu(comparisons: Sequence[LabelComparison]) -> float:
-    """Mean IU over several inputs as if they were one, so that a class of a few pixels in one of them weighs little."""
+    """Return the mean IU over several inputs as if they were one: a small class in one of them weighs little."""
     intersections, unions = (
         np.sum([getattr(c, name) for c in comparisons], axis=0) for name in ("intersections", "unions")
     )
@@ -133,10 +133,10 @@ def joint_mean_iu(comparisons: Sequence[LabelComparison]) -> float:
 
 
 def compare_outputs(input_name: str, reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> LabelComparison:
-    """Compare the outputs of two runners for one input: logits with logits, or labels with the logits they are of.
+    """Compare the outputs of two runners for one input: logits with logits, or labels with the logits behind them.
 
     Raises:
-        ParityError: names or shapes differ, or either dtype is no float.
+        ParityError: names or shapes differ, or either dtype is not a float type.
     """
     if list(candidate) == [LABELS_NAME] and list(reference) == [OUTPUT_NAME]:
         return compare_labels(input_name, reference[OUTPUT_NAME], candidate[LABELS_NAME])
@@ -152,7 +152,8 @@ def compare_outputs(input_name: str, reference: Mapping[str, Array], candidate: 
 
 def _mismatch(what: str, reference: str, candidate: str) -> ParityError:
     return ParityError(
-        f"{what}: the reference has {reference}, the artifact {candidate}", remedy="The artifact is of another network."
+        f"{what}: the reference has {reference}, the artifact {candidate}",
+        remedy="The artifact was exported from another network.",
     )
 
 
@@ -163,10 +164,10 @@ def compare_logits(input_name: str, reference: Array, candidate: Array) -> Compa
 
 
 def compare_labels(input_name: str, reference: Array, labels: Array) -> LabelComparison:
-    """Compare an N x H x W map of labels with the N x K x H x W float logits that it should be the largest of.
+    """Compare an N x H x W map of labels with the largest of the N x K x H x W float logits in each pixel.
 
     Raises:
-        ParityError: the shapes do not fit, or a label is no class of the reference.
+        ParityError: the shapes do not fit, or a label is not a class of the reference.
     """
     if labels.shape != (reference.shape[0], *reference.shape[2:]):
         raise _mismatch("shape of the labels", f"logits {reference.shape}", str(labels.shape))
@@ -209,7 +210,7 @@ def _compared(input_name: str, reference: Array, candidate: Array) -> Comparison
 
 
 def _flip_margins(reference: Array, labels: Array, candidate_labels: Array) -> npt.NDArray[np.float64]:
-    """For each pixel whose label differs: the reference's logit of its own label less that of the candidate's."""
+    """Return, for each pixel whose label differs, the reference's logit of its label minus that of the candidate's."""
     batch, row, column = np.nonzero(labels != candidate_labels)
     own = reference[batch, labels[batch, row, column], row, column]
     other = reference[batch, candidate_labels[batch, row, column], row, column]

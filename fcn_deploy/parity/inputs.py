@@ -1,7 +1,7 @@
 """The inputs of a parity check, and the one place that chooses them: photos, noise, and pictures hard in one way each.
 
-All are N x 3 x H x W float32 network inputs, made the same way every time; pictures are N x H x W x 3 pixels as well.
-The images of a batch differ (each is rolled by some columns), so that a runtime that mixes them up is found.
+All are N x 3 x H x W float32 network inputs and reproducible; pictures are also available as N x H x W x 3 pixels.
+The images of a batch differ (each is rolled by some columns), so that a runtime that mixes them up is detected.
 """
 
 from collections import Counter
@@ -30,9 +30,9 @@ class ParityInput:
     """One named input.
 
     Attributes:
-        name: what it is called.
-        image: N x 3 x H x W float32, as the network takes it.
-        pixels: the same as N x H x W x 3 uint8 RGB, where there is such a thing.
+        name: its name in reports.
+        image: N x 3 x H x W float32, the network's input.
+        pixels: the same as N x H x W x 3 uint8 RGB; None for inputs that are not pictures.
     """
 
     name: str
@@ -40,15 +40,15 @@ class ParityInput:
     pixels: Pixels | None = None
 
     def feed(self, spec: TensorSpec) -> npt.NDArray[Any]:
-        """The input as a model with an input like `spec` takes it.
+        """Return the input in the form that a model with input `spec` takes.
 
         Raises:
-            UsageError: the model takes pixels, and this input is of none.
+            UsageError: the model takes pixels, and this input is not a picture.
         """
         if spec.dtype != "uint8":
             return self.image.astype(spec.dtype, copy=False)
         if self.pixels is None:
-            raise UsageError(f"{self.name} is no picture; {spec} is", remedy="Use an input made of pixels.")
+            raise UsageError(f"{self.name} is not a picture, and {spec} takes pixels", remedy="Use a picture as input.")
         return self.pixels
 
 
@@ -97,7 +97,7 @@ def photo_inputs(paths: Sequence[Path], shape: Shape) -> tuple[ParityInput, ...]
 
 
 def photo_input(path: Path, shape: Shape, name: str | None = None) -> ParityInput:
-    """A photo stretched to the input, or an input saved earlier as .npy, to replay it; called after its file.
+    """Return a photo stretched to the input, or an input saved earlier as .npy; its default name is that of the file.
 
     Saved inputs are float32 of `shape`, or the uint8 pixels of such an input.
 
@@ -110,20 +110,20 @@ def photo_input(path: Path, shape: Shape, name: str | None = None) -> ParityInpu
 
 
 def pixel_noise_input(seed: int, shape: Shape) -> ParityInput:
-    """Uniform noise over all pixel values."""
+    """Return uniform noise over all pixel values."""
     batch, channels, height, width = shape
     noise = np.random.default_rng(seed).integers(0, 256, (batch, height, width, channels), dtype=np.uint8)
     return ParityInput(f"noise {seed}", preprocess(noise), noise)
 
 
 def noise_input(seed: int, shape: Shape) -> ParityInput:
-    """Uniform noise over the range of real inputs."""
+    """Return uniform noise over the range of real inputs."""
     noise = np.random.default_rng(seed).uniform(NOISE_LOW, NOISE_HIGH, shape)
     return ParityInput(f"noise {seed}", noise.astype(np.float32))
 
 
 def hard_inputs(shape: Shape) -> tuple[ParityInput, ...]:
-    """The mean colour, zeros, uint8 extremes, hard edges and a checkerboard."""
+    """Return the mean colour, zeros, uint8 extremes, hard edges and a checkerboard."""
     pictures: Sequence[tuple[str, Callable[[int, int], Pixels]]] = (
         ("mean colour", mean_image),
         ("extremes", _extremes),
@@ -135,7 +135,7 @@ def hard_inputs(shape: Shape) -> tuple[ParityInput, ...]:
 
 
 def rolled_batch(image: Pixels, batch: int) -> Pixels:
-    """An H x W x 3 image as a batch of `batch` different ones: each is rolled by some more columns."""
+    """Return an H x W x 3 image as a batch of different images: each is rolled by some more columns."""
     return np.stack([np.roll(image, _ROLL_COLUMNS * i, axis=1) for i in range(batch)])
 
 
@@ -166,7 +166,7 @@ def _extremes(height: int, width: int) -> Pixels:
 
 
 def _edges(height: int, width: int) -> Pixels:
-    """Black, with a white quarter and a saturated block whose edges touch the borders of the image."""
+    """Return a black image with a white quarter and a saturated block that touches the image's borders."""
     image = np.zeros((height, width, 3), dtype=np.uint8)
     image[: height // 2, width // 2 :] = 255
     image[height // 3 :, : width // 3] = (255, 0, 0)

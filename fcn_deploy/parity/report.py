@@ -10,18 +10,18 @@ from fcn_deploy.parity.compare import LabelComparison, joint_mean_iu
 from fcn_deploy.parity.tolerance import Tier
 
 _REMEDY = (
-    "Run `fcn-deploy verify --exact` to see which side is off; export with --optimize none to see whether the exporter "
-    "or the simplifier is."
+    "Run `fcn-deploy verify --exact` to see whether PyTorch or the artifact is off; export with --optimize none to see "
+    "whether the exporter or the simplifier is the cause."
 )
 _REDUCED_REMEDY = (
-    "Run `fcn-deploy verify --layers` (after an export with --no-verify) to see every layer; export with a wider "
-    "--precision to be on the safe side."
+    "Run `fcn-deploy verify --layers` (after an export with --no-verify) to see every layer; or export with a "
+    "wider --precision."
 )
 
 
 @dataclass(frozen=True)
 class ExactErrors:
-    """Each side's own error against the network in float64, for one input: max error over the logit range."""
+    """Errors of reference and candidate against the network in float64, for one input: max error / logit range."""
 
     input_name: str
     reference: float
@@ -30,14 +30,14 @@ class ExactErrors:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Comparisons of a candidate with its reference, judged by one tier.
+    """Comparisons of a candidate with its reference, and the tier that bounds them.
 
     Attributes:
-        reference: what the reference ran on.
-        candidate: what the artifact ran on.
+        reference: runtime of the reference.
+        candidate: runtime of the artifact.
         tier: the bounds.
         comparisons: one per input.
-        exact: each side's distance to float64, one per input; empty unless asked for.
+        exact: errors against float64, one per input; empty unless requested.
     """
 
     reference: str
@@ -60,7 +60,7 @@ class ParityReport:
 
     @property
     def mean_iu(self) -> float:
-        """Mean IU of the two sides' labels over all inputs together."""
+        """Mean IU between the labels of reference and candidate, over all inputs together."""
         return joint_mean_iu(self.comparisons)
 
     @property
@@ -81,10 +81,10 @@ class ParityReport:
         """Do nothing when the check passed.
 
         Args:
-            first_wrong: where it began, in words, if that is known.
+            first_wrong: a sentence that names the first wrong layer, if it is known.
 
         Raises:
-            ParityError: it did not; names the worst input and every broken bound.
+            ParityError: the check failed; names the worst input and every broken bound.
         """
         if not self.passed:
             raise ParityError(
@@ -95,7 +95,7 @@ class ParityReport:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, for JSON; infinities and NaN, which JSON has no numbers for, as strings."""
+        """Return every figure, for JSON; infinities and NaN, which JSON lacks, become strings."""
         report: dict[str, Any] = {
             "passed": self.passed,
             "reference": self.reference,
@@ -110,7 +110,7 @@ class ParityReport:
 
 
 def json_ready(value: Any) -> Any:
-    """`value` with infinities and NaN as strings, which JSON has no numbers for."""
+    """Return `value` with infinities and NaN, which JSON lacks, as strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

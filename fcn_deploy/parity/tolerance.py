@@ -1,7 +1,7 @@
-"""What counts as equal: one tier per arithmetic, chosen and written down rather than guessed per run.
+"""Tolerances of parity checks: one tier per arithmetic.
 
-Errors are measured against the range of the reference's logits (largest less smallest), because absolute tolerances
-fail correct exports: rounding grows with the values. docs/parity.md says how the figures were chosen.
+Errors are divided by the range of the reference's logits (largest minus smallest), because absolute tolerances fail
+correct exports: rounding grows with the values. docs/parity.md explains how the figures were chosen.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from fcn_deploy.parity.compare import Comparison, LabelComparison, joint_mean_iu
 
 @dataclass(frozen=True)
 class Tier:
-    """The bounds an artifact of one arithmetic has to keep; None means reported but not judged.
+    """The bounds for artifacts of one arithmetic; None means that the figure is reported but not bounded.
 
     Attributes:
         name: the arithmetic.
-        max_error: largest absolute logit error over the reference's logit range.
+        max_error: largest absolute logit error divided by the reference's logit range.
         label_agreement: smallest share of pixels with the reference's label; one pixel may always differ, since small
             maps cannot resolve the share.
         clear_flips: most pixels whose label changed although the reference was sure of it.
-        mean_iu: smallest mean IU between the two sides' label maps over all inputs together.
+        mean_iu: smallest mean IU between the label maps of reference and candidate, over all inputs together.
     """
 
     name: str
@@ -32,9 +32,9 @@ class Tier:
     mean_iu: float | None = None
 
     def failures(self, comparison: LabelComparison) -> tuple[str, ...]:
-        """Every bound for one input that `comparison` breaks, with the value and the bound; empty when it passes.
+        """Return every bound that `comparison` breaks, with the value and the bound; nothing when it passes.
 
-        Where only labels were compared there is no error to judge.
+        When only labels were compared there is no error to bound.
         """
         c = comparison
         checks = (
@@ -50,14 +50,14 @@ class Tier:
         )
 
     def joint_failures(self, comparisons: Sequence[LabelComparison]) -> tuple[str, ...]:
-        """The bound for all inputs together, if they break it."""
+        """Return the bound for all inputs together, if they break it."""
         found = joint_mean_iu(comparisons)
         if self.mean_iu is None or found >= self.mean_iu:
             return ()
         return (f"mean IU {found:.6g} is not at least {self.mean_iu:g}",)
 
     def severity(self, comparison: LabelComparison) -> float:
-        """How bad `comparison` is by what this tier judges, to find the worst of several."""
+        """Return a rank of `comparison` by the figure this tier bounds, for finding the worst of several."""
         return comparison.severity if self.mean_iu is None else 1 - comparison.mean_iu
 
 
@@ -73,13 +73,13 @@ TIERS = {
 }
 
 
-# Labels of random weights hang on margins that 8 bits cannot keep: what can be judged is the error, which on photos is
-# 0.012 to 0.025 of the range.
+# Labels of random weights depend on margins that 8 bits cannot keep. The error can be bounded: on photos it is 0.012 to
+# 0.025 of the range.
 UNTRAINED_INT8 = Tier("int8, random weights", max_error=5e-2, label_agreement=None, clear_flips=None)
 
 
 def tier_of(info: ModelInfo) -> Tier:
-    """The tier of a model's arithmetic, with the least mean IU that it was accepted with."""
+    """Return the tier of a model's arithmetic, with the smallest mean IU that its export accepted."""
     if info.precision is Precision.INT8:
         least = info.min_agreement
         return UNTRAINED_INT8 if least is None else replace(TIERS["int8"], mean_iu=least)

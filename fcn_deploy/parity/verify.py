@@ -1,4 +1,4 @@
-"""Prove an artifact: rebuild the network it was exported from, run both on hard inputs, compare."""
+"""Verify an artifact: rebuild the network it was exported from, run both on difficult inputs, and compare."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fcn_deploy.artifact import Artifact, open_artifact
 from fcn_deploy.choices import Head, ImageInput, Provider
-from fcn_deploy.errors import OutputError, UsageError
+from fcn_deploy.errors import OutputError, UsageError, check_range
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.models.weights import rebuild
 from fcn_deploy.parity.bisect import LayerReport, compare_layers
@@ -27,9 +27,13 @@ from fcn_deploy.storage import staged_file
 
 Outputs = dict[str, npt.NDArray[Any]]
 
+WORST_INPUT_FILE = "worst-input.npy"
+# Inputs and the outputs of both runtimes are held until they are compared: 45 MB per sample at full size.
+MAX_SAMPLES = 64
+
 
 def run_all(runner: Runner, inputs: Sequence[ParityInput], on_step: OnStep) -> list[Outputs]:
-    """Open `runner`, run it on every input, close it, so that no two runtimes hold memory at once."""
+    """Open `runner`, run it on every input and close it, so that two runtimes never hold memory at once."""
     outputs = []
     with on_step(f"run {runner.name} on {_names(inputs)}", len(inputs)) as advance, runner:
         for given in inputs:
@@ -56,24 +60,20 @@ def _names(inputs: Sequence[ParityInput]) -> str:
     return " and ".join(given.name for given in inputs) if few else f"{len(inputs)} inputs"
 
 
-WORST_INPUT_FILE = "worst-input.npy"
-# Inputs and both sides' outputs are held until they are compared: 45 MB a sample at full size.
-MAX_SAMPLES = 64
-
-
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What an artifact is compared with, and on what.
+    """Options of a verification.
 
     Attributes:
-        checkpoint: the checkpoint it was exported from; must be given exactly when there was one.
-        images: photos, or inputs saved earlier as .npy; empty takes those the artifact was calibrated on, or
-            else the photo that comes along.
+        checkpoint: the checkpoint it was exported from; required exactly when there was one.
+        images: photos, or inputs saved earlier as .npy; empty means the photos the artifact was calibrated on,
+            or else the bundled photo.
         samples: number of noise inputs.
         provider: where ONNX Runtime runs the artifact.
-        exact: also measure both sides against the network in float64 (minutes and gigabytes at full size).
-        layers: also compare every layer with PyTorch's on the worst input, to find the first that goes wrong.
-        save_worst: where to save the worst input; None saves it only when the check fails, beside the model.
+        exact: also measure PyTorch and the artifact against the network in float64 (minutes and gigabytes at full
+            size).
+        layers: also compare every layer with PyTorch's on the worst input, to find the first wrong one.
+        save_worst: where to save the worst input; None saves it beside the model, and only when the check fails.
     """
 
     checkpoint: Path | None = None
@@ -85,14 +85,10 @@ class VerifyOptions:
     save_worst: Path | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.samples <= MAX_SAMPLES:
-            raise UsageError(
-                f"{self.samples} noise samples: 1 to {MAX_SAMPLES} are run at a time",
-                remedy="Pass a --samples within these bounds.",
-            )
+        check_range("number of noise samples", self.samples, 1, MAX_SAMPLES, option="--samples")
         if self.save_worst is not None and self.save_worst.suffix != ".npy":
             raise UsageError(
-                f"{self.save_worst} does not end in .npy, which --image needs to replay it", remedy="Name it *.npy."
+                f"{self.save_worst} does not end in .npy, so --image could not replay it", remedy="Name it *.npy."
             )
 
 
@@ -101,11 +97,11 @@ class Verification:
     """The outcome of a verification.
 
     Attributes:
-        info: facts of the model that was verified.
+        info: the model's facts.
         parity: the comparison.
-        worst_input: where the worst input was saved, or None when it was not.
-        placement: number of nodes per execution provider, as ONNX Runtime's session says.
-        layers: every layer on the worst input, or None when that was not asked for.
+        worst_input: where the worst input was saved; None when it was not.
+        placement: number of nodes per execution provider, as reported by ONNX Runtime's session.
+        layers: every layer on the worst input; None unless requested.
     """
 
     info: ModelInfo
@@ -118,12 +114,12 @@ class Verification:
         """Do nothing when the check passed.
 
         Raises:
-            ParityError: it did not; names the worst input, every broken bound, and the layer where it began if known.
+            ParityError: the check failed; names the worst input, broken bounds, and the first wrong layer if known.
         """
         self.parity.require(self.layers.verdict if self.layers is not None else "")
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, for JSON."""
+        """Return every figure, for JSON."""
         saved = str(self.worst_input) if self.worst_input else None
         facts = {"model": self.info.to_metadata(), "placement": dict(self.placement)}
         layers = self.layers.to_dict() if self.layers is not None else None
@@ -131,14 +127,14 @@ class Verification:
 
 
 def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = quietly) -> Verification:
-    """Compare a bundle, an ONNX file or a TensorRT engine of this toolkit with the PyTorch network it was made from.
+    """Compare a bundle, an ONNX file or a TensorRT engine of this toolkit with the network it was exported from.
 
     A check that fails is returned, not raised: see `Verification.parity`.
 
     Raises:
-        BundleError: the artifact is missing, damaged, or not what its manifest says.
-        CheckpointError: the checkpoint is missing where it is needed, or another than the artifact was exported from.
-        ProviderError: the provider asked for would not run.
+        BundleError: the artifact is missing, damaged, or differs from its manifest.
+        CheckpointError: the checkpoint is missing where it is needed, or the artifact was exported from another one.
+        ProviderError: the requested provider would not run.
     """
     options = options or VerifyOptions()
     with on_step(f"check {path}"):
@@ -172,7 +168,7 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
 def _reference_outputs(
     info: ModelInfo, options: VerifyOptions, inputs: Sequence[ParityInput], shape: Shape, on_step: OnStep
 ) -> tuple[str, list[Outputs], list[Outputs]]:
-    """The network's outputs in float32 and, if asked for, in float64; it is gone from memory afterwards."""
+    """Return the network's name and its outputs in float32 and, if requested, float64; then it leaves memory."""
     with on_step(f"rebuild {info.network}, {info.provenance}"):
         network = rebuild(info, options.checkpoint)
     runner = EagerRunner(network, shape)
@@ -203,12 +199,12 @@ def _save_worst(artifact: Artifact, options: VerifyOptions, parity: ParityReport
     try:
         _save(worst, path, as_pixels)
     except OutputError:
-        # The verdict matters more than the copy: a bundle may well lie where nobody may write.
+        # The verdict matters more than the copy: a bundle may be in a read-only place.
         return None
     return path
 
 
 def _save(given: ParityInput, path: Path, as_pixels: bool) -> None:
-    """Save an input as the model takes it."""
+    """Save an input in the form that the model takes."""
     with staged_file(path) as staging, staging.open("wb") as file:
         np.save(file, given.image if given.pixels is None or not as_pixels else given.pixels)

@@ -16,11 +16,11 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Runner(ABC):
-    """Runs one model: a context manager that takes and gives arrays by name.
+    """Runs one model: a context manager from arrays by name to arrays by name.
 
     Attributes:
         name: what runs, for reports, e.g. `ONNX Runtime 1.31.1 CPU`.
-        inputs: what `run` takes, known once the runner is open.
+        inputs: names, shapes and types for `run`, known once the runner is open.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Runner(ABC):
         """Compute every output for `feeds`.
 
         Raises:
-            UsageError: a name, shape or dtype is not what the model takes.
+            UsageError: a name, shape or dtype is not one of `inputs`.
         """
         given = {TensorSpec.of(name, array) for name, array in feeds.items()}
         if given != set(self.inputs):
@@ -60,28 +60,28 @@ class Runner(ABC):
 
 
 class Bound(ABC):
-    """A model with its inputs and outputs in place: what is called again and again, or timed part by part."""
+    """A model with fixed buffers for inputs and outputs, to be run repeatedly or timed part by part."""
 
     @abstractmethod
     def upload(self, feeds: Arrays) -> None:
-        """Put inputs where the model reads them, and wait until they are there."""
+        """Copy inputs to the model's buffers, and wait until they are there."""
 
     @abstractmethod
     def launch(self) -> None:
-        """Begin to compute the outputs from what was uploaded last; a CPU has finished when this returns."""
+        """Begin to compute the outputs of the last upload; a CPU has finished when this returns."""
 
     @abstractmethod
     def wait(self) -> None:
-        """Wait until what was launched has finished."""
+        """Wait until the last launch has finished."""
 
     def run(self) -> None:
-        """Compute the outputs from what was uploaded last, and wait until they are there."""
+        """Compute the outputs of the last upload, and wait until they are there."""
         self.launch()
         self.wait()
 
     @abstractmethod
     def download(self) -> dict[str, npt.NDArray[Any]]:
-        """Copy what was computed last to the host."""
+        """Copy the last outputs to the host."""
 
 
 def _listed(specs: "tuple[TensorSpec, ...] | list[TensorSpec]") -> str:
@@ -89,12 +89,12 @@ def _listed(specs: "tuple[TensorSpec, ...] | list[TensorSpec]") -> str:
 
 
 def feed_of(spec: TensorSpec, pixels: Pixels) -> dict[str, npt.NDArray[Any]]:
-    """N x H x W x 3 uint8 RGB pixels as the input `spec` takes them: as they are, or pre-processed."""
+    """Return N x H x W x 3 uint8 RGB pixels as the input `spec` needs them: as they are, or pre-processed."""
     return {spec.name: pixels if spec.dtype == "uint8" else preprocess(pixels).astype(spec.dtype, copy=False)}
 
 
 def labels_of(outputs: Arrays) -> Labels:
-    """N x H x W uint8 labels of a model's only output: labels as they are, or the class of the largest logit."""
+    """Return N x H x W uint8 labels of a model's only output: labels as they are, or the class of the largest logit."""
     if LABELS_NAME in outputs:
         return np.asarray(outputs[LABELS_NAME], dtype=np.uint8)
     (logits,) = outputs.values()

@@ -1,4 +1,4 @@
-"""What NVIDIA's side of a machine has: driver, libraries, and what to install when something is missing."""
+"""NVIDIA's driver and libraries: what is installed, what to install when something is missing, and driver calls."""
 
 import contextlib
 import ctypes
@@ -18,9 +18,13 @@ Version = tuple[int, int]
 
 _DRIVER = "libcuda.so.1"
 _LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
+_STREAM_NON_BLOCKING = 1
+_CAPTURE_THREAD_LOCAL = 1
+_NAME_BYTES = 256
 # What ONNX Runtime's CUDA provider loads; each after those it needs itself.
 _NEEDED = ("libcublasLt", "libcublas", "libnvrtc", "libcurand", "libcufft", "libcudart", "libcudnn")
-# (what the message names, what to do); the first that fits counts.
+# (part of the message, what to do); the first that matches counts.
 _REMEDIES = (
     ("too old", "Install a newer NVIDIA driver."),
     ("insufficient", "Install a newer NVIDIA driver."),
@@ -32,7 +36,7 @@ _REMEDIES = (
 
 
 def library_version(name: str, function: str | None) -> int | None:
-    """What a library's version function says: 0 without one to ask, None when the library cannot be loaded."""
+    """Return the result of a library's version function: 0 without a function, None when the library does not load."""
     try:
         library = ctypes.CDLL(name)
     except OSError:
@@ -44,13 +48,17 @@ def library_version(name: str, function: str | None) -> int | None:
 
 
 def driver_cuda_version() -> Version | None:
-    """The newest CUDA the installed driver can run, e.g. (13, 0), or None without a driver."""
+    """Return the newest CUDA the installed driver can run, e.g. (13, 0), or None without a driver."""
     found = library_version(_DRIVER, "cuDriverGetVersion")
-    return None if found is None else (found // 1000, found % 1000 // 10)
+    return None if found is None else _version(found)
+
+
+def _version(number: int) -> Version:
+    return number // 1000, number % 1000 // 10
 
 
 def driver_problem(found: Version | None, needed: Version | None) -> str | None:
-    """Why a driver cannot run a build for CUDA `needed`, or None when it can; an unknown need is no problem.
+    """Return why a driver cannot run a build for CUDA `needed`, or None when it can or `needed` is unknown.
 
     Within one major version, CUDA runs on older drivers too (NVIDIA's minor version compatibility).
     """
@@ -65,9 +73,9 @@ def driver_problem(found: Version | None, needed: Version | None) -> str | None:
 
 
 def provider_library_problem(provider: str) -> str | None:
-    """What keeps ONNX Runtime's library for `provider` ("cuda", "tensorrt") from loading, in the loader's words.
+    """Return why ONNX Runtime's library for `provider` ("cuda", "tensorrt") does not load, in the loader's words.
 
-    Only to be asked after ONNX Runtime has tried: the library looks for its host while it is loaded, once and for all.
+    Call it only after ONNX Runtime has tried: the library looks for its host once, while it is loaded.
     """
     package = importlib.util.find_spec("onnxruntime")
     if package is None or package.origin is None:
@@ -84,9 +92,9 @@ def provider_library_problem(provider: str) -> str | None:
 
 
 def preload_wheels() -> None:
-    """Load the libraries of NVIDIA's wheels from wherever on Python's path they are, unless they can be found anyway.
+    """Load the libraries of NVIDIA's wheels from wherever on Python's path they are, unless the loader finds them.
 
-    ONNX Runtime itself looks beside its own package only, so not where PyTorch brought them into another folder.
+    ONNX Runtime itself looks beside its own package only, so it misses those that PyTorch installed elsewhere.
     """
     for library in _libraries_of_wheels():
         for name in (library.name, str(library)):
@@ -98,7 +106,7 @@ def preload_wheels() -> None:
 
 
 def _libraries_of_wheels() -> list[Path]:
-    """The needed libraries in wheels, in the order to load them in; they are in `nvidia/<part>/lib`."""
+    """Return the needed libraries in wheels, in the order to load them in; they are in `nvidia/<part>/lib`."""
     package = importlib.util.find_spec("nvidia")
     if package is None:
         return []
@@ -107,33 +115,26 @@ def _libraries_of_wheels() -> list[Path]:
 
 
 def preload_tensorrt() -> None:
-    """Load TensorRT's libraries from where pip put them, if they are there, which importing its package does."""
+    """Load TensorRT's libraries, if pip installed them, by importing its package."""
     if importlib.util.find_spec("tensorrt") is not None:
         with contextlib.suppress(ImportError, OSError):
             importlib.import_module("tensorrt")
 
 
 def remedy(problem: str) -> str:
-    """What to install against a problem that `driver_problem`, the loader or ONNX Runtime stated."""
+    """Return what to install against a problem that `driver_problem`, the loader or ONNX Runtime stated."""
     return next((advice for part, advice in _REMEDIES if part in problem), f"{_LIBRARIES}.")
 
 
 def clashing_wheels() -> dict[str, str]:
-    """Versions by name of distributions that overwrite each other's `onnxruntime`; empty unless two share a folder."""
+    """Return versions by name of distributions that overwrite each other's `onnxruntime` in one folder."""
     wheels = onnxruntime_wheels()
     folders = [wheel.folder for wheel in wheels]
     return {wheel.name: wheel.version for wheel in wheels if folders.count(wheel.folder) > 1}
 
 
-_LIBRARY = "libcuda.so.1"
-_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
-_STREAM_NON_BLOCKING = 1
-_CAPTURE_THREAD_LOCAL = 1
-_NAME_BYTES = 256
-
-
 def current_device() -> Device | None:
-    """The first GPU, or None without a driver or a GPU."""
+    """Return the first GPU, or None without a driver or a GPU."""
     try:
         return Cuda().device
     except ProviderError:
@@ -152,10 +153,10 @@ class Cuda:
 
     def __init__(self) -> None:
         try:
-            self._library = ctypes.CDLL(_LIBRARY)
+            self._library = ctypes.CDLL(_DRIVER)
         except OSError as error:
             raise ProviderError(
-                f"no NVIDIA driver ({_LIBRARY} is not found)", remedy="Run this on a machine with an NVIDIA GPU."
+                f"no NVIDIA driver ({_DRIVER} is not found)", remedy="Run this on a machine with an NVIDIA GPU."
             ) from error
         self._call("cuInit", 0)
         self._ordinal = ctypes.c_int()
@@ -169,17 +170,17 @@ class Cuda:
         self._call("cuCtxSetCurrent", context)
 
     def release(self) -> None:
-        """Give the primary context back."""
+        """Release the primary context."""
         self._call("cuDevicePrimaryCtxRelease_v2", self._ordinal)
 
     def stream(self) -> int:
-        """A new stream."""
-        made = ctypes.c_void_p()
-        self._call("cuStreamCreate", ctypes.byref(made), _STREAM_NON_BLOCKING)
-        return int(made.value or 0)
+        """Create a stream."""
+        stream = ctypes.c_void_p()
+        self._call("cuStreamCreate", ctypes.byref(stream), _STREAM_NON_BLOCKING)
+        return int(stream.value or 0)
 
     def destroy_stream(self, stream: int) -> None:
-        """End a stream."""
+        """Destroy a stream."""
         self._call("cuStreamDestroy_v2", ctypes.c_void_p(stream))
 
     def synchronize(self, stream: int) -> None:
@@ -187,13 +188,13 @@ class Cuda:
         self._call("cuStreamSynchronize", ctypes.c_void_p(stream))
 
     def allocate(self, size: int) -> int:
-        """`size` bytes on the GPU, by address."""
+        """Allocate `size` bytes on the GPU; returns their address."""
         address = ctypes.c_uint64()
         self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
         return int(address.value)
 
     def free(self, address: int) -> None:
-        """Give memory back."""
+        """Free memory on the GPU."""
         self._call("cuMemFree_v2", ctypes.c_uint64(address))
 
     def to_device(self, address: int, array: npt.NDArray[Any], stream: int) -> None:
@@ -225,7 +226,7 @@ class Cuda:
         self._call("cuGraphLaunch", ctypes.c_void_p(graph), ctypes.c_void_p(stream))
 
     def destroy_graph(self, graph: int) -> None:
-        """End an executable graph."""
+        """Destroy an executable graph."""
         self._call("cuGraphExecDestroy", ctypes.c_void_p(graph))
 
     def _described(self) -> Device:
@@ -233,8 +234,8 @@ class Cuda:
         self._call("cuDeviceGetName", name, _NAME_BYTES, self._ordinal)
         version = ctypes.c_int()
         self._call("cuDriverGetVersion", ctypes.byref(version))
-        major, minor = self._attribute(_COMPUTE_CAPABILITY_MAJOR), self._attribute(_COMPUTE_CAPABILITY_MINOR)
-        return Device(name.value.decode(), f"{major}.{minor}", f"{version.value // 1000}.{version.value % 1000 // 10}")
+        capability = self._attribute(_COMPUTE_CAPABILITY_MAJOR), self._attribute(_COMPUTE_CAPABILITY_MINOR)
+        return Device(name.value.decode(), "{}.{}".format(*capability), "{}.{}".format(*_version(version.value)))
 
     def _attribute(self, number: int) -> int:
         value = ctypes.c_int()
@@ -246,9 +247,9 @@ class Cuda:
         if status:
             text = ctypes.c_char_p()
             self._library.cuGetErrorString(status, ctypes.byref(text))
-            said = (text.value or b"unknown error").decode()
+            reason = (text.value or b"unknown error").decode()
             raise ProviderError(
-                f"the NVIDIA driver's {name} failed: {said} ({status})",
+                f"the NVIDIA driver's {name} failed: {reason} ({status})",
                 remedy="`fcn-deploy doctor` shows what is there.",
             )
 

@@ -27,9 +27,7 @@ from fcn_deploy.runtime.ort_options import PROVIDER_NAMES, OrtOptions
 
 
 def probe_model() -> bytes:
-    """A serialised model of one node, to try a provider with."""
-    import onnx
-
+    """Return a serialised model of one node, to try a provider with."""
     shape = [1, 1, 4, 4]
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
@@ -42,23 +40,23 @@ HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 
 def computes_in_half(skeleton: bytes) -> bool:
-    """Whether any weight of a serialised model is of float16 or bfloat16."""
+    """Return whether any weight of a serialised model is of float16 or bfloat16."""
     return any(tensor.data_type in HALVES for tensor in onnx.ModelProto.FromString(skeleton).graph.initializer)
 
 
 def widened(skeleton: bytes) -> bytes:
-    """The same serialised graph in float32: constants as they are, every node's result rounded to the type it had.
+    """Return the same graph computed in float32, with every node's result rounded to the type it had.
 
-    What it takes and gives stays as it is.
+    Its inputs and outputs stay as they are.
     """
     # Not every exporter states the types of all values.
     model = onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(skeleton))
     graph = model.graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
-    given = [tensor.name for tensor in graph.initializer if tensor.data_type in HALVES]
-    given += [value.name for value in graph.input if types[value.name] in HALVES]
-    wide = {name: f"{name}/wide" for name in given}
-    nodes = [_cast(name, wide[name], TensorProto.FLOAT) for name in given]
+    halves = [tensor.name for tensor in graph.initializer if tensor.data_type in HALVES]
+    halves += [value.name for value in graph.input if types[value.name] in HALVES]
+    wide = {name: f"{name}/wide" for name in halves}
+    nodes = [_cast(name, wide[name], TensorProto.FLOAT) for name in halves]
     for node in model.graph.node:
         node.input[:] = [wide.get(name, name) for name in node.input]
         nodes.append(node)
@@ -74,8 +72,8 @@ def widened(skeleton: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _cast(source: str, made: str, to: int) -> onnx.NodeProto:
-    return helper.make_node("Cast", [source], [made], name=f"{source}/cast", to=to)
+def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [target], name=f"{source}/cast", to=to)
 
 
 # Node names by the execution provider that runs them.
@@ -83,7 +81,7 @@ NodePlacement = Mapping[str, tuple[str, ...]]
 
 
 def placement_of(session: Any) -> NodePlacement:
-    """Where ONNX Runtime's `session` put every node, before it joins any."""
+    """Return where ONNX Runtime's `session` placed every node, before it fuses any."""
     found: dict[str, tuple[str, ...]] = {}
     for part in session.get_provider_graph_assignment_info():
         names = tuple(node.name or node.op_type for node in part.get_nodes())
@@ -95,7 +93,7 @@ def require_placement(provider: Provider, running: Sequence[str], placement: Nod
     """Check that `provider` runs every node.
 
     Args:
-        provider: the one asked for.
+        provider: the provider asked for.
         running: ONNX Runtime's names of the session's providers.
         placement: the nodes by provider.
 
@@ -116,7 +114,7 @@ def require_placement(provider: Provider, running: Sequence[str], placement: Nod
         )
 
 
-_SILENT = 4  # every problem reaches the user as an exception; the log would only say it twice
+_SILENT = 4  # every problem reaches the user as an exception; the log would repeat it
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _NO_SYNCHRONIZATION_KEY = "disable_synchronize_execution_providers"
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
@@ -128,8 +126,8 @@ class OrtRunner(Runner):
     Args:
         path: the model.
         options: where and how to run it.
-        profile: where ONNX Runtime writes its profile, as the start of a file's name; None profiles nothing.
-        optimized: where ONNX Runtime writes the graph as it runs it, after its own optimisations; None writes none.
+        profile: prefix of the file that ONNX Runtime writes its profile to; None profiles nothing.
+        optimized: file that ONNX Runtime writes the graph to after its own optimisations; None writes none.
 
     Attributes:
         placement: which provider runs which nodes, as the session says; known once the runner is open.
@@ -185,7 +183,7 @@ class OrtRunner(Runner):
         self._session = None
 
     def bind(self) -> "OrtBinding":
-        """Fixed places for inputs and outputs on the device that runs the model, to be run from without copies."""
+        """Return the model with fixed buffers for inputs and outputs on the device that runs it."""
         return OrtBinding(self._opened(), self.options.provider)
 
     def end_profiling(self) -> Path:
@@ -199,14 +197,14 @@ class OrtRunner(Runner):
 
 
 class OrtBinding(Bound):
-    """A session whose inputs and outputs stay at one place: made by `OrtRunner.bind`, valid while it is open."""
+    """A session with fixed buffers, from `OrtRunner.bind`; valid while the runner is open."""
 
     def __init__(self, session: ort.InferenceSession, provider: Provider) -> None:
         device = "cpu" if provider is Provider.CPU else "cuda"
         self._session = session
         self._how = ort.RunOptions()
         if provider is not Provider.CPU:
-            # Otherwise a launch waits by itself, and the two cannot be told apart.
+            # Otherwise a launch waits by itself, and the two cannot be timed apart.
             self._how.add_run_config_entry(_NO_SYNCHRONIZATION_KEY, "1")
         self._binding = session.io_binding()
         self._inputs = {value.name: _allocate(value, device) for value in session.get_inputs()}
@@ -217,13 +215,13 @@ class OrtBinding(Bound):
             self._binding.bind_ortvalue_output(name, value)
 
     def upload(self, feeds: Arrays) -> None:
-        """Copy `feeds` to the inputs' place."""
+        """Copy `feeds` to the input buffers."""
         for name, value in self._inputs.items():
             value.update_inplace(np.ascontiguousarray(feeds[name]))
         self._binding.synchronize_inputs()
 
     def launch(self) -> None:
-        """Begin to compute the outputs at their place."""
+        """Begin to compute the outputs."""
         self._session.run_with_iobinding(self._binding, self._how)
 
     def wait(self) -> None:
@@ -239,13 +237,13 @@ def require_provider(provider: Provider) -> None:
     """Check, with a model of one node, that `provider` itself would run.
 
     Raises:
-        ProviderError: it would not; says what could not be loaded.
+        ProviderError: it would not; names what could not be loaded.
     """
     clashing = nvidia.clashing_wheels()
     if clashing:
         both = " and ".join(f"{name} {version}" for name, version in clashing.items())
         raise ProviderError(
-            f"{both} are installed over each other, so it is chance which of them runs",
+            f"{both} are installed over each other, so which of them runs is undefined",
             remedy="pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
         )
     if PROVIDER_NAMES[provider] not in ort.get_available_providers():
@@ -262,7 +260,7 @@ def require_provider(provider: Provider) -> None:
 
 
 def provider_problem(provider: Provider) -> str | None:
-    """Why `provider` cannot run a model here, or None when it can."""
+    """Return why `provider` cannot run a model here, or None when it can."""
     if provider is Provider.CPU:
         return None
     preload_libraries()
@@ -270,15 +268,15 @@ def provider_problem(provider: Provider) -> str | None:
     try:
         _session(probe_model(), OrtOptions(provider))
     except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
-        # It says only that it would have fallen back; the driver and the loader say why.
+        # It reports only that it would have fallen back; the driver and the loader report why.
         driver = nvidia.driver_problem(nvidia.driver_cuda_version(), _built_for_cuda())
         return driver or nvidia.provider_library_problem(provider) or str(error)
     return None
 
 
 def preload_libraries() -> None:
-    """Load CUDA's, cuDNN's and TensorRT's libraries from where pip put them, if they are there."""
-    # It prints what it does not find; provider_problem says it with a remedy.
+    """Load CUDA's, cuDNN's and TensorRT's libraries from where pip installed them, if they are there."""
+    # It prints what it does not find; provider_problem reports it with a remedy.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(AttributeError):
         ort.preload_dlls()
     nvidia.preload_wheels()
@@ -286,7 +284,7 @@ def preload_libraries() -> None:
 
 
 def available_providers() -> tuple[str, ...]:
-    """ONNX Runtime's names of the providers this build was made with, whether or not they can be loaded."""
+    """Return ONNX Runtime's names of the providers of this build, whether or not they can be loaded."""
     return tuple(ort.get_available_providers())
 
 
@@ -316,9 +314,9 @@ def _session_options(options: OrtOptions) -> ort.SessionOptions:
 
 
 def _allowed_threads() -> int:
-    """As many threads as cores, where this process may not use all; 0 leaves it to ONNX Runtime.
+    """Return the number of cores if this process may not use all; else 0, which leaves it to ONNX Runtime.
 
-    That would start one per core of the machine and bind each to its own, whatever the process was bound to.
+    That starts one thread per core of the machine and binds each to its own, whatever the process is bound to.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     return allowed if allowed < (os.cpu_count() or 1) else 0

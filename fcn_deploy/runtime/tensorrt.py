@@ -1,4 +1,4 @@
-"""TensorRT engines: runs a plan on the GPU it was built for.
+"""Run a TensorRT engine on the GPU it was built for.
 
 Buffers are allocated once, everything runs on one stream, and the run can be captured as a CUDA graph.
 """
@@ -75,23 +75,23 @@ class TrtRunner(Runner):
             self._cuda = None
 
     def bind(self) -> "TrtBinding":
-        """Buffers on the GPU and a stream, to be run from without copies."""
+        """Return the engine with fixed buffers on the GPU and a stream."""
         if self._cuda is None:
             raise RuntimeError("the runner is not open: use it as a context manager")
-        made = TrtBinding(self._cuda, self._flavour, self._engine, self.engine_file, cuda_graph=self._cuda_graph)
-        self._bindings.append(made)
-        return made
+        binding = TrtBinding(self._cuda, self._flavour, self._engine, self.engine_file, cuda_graph=self._cuda_graph)
+        self._bindings.append(binding)
+        return binding
 
 
 class TrtBinding(Bound):
-    """An engine whose inputs and outputs stay at one place: made by `TrtRunner.bind`, valid while that is open."""
+    """An engine with fixed buffers on the GPU, from `TrtRunner.bind`; valid while the runner is open."""
 
     def __init__(self, cuda: Cuda, flavour: Flavour, engine: Any, described: Engine, *, cuda_graph: bool) -> None:
         self._cuda, self._log = cuda, flavour.log
         self._described = described
         self._context = flavour.context(engine, cuda_graph=cuda_graph)
         if self._context is None:
-            raise ProviderError("TensorRT made no execution context", remedy="Free GPU memory, then try again.")
+            raise ProviderError("TensorRT created no execution context", remedy="Free GPU memory, then try again.")
         self.stream = cuda.stream()
         specs = (*described.inputs, *described.outputs)
         self._buffers = {spec.name: cuda.allocate(_bytes(spec.shape, spec.dtype)) for spec in specs}
@@ -129,7 +129,7 @@ class TrtBinding(Bound):
         return outputs
 
     def close(self) -> None:
-        """Give stream, graph and buffers back."""
+        """Release stream, graph and buffers."""
         if self._graph is not None:
             self._cuda.destroy_graph(self._graph)
         self._context = None
@@ -151,16 +151,16 @@ class TrtBinding(Bound):
         return self._cuda.end_capture(self.stream)
 
     def _enqueue(self) -> None:
-        with self._log.listening() as said:
+        with self._log.listening() as messages:
             if not self._context.execute_async_v3(self.stream):
-                raise ProviderError(f"TensorRT did not run the engine: {worst(said)}", remedy=_AGAIN)
+                raise ProviderError(f"TensorRT did not run the engine: {worst(messages)}", remedy=_AGAIN)
 
 
 def check_version(engine: Engine, flavour: Flavour) -> None:
     """Check that this TensorRT built the engine.
 
     Raises:
-        BundleError: another version did.
+        BundleError: another version built it.
     """
     if engine.version != flavour.version:
         raise BundleError(
@@ -186,7 +186,7 @@ def check_device(engine: Engine, device: Device) -> None:
 
 
 def deserialized(flavour: Flavour, plan: Path) -> Any:
-    """TensorRT's engine from a plan.
+    """Load TensorRT's engine from a plan.
 
     Raises:
         BundleError: TensorRT refuses it, in its own words.
@@ -194,12 +194,12 @@ def deserialized(flavour: Flavour, plan: Path) -> Any:
     with (
         plan.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        flavour.log.listening() as said,
+        flavour.log.listening() as messages,
     ):
         reason = flavour.invalidity(data)
         engine = None if reason else flavour.trt.Runtime(flavour.log.logger).deserialize_cuda_engine(data)
         if engine is None:
-            raise BundleError(f"{flavour} refuses {plan}: {reason or worst(said)}", remedy=_AGAIN)
+            raise BundleError(f"{flavour} refuses {plan}: {reason or worst(messages)}", remedy=_AGAIN)
     return engine
 
 

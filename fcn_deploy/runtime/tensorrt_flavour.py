@@ -1,9 +1,10 @@
-"""Which TensorRT is installed, and all that differs between `tensorrt` 10, `tensorrt` 11 and `tensorrt_rtx`.
+"""Find the installed TensorRT; everything that differs between `tensorrt` 10, `tensorrt` 11 and `tensorrt_rtx`.
 
 The only module that names the two packages: everything else takes a `Flavour` and runs one code path.
 """
 
 import contextlib
+import importlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ from typing import Any
 
 from fcn_deploy.choices import FlavourName
 from fcn_deploy.errors import ProviderError, UsageError
+from fcn_deploy.installation import missing_packages, require_extra
 
 _INFO = 3  # ILogger.Severity: 0 internal error, 1 error, 2 warning, 3 info, 4 verbose
-# The one verbose message that is worth keeping among thousands: what the built engine consists of.
+# The only verbose message that is kept: the list of the built engine's layers.
 LAYERS = "Layers:\n"
+OLDEST = {FlavourName.TENSORRT: 10, FlavourName.RTX: 1}
+_MEMBER = "SM"
 
 
 @dataclass(frozen=True)
@@ -36,36 +40,36 @@ class Log:
     """The process's one TensorRT logger.
 
     Attributes:
-        logger: what TensorRT's constructors take.
+        logger: for TensorRT's constructors.
     """
 
     def __init__(self, trt: Any) -> None:
-        self._kept: list[list[Message]] = []
+        self._lists: list[list[Message]] = []
         self._lock = threading.Lock()
         self.logger = _logger(trt, self)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[list[Message]]:
-        """A list of what is said while the block runs."""
-        heard: list[Message] = []
+        """Collect the messages that arrive while the block runs."""
+        messages: list[Message] = []
         with self._lock:
-            self._kept.append(heard)
+            self._lists.append(messages)
         try:
-            yield heard
+            yield messages
         finally:
             with self._lock:
-                self._kept = [kept for kept in self._kept if kept is not heard]
+                self._lists = [other for other in self._lists if other is not messages]
 
     def add(self, severity: int, text: str) -> None:
-        """Keep a message for everyone who listens; TensorRT calls from threads of its own."""
+        """Keep a message for every listener; TensorRT calls this from its own threads."""
         if severity <= _INFO or text.startswith(LAYERS):
             with self._lock:
-                for kept in self._kept:
-                    kept.append(Message(severity, text))
+                for messages in self._lists:
+                    messages.append(Message(severity, text))
 
 
 def worst(messages: list[Message], up_to: int = 1) -> str:
-    """The errors among `messages`, or all up to another severity, each once, in one line; "" when there are none."""
+    """Join the errors among `messages`, or all up to another severity, each once, in one line; "" without any."""
     return "; ".join(dict.fromkeys(" ".join(m.text.split()) for m in messages if m.severity <= up_to))
 
 
@@ -80,10 +84,6 @@ def _logger(trt: Any, log: Log) -> Any:
     return Logger()
 
 
-OLDEST = {"tensorrt": 10, "tensorrt-rtx": 1}
-_MEMBER = "SM"
-
-
 @dataclass(frozen=True)
 class Flavour:
     """An installed TensorRT.
@@ -92,7 +92,7 @@ class Flavour:
         name: which of the two.
         version: of its package.
         trt: the package itself.
-        log: what it says; TensorRT takes one logger per process and keeps to the first.
+        log: its log; TensorRT accepts one logger per process and keeps the first.
     """
 
     name: FlavourName
@@ -110,12 +110,12 @@ class Flavour:
 
     @property
     def times_kernels(self) -> bool:
-        """Whether a build tries kernels out, which a timing cache remembers; RTX compiles where the engine runs."""
+        """Whether a build times kernels, which a timing cache stores; RTX compiles where the engine runs."""
         return self.name is FlavourName.TENSORRT
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """The compute capabilities that can be named, e.g. `8.9`, ascending; none where the GPU at hand decides."""
+        """The compute capabilities to choose from, e.g. `8.9`, ascending; none where the machine's GPU decides."""
         if not self.builds_without_gpu:
             return ()
         names = [name for name in self.trt.ComputeCapability.__members__ if name.startswith(_MEMBER)]
@@ -123,7 +123,7 @@ class Flavour:
         return tuple(f"{number // 10}.{number % 10}" for number in numbers)
 
     def capability(self, text: str) -> Any:
-        """TensorRT-RTX's own name for a compute capability.
+        """Return TensorRT-RTX's own value for a compute capability.
 
         Raises:
             UsageError: it builds for no such GPU.
@@ -136,18 +136,18 @@ class Flavour:
         return self.trt.ComputeCapability.__members__[_MEMBER + text.replace(".", "")]
 
     def build_targets(self, capabilities: tuple[str, ...]) -> list[Any]:
-        """What a builder is told to build for: the capabilities named, or the GPU at hand; TensorRT is told nothing."""
+        """Return the builder's targets: the capabilities named, or this machine's GPU; for TensorRT none."""
         if not self.builds_without_gpu:
             return []
         return [self.capability(text) for text in capabilities] or [self.trt.ComputeCapability.CURRENT]
 
     def network_flags(self) -> int:
-        """Flags of a strongly typed network: TensorRT 10 has to be asked, 11 and RTX know no other."""
+        """Return the flags of a strongly typed network: TensorRT 10 needs one, 11 and RTX are always strongly typed."""
         flag = getattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         return 0 if flag is None else 1 << int(flag)
 
     def context(self, engine: Any, *, cuda_graph: bool) -> Any:
-        """An execution context; RTX captures a CUDA graph by itself when it is told to here."""
+        """Create an execution context; it is here that RTX is told to capture a CUDA graph by itself."""
         if not (cuda_graph and self.captures_by_itself):
             return engine.create_execution_context()
         config = engine.create_runtime_config()
@@ -156,11 +156,11 @@ class Flavour:
 
     @property
     def captures_by_itself(self) -> bool:
-        """Whether CUDA graphs are the runtime's own business rather than its caller's."""
+        """Whether the runtime captures CUDA graphs by itself, rather than its caller."""
         return self.name is FlavourName.RTX
 
     def invalidity(self, plan: mmap) -> str | None:
-        """Why RTX says that a plan cannot run here, from its header alone; None when it can, or nobody can say."""
+        """Return why RTX cannot run a plan here, from its header alone; None when it can, or for TensorRT."""
         if self.name is FlavourName.TENSORRT:
             return None
         _, reasons = self.trt.Runtime(self.log.logger).get_engine_validity(plan)
@@ -169,7 +169,7 @@ class Flavour:
 
 
 def find_flavour(name: FlavourName | None = None) -> Flavour:
-    """The TensorRT of that name; without one, whichever is installed, TensorRT first.
+    """Return the TensorRT of that name; without a name, the one that is installed, TensorRT first.
 
     Raises:
         ProviderError: it is not installed, cannot be loaded, or is too old.
@@ -177,7 +177,7 @@ def find_flavour(name: FlavourName | None = None) -> Flavour:
     if name is not None:
         return _opened(name)
     for candidate in FlavourName:
-        if _is_installed(candidate):
+        if not missing_packages([_package(candidate)]):
             return _opened(candidate)
     raise ProviderError(
         "neither tensorrt nor tensorrt_rtx is installed",
@@ -186,22 +186,15 @@ def find_flavour(name: FlavourName | None = None) -> Flavour:
     )
 
 
-def _is_installed(name: FlavourName) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(_package(name)) is not None
-
-
 def _package(name: FlavourName) -> str:
     return name.replace("-", "_")
 
 
 @cache
 def _opened(name: FlavourName) -> Flavour:
-    if not _is_installed(name):
-        raise ProviderError(f"{_package(name)} is not installed", remedy=f"pip install 'fcn-deploy[{name}]'")
+    require_extra(f"flavour {name}", name, [_package(name)], error=ProviderError)
     try:
-        module = _imported(name)
+        module: Any = importlib.import_module(_package(name))
     except (ImportError, OSError) as error:
         raise ProviderError(
             f"{_package(name)} is installed but cannot be loaded: {error}",
@@ -214,13 +207,3 @@ def _opened(name: FlavourName) -> Flavour:
             remedy=f"pip install --upgrade 'fcn-deploy[{name}]'",
         )
     return Flavour(name, version, module, Log(module))
-
-
-def _imported(name: FlavourName) -> Any:
-    if name is FlavourName.RTX:
-        import tensorrt_rtx
-
-        return tensorrt_rtx
-    import tensorrt
-
-    return tensorrt

@@ -340,12 +340,14 @@ def encode_response(
     """Encode labels as the body of an HTTP response, as bytes or as JSON numbers, and return it with its headers."""
     labels = result.labels
     values = {"parameters": {_BINARY_SIZE: labels.size}} if binary else {"data": labels.ravel().tolist()}
-    head = msgspec.json.encode({
-        "id": response_id(request_id),
-        "model_name": model_name,
-        "outputs": [result.output | values],
-        "parameters": result.parameters,
-    })
+    head = msgspec.json.encode(
+        {
+            "id": response_id(request_id),
+            "model_name": model_name,
+            "outputs": [result.output | values],
+            "parameters": result.parameters,
+        }
+    )
     if not binary:
         return head, {"content-type": "application/json"}
     headers = {"content-type": "application/octet-stream", JSON_LENGTH_HEADER: str(len(head))}

@@ -8,19 +8,19 @@ from statistics import median
 import pytest
 
 from benchmarks import readme
-from benchmarks.readme import README, RESULTS, block, with_tables
+from benchmarks.readme import DOCUMENTS, RESULTS, block, with_tables
 from benchmarks.report.results import read_report, write_report
 from tests.benchmarks.reports import ENVIRONMENT, half, report, row
 
 NAME = next(path.parent.name for path in sorted(RESULTS.glob("*/latency.json")))
 
 
-def test_the_readmes_tables_are_those_of_the_results() -> None:
-    text = README.read_text(encoding="utf-8")
+def test_the_documents_tables_are_those_of_the_results() -> None:
+    texts = [document.read_text(encoding="utf-8") for document in DOCUMENTS]
 
-    assert with_tables(text) == text
-    assert text.count("<!-- latency of ") >= 1
-    assert text.count("<!-- gains of ") >= 1
+    assert [with_tables(text) for text in texts] == texts
+    for kind in ("latency", "gains", "gpu"):
+        assert sum(text.count(f"<!-- {kind} of ") for text in texts) == 1
 
 
 def test_without_results_of_a_gpu_none_are_claimed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ def test_both_kinds_of_tensorrt_are_looked_for() -> None:
 
     assert (found["tensorrt-rtx"].status, found["tensorrt-rtx"].value) == ("ok", flavour.version)
     if find_spec("tensorrt") is None:
-        assert (found["tensorrt"].status, found["tensorrt"].value) == ("note", "tensorrt is not installed")
+        assert found["tensorrt"].status == "note"
+        assert found["tensorrt"].value == "flavour tensorrt needs tensorrt, which is not installed"
         assert found["tensorrt"].remedy.endswith("pip install 'fcn-deploy[tensorrt]'")
 
 

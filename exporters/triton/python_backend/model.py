@@ -1,7 +1,7 @@
-"""Labels photos of any size with an artifact of fcn-deploy; Triton's Python backend runs this file.
+"""Label photos of any size with an artifact of fcn-deploy; Triton's Python backend runs this file.
 
-The Python that runs it needs fcn-deploy and what that runs models with. Everything else stands in config.pbtxt and
-beside this file. Arrays cross by DLPack: what the backend itself does for them is bound to one major version of NumPy.
+The Python that runs it needs fcn-deploy and its runtime. The settings are in config.pbtxt, the artifact beside this
+file. Arrays are passed by DLPack, because the backend's own conversion is bound to one major version of NumPy.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ Photo = npt.NDArray[np.uint8]
 
 
 class TritonPythonModel:
-    """What the backend calls; one object a copy of the model, each in a process of its own."""
+    """The class that the backend calls; one object for each copy of the model, each in its own process."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the artifact, which checks its hashes."""
@@ -34,14 +34,14 @@ class TritonPythonModel:
         self._segmenter.__enter__()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response a request, in order; the photos of all requests share runs of the model."""
-        given = [self._photos(request) for request in requests]
-        problems = [_problem(photos) for photos in given]
-        sound = [photos if problem is None else () for photos, problem in zip(given, problems, strict=True)]
-        labels = iter(self._labels([photo for photos in sound for photo in photos]))
+        """Return one response for each request, in order; the photos of all requests share runs of the model."""
+        received = [self._photos(request) for request in requests]
+        problems = [_problem(photos) for photos in received]
+        valid = [photos if problem is None else () for photos, problem in zip(received, problems, strict=True)]
+        labels = iter(self._labels([photo for photos in valid for photo in photos]))
         return [
             self._response([next(labels) for _ in photos]) if problem is None else _refusal(problem)
-            for photos, problem in zip(sound, problems, strict=True)
+            for photos, problem in zip(valid, problems, strict=True)
         ]
 
     def finalize(self) -> None:
@@ -53,7 +53,7 @@ class TritonPythonModel:
         return list(pixels) if self._batched else [pixels]
 
     def _labels(self, photos: Sequence[Photo]) -> list[Photo]:
-        """H x W uint8 labels of each photo, in its own size."""
+        """Return h x w uint8 labels of each photo, in its own size."""
         segmenter, found = self._segmenter, []
         for start in range(0, len(photos), segmenter.batch):
             fitted = [segmenter.fit(photo, keep_aspect=False) for photo in photos[start : start + segmenter.batch]]
@@ -67,10 +67,10 @@ class TritonPythonModel:
 
 
 def _exported(array: Photo) -> Any:
-    """An array as a DLPack capsule that is left to the backend alone.
+    """Return an array as a DLPack capsule without NumPy's destructor.
 
-    The backend takes the array over, and frees it, but renames the capsule in its own way: NumPy, finding a name it
-    does not know when the capsule goes, would report an error for every response.
+    The backend frees the array itself, but renames the capsule to a name that NumPy's destructor does not know, which
+    would then report an error for every response.
     """
     capsule: Any = array.__dlpack__()
     ctypes.pythonapi.PyCapsule_SetDestructor(ctypes.py_object(capsule), None)
@@ -78,7 +78,7 @@ def _exported(array: Photo) -> Any:
 
 
 def _problem(photos: Sequence[Photo]) -> str | None:
-    """Why photos cannot be labelled; types and the last dimension were checked by Triton."""
+    """Return why photos cannot be labelled, or None; Triton has checked types and the last dimension."""
     height, width = photos[0].shape[:2]
     if not 1 <= height * width <= MAX_PIXELS:
         return f"a photo of {height}x{width} pixels: 1 to {MAX_PIXELS} are labelled"

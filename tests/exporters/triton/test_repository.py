@@ -218,7 +218,7 @@ def test_artifacts_that_a_backend_cannot_serve(bundles: Bundles, own_plan: Path,
     assert f"Build one with `fcn-deploy tensorrt {bundle}`" in refusal(bundle, out, backend=TENSORRT)
     assert "Pass --backend tensorrt, or the bundle" in refusal(own_plan, out)
     assert "Leave --provider out" in refusal(own_plan, out, backend=PYTHON, provider=fd.Provider.CUDA)
-    assert "has no batch that requests could be put together in" in refusal(bundle, out, queue_delay_us=5)
+    assert "has no batch to put requests together in" in refusal(bundle, out, queue_delay_us=5)
     restated(own_plan, flavour="tensorrt-rtx")
     assert "was built by TensorRT-RTX, whose engines Triton" in refusal(own_plan, out, backend=TENSORRT)
 
@@ -238,7 +238,7 @@ def test_precisions_that_triton_would_compute_otherwise(bundles: Bundles, tmp_pa
     assert "on CPUs without VNNI its 8-bit products would saturate" in refusal(sources["int8"], out)
     for precision in ("fp16", "bf16"):
         assert "Pass --provider cuda, or --backend python" in refusal(sources[precision], out)
-    assert "is bf16, which is none of the precisions" in refusal(sources["bf16"], out, provider=fd.Provider.TENSORRT)
+    assert "is bf16, a precision that Triton" in refusal(sources["bf16"], out, provider=fd.Provider.TENSORRT)
     for precision, source in sources.items():
         packaged(source, tmp_path / precision, backend=PYTHON)
 

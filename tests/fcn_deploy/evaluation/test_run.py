@@ -110,7 +110,7 @@ def test_a_batch_that_is_not_full_gives_the_same(shared_bundle: Path, folders: P
 
 
 def test_beside_pytorch_an_equal_artifact_loses_nothing(shared_bundle: Path, folders: Path) -> None:
-    result = run(shared_bundle, folders, against=fd.Against.PYTORCH)
+    result = run(shared_bundle, folders, against="pytorch")
 
     assert result.counts.both is not None
     assert result.agreement is not None
@@ -135,7 +135,7 @@ def test_what_a_wrong_artifact_loses(shared_bundle: Path, folders: Path, tmp_pat
             theirs.append(placement.restore(logits[0].argmax(axis=0).astype(np.uint8)))
             ours.append(wrong.segment(photo))
 
-    result = run(path, folders, against=fd.Against.PYTORCH)
+    result = run(path, folders, against="pytorch")
 
     assert_scores(result.scores, joined(truths(folders)), joined(ours))
     assert result.pytorch_scores is not None
@@ -153,20 +153,20 @@ def test_what_a_wrong_artifact_loses(shared_bundle: Path, folders: Path, tmp_pat
 
 def test_a_checkpoint_is_wanted_exactly_when_there_was_one(shared_bundle: Path, folders: Path) -> None:
     with pytest.raises(fd.UsageError, match="checkpoint"):
-        run(shared_bundle, folders, against=fd.Against.PYTORCH, checkpoint=fd.SAMPLE_CHECKPOINT)
+        run(shared_bundle, folders, against="pytorch", checkpoint=fd.SAMPLE_CHECKPOINT)
     with pytest.raises(fd.UsageError, match="checkpoint"):
         run(shared_bundle, folders, checkpoint=fd.SAMPLE_CHECKPOINT)
     assert not (folders.parent / "evaluation").exists()
 
 
 def test_an_interrupted_run_goes_on_to_the_same_result(shared_bundle: Path, folders: Path) -> None:
-    whole = run(shared_bundle, folders, against=fd.Against.PYTORCH)
+    whole = run(shared_bundle, folders, against="pytorch")
     lines = journal(folders).read_bytes().splitlines(keepends=True)
     journal(folders).write_bytes(b"".join(lines[:3]) + lines[3][:-20])
 
-    resumed = run(shared_bundle, folders, against=fd.Against.PYTORCH)
+    resumed = run(shared_bundle, folders, against="pytorch")
 
-    assert (whole.resumed, resumed.resumed, resumed.anew) == (0, 2, "")
+    assert (whole.resumed, resumed.resumed, resumed.restart_reason) == (0, 2, "")
     assert replace(resumed, resumed=0).to_dict() == whole.to_dict()
     assert journal(folders).read_bytes() == b"".join(lines)
 
@@ -191,7 +191,7 @@ def test_what_is_finished_is_not_done_again_and_what_changed_is(shared_bundle: P
 
     assert again.resumed == COUNT - 1
     assert again.images[1].mean_iu == 1, "taken from the journal"
-    assert again.images[2].mean_iu not in (1, whole.images[2].mean_iu), "labelled anew"
+    assert again.images[2].mean_iu not in (1, whole.images[2].mean_iu), "labelled again"
     assert [again.images[i] for i in (0, 3, 4)] == [whole.images[i] for i in (0, 3, 4)]
 
     save_labels(truth_of(77, 42, 56), folders / "labels" / "001.png")
@@ -212,32 +212,32 @@ def test_lines_that_are_no_records_are_cut_off(shared_bundle: Path, folders: Pat
     assert replace(again, resumed=0).to_dict() == whole.to_dict()
 
 
-def test_a_journal_of_something_else_is_begun_anew(shared_bundle: Path, folders: Path, tmp_path: Path) -> None:
+def test_a_journal_of_something_else_is_replaced(shared_bundle: Path, folders: Path, tmp_path: Path) -> None:
     other = altered(shared_bundle, tmp_path / "other.onnx", 0.9)
     run(shared_bundle, folders)
 
     again = run(shared_bundle, folders, keep_aspect=True)
-    assert (again.anew, again.resumed) == ("another fitting", 0)
+    assert (again.restart_reason, again.resumed) == ("another fitting", 0)
     again = run(other, folders, keep_aspect=True)
-    assert (again.anew, again.resumed) == ("another artifact", 0)
-    again = run(other, folders, keep_aspect=True, against=fd.Against.PYTORCH)
-    assert (again.anew, again.resumed) == ("another reference", 0)
+    assert (again.restart_reason, again.resumed) == ("another artifact", 0)
+    again = run(other, folders, keep_aspect=True, against="pytorch")
+    assert (again.restart_reason, again.resumed) == ("another reference", 0)
     moved = folders.rename(tmp_path / "moved")
-    again = run(other, moved, keep_aspect=True, against=fd.Against.PYTORCH)
-    assert (again.anew, again.resumed) == ("another data set", 0)
+    again = run(other, moved, keep_aspect=True, against="pytorch")
+    assert (again.restart_reason, again.resumed) == ("another data set", 0)
     assert len(journal(moved).read_text().splitlines()) == 1 + COUNT
 
 
-def test_a_journal_of_another_version_is_begun_anew(shared_bundle: Path, folders: Path) -> None:
+def test_a_journal_of_another_version_is_replaced(shared_bundle: Path, folders: Path) -> None:
     whole = run(shared_bundle, folders)
     text = journal(folders).read_text()
     journal(folders).write_text(text.replace(f'"version": "{fd.__version__}"', '"version": "0.0.0"', 1))
 
     again = run(shared_bundle, folders)
 
-    assert (again.anew, again.resumed) == ("another version", 0)
+    assert (again.restart_reason, again.resumed) == ("another version", 0)
     assert journal(folders).read_text() == text
-    assert replace(again, anew="").to_dict() == whole.to_dict()
+    assert replace(again, restart_reason="").to_dict() == whole.to_dict()
 
 
 def test_a_few_first_and_the_rest_later(shared_bundle: Path, folders: Path) -> None:
@@ -265,7 +265,7 @@ def test_images_that_cannot_be_scored_are_listed_and_the_rest_is_scored(shared_b
     with pytest.raises(fd.InputFileError) as caught:
         result.require()
     lines = caught.value.problem.splitlines()
-    assert lines[0] == "3 of 5 images have no score, so that the scores are incomplete:"
+    assert lines[0] == "3 of 5 images have no score, so the scores are incomplete:"
     assert "000.png (8 bytes) is of no known format" in lines[1]
     assert "002.png are 10x10 pixels, their photo is 56x44" in lines[2]
     assert "003.png have value 21 in 2576 pixels; the model has 21 classes" in lines[3]

@@ -16,10 +16,9 @@ from tritonclient.utils import InferenceServerException
 import fcn_deploy as fd
 from fcn_deploy.images import Labels, Pixels
 from fcn_deploy.runtime.base import Arrays
-from fcn_deploy.serving.queue import BatchQueue, run_in_thread
 from fcn_deploy.serving.metrics import ServerMetrics
-
 from fcn_deploy.serving.protocol import RequestError
+from fcn_deploy.serving.queue import BatchQueue, run_in_thread
 from tests.fcn_deploy.serving.clients import (
     INFER,
     binary_request,

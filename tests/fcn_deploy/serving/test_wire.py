@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from fcn_deploy.serving.protocol import ModelInterface, RequestError, decode_request
 
-
 INTERFACE = ModelInterface(2, 2, 3)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-300, 300) | st.floats() | st.text(max_size=5),
