@@ -152,7 +152,7 @@ def quantize(
         raise ParityError(
             f"8 bits in {layers[0]} alone leave a mean IU of {mean_iu:.4f} with the float graph, less than "
             f"{min_agreement:g}",
-            remedy="Calibrate on images like those it is for, or pass another --calibration-method, or fp16.",
+            remedy="Calibrate on images like the real ones, or pass another --calibration-method or --precision fp16.",
         )
     marked = tuple(replace(layer, in_float=layer.name not in layers) for layer in noises)
     return candidate, Quantization(method, len(feeds), marked, mean_iu, min_agreement)

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporters.passes.cost import MACHINES, Machine
@@ -185,6 +185,7 @@ CROPPED = st.builds(
 ).filter(lambda one: one.is_possible)  # fmt: skip
 
 
+@settings(deadline=None)
 @given(CROPPED, st.sampled_from([THRIFTY, SCATTERS_SLOWLY]))
 def test_any_crop_folds_right(one: Cropped, machine: Machine) -> None:
     plain = one.model()
