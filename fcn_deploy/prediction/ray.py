@@ -59,13 +59,17 @@ def predict_on_ray(plan: Plan, tasks: Sequence[Task], sink: Sink) -> Iterator[Pr
             # A driver that ended before it read everything is reported by what it does not send.
             with suppress(BrokenPipeError), cast("BinaryIO", driver.stdin) as job:
                 pickle.dump((plan, list(tasks), sink), job)
-            yield from _received(driver)
+            yield from received(driver)
         finally:
             driver.terminate()
 
 
-def _received(driver: "subprocess.Popen[bytes]") -> Iterator[Prediction]:
-    """Yield what the driver sends, up to the None that ends it."""
+def received(driver: "subprocess.Popen[bytes]") -> Iterator[Prediction]:
+    """Yield the predictions that the driver sends; a None ends them, and what happens to the driver later is ignored.
+
+    Raises:
+        FcnDeployError: the driver sent this error, or ended before the None.
+    """
     try:
         for item in iter(partial(pickle.load, cast("BinaryIO", driver.stdout)), None):
             if isinstance(item, FcnDeployError):
