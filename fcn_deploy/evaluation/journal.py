@@ -8,8 +8,6 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
 
 import msgspec
 
@@ -23,7 +21,7 @@ _KIND, _FORMAT = "fcn-deploy evaluation", "1"
 
 
 class Journal:
-    """The finished images of an evaluation: a context manager around the open file.
+    """The finished images of an evaluation, in an open file; the caller closes it.
 
     Args:
         folder: its directory, which holds nothing but results of an evaluation.
@@ -51,17 +49,12 @@ class Journal:
                 with staged_file(self.path) as staging:
                     staging.write_text(json.dumps(header) + "\n", encoding="utf-8")
             self._offsets = self._index()
+            self._reading, self._writing = self.path.open("rb"), self.path.open("ab")
         except OSError as error:
             raise unwritable(self.path, error) from error
 
-    def __enter__(self) -> Self:
-        self._reading: BinaryIO = self.path.open("rb")
-        self._writing: BinaryIO = self.path.open("ab")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._reading.close()
         # Every line was flushed when it was added: only one that did not fit on the disk may be left.
         with contextlib.suppress(OSError):

@@ -137,7 +137,7 @@ def evaluate(
     with sources.artifact, sources.pytorch or contextlib.nullcontext(), sole_writer(options.output):
         pairs = dataset.first(options.limit).pairs
         source = _describe(path, sources, dataset, options)
-        with Journal(options.output, source.conditions, sources.num_classes) as journal:
+        with contextlib.closing(Journal(options.output, source.conditions, sources.num_classes)) as journal:
             if journal.restart_reason:
                 with on_step(f"start over: the journal in {options.output} is for {journal.restart_reason}"):
                     pass

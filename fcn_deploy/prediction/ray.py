@@ -16,8 +16,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, BinaryIO, cast
 
@@ -43,6 +43,8 @@ _TASKS_PER_BLOCK = 8
 # Of a core: decoding and encoding take a tenth of the time of a run.
 _HELPER_CPUS = 0.5
 _CONNECT_TIMEOUT_S = 5
+# For the photos in hand, and Ray's shutdown.
+_END_TIMEOUT_S = 20
 _RERUN = "Run the same command again: finished photos are not done twice."
 
 
@@ -59,13 +61,26 @@ def predict_on_ray(plan: Plan, tasks: Sequence[Task], sink: Sink) -> Iterator[Pr
             # A driver that ended before it read everything is reported by what it does not send.
             with suppress(BrokenPipeError), cast("BinaryIO", driver.stdin) as job:
                 pickle.dump((plan, list(tasks), sink), job)
-            yield from _received(driver)
+            yield from received(driver)
         finally:
-            driver.terminate()
+            _end(driver)
 
 
-def _received(driver: "subprocess.Popen[bytes]") -> Iterator[Prediction]:
-    """Yield what the driver sends, up to the None that ends it."""
+def _end(driver: "subprocess.Popen[bytes]") -> None:
+    """Wait for the driver to end: a closed pipe ends it at its next answer."""
+    cast("BinaryIO", driver.stdout).close()
+    try:
+        driver.wait(timeout=_END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        driver.terminate()
+
+
+def received(driver: "subprocess.Popen[bytes]") -> Iterator[Prediction]:
+    """Yield the predictions that the driver sends; a None ends them, and what happens to the driver later is ignored.
+
+    Raises:
+        FcnDeployError: the driver sent this error, or ended before the None.
+    """
     try:
         for item in iter(partial(pickle.load, cast("BinaryIO", driver.stdout)), None):
             if isinstance(item, FcnDeployError):
@@ -79,18 +94,21 @@ def drive() -> None:
     """Run the driver: read a pickled job from stdin, send pickled predictions to stdout, and end without cleanup."""
     # Ctrl-C reaches both processes; the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers, suppress(BrokenPipeError):
+    with suppress(BrokenPipeError), os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
         # Output of Ray itself goes to stderr.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         plan, tasks, sink = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the parent process
-        for item in _answers(plan, tasks, sink):
-            pickle.dump(item, answers)
-            answers.flush()
+        with closing(_answers(plan, tasks, sink)) as items:
+            for item in items:
+                pickle.dump(item, answers)
+                answers.flush()
     # Ray's shutdown is over. Ending the interpreter as usual would race with the native threads that remain.
     os._exit(0)
 
 
-def _answers(plan: Plan, tasks: Sequence[Task], sink: Sink) -> Iterator[Prediction | FcnDeployError | None]:
+def _answers(
+    plan: Plan, tasks: Sequence[Task], sink: Sink
+) -> Generator[Prediction | FcnDeployError | None, None, None]:
     try:
         yield from _run_data(plan, tasks, sink)
     except FcnDeployError as error:

@@ -1,6 +1,7 @@
 """The same run on Ray: on a cluster of two nodes, with a worker killed, and on one that is started for it."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from pyarrow import parquet
 
 import fcn_deploy as fd
+from fcn_deploy.prediction.ray import received
 from tests.conftest import Call, Run
 from tests.messages import missing
 from tests.processes import started
@@ -146,3 +148,25 @@ def test_bad_addresses(run_cli: Run, call_cli: Call, shared_bundle: Path, photos
     assert nobody.returncode == 2
     assert missing("Ray 127.0.0.1:1", nobody.stderr) == []
     assert "Traceback" not in nobody.stderr
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_an_abort_of_the_driver_counts_only_before_its_last_answer(complete: bool) -> None:
+    """Native threads of Ray may abort its process at the end, when every result is written."""
+    expected = [fd.Prediction(Path("a.png")), fd.Prediction(Path("b.png"))]
+    sent = [*expected, None] if complete else expected
+    code = "import os, sys; sys.stdout.buffer.write(sys.stdin.buffer.read()); sys.stdout.flush(); os.abort()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as driver:
+        assert driver.stdin is not None
+        driver.stdin.write(b"".join(pickle.dumps(item) for item in sent))
+        driver.stdin.close()
+
+        answers = received(driver)
+        assert [next(answers), next(answers)] == expected
+        if complete:
+            assert list(answers) == []
+        else:
+            with pytest.raises(fd.FcnDeployError, match=f"driver process ended early, with code {-signal.SIGABRT}"):
+                next(answers)
+
+    assert driver.returncode == -signal.SIGABRT
