@@ -13,8 +13,8 @@ from benchmarks.report.results import write_report
 from tests.benchmarks.reports import report, row
 from tests.conftest import Run
 
-# Row by row, the first cell stands without its column's name.
-NAMES_OF_FIRST_COLUMNS = {"layer", "input", "row"}
+# Names that are not repeated row by row: those of first columns, and of the note that no row of this report has.
+NOT_REPEATED = {"layer", "input", "row", "note"}
 STYLES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -65,7 +65,7 @@ def test_tables_are_complete_at_every_width(
     for width in (60, 80):
         shown = on_terminal(arguments, tmp_path, width)
         assert "…" not in shown
-        assert {cell for cell in cells if " ".join(cell.split()) not in shown} <= NAMES_OF_FIRST_COLUMNS
+        assert {cell for cell in cells if " ".join(cell.split()) not in shown} <= NOT_REPEATED
 
 
 def test_a_layer_takes_one_line_of_80_columns(run_cli: Run, shared_bundle: Path) -> None:
