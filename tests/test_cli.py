@@ -206,12 +206,13 @@ def interrupted(tmp_path: Path, number: int) -> int:
     command = [sys.executable, "-m", "fcn_deploy", "export", "--variant", "32s"]
     command += ["--channel-divisor", "2", "--output", "out", "--force"]
     with started(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_until(writing, pause=0.005)
+        wait_until(writing, seconds=100, pause=0.005)
         process.send_signal(number)
         return process.wait(30)
 
 
 @pytest.mark.full
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize(("number", "code", "swept"), [
     (signal.SIGINT, 130, True), (signal.SIGTERM, 143, True), (signal.SIGKILL, -9, False),
 ])  # fmt: skip

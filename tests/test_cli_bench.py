@@ -64,7 +64,7 @@ def test_no_gpu_is_said_within_ten_seconds(run_cli: Run, shared_bundle: Path) ->
 
 
 def test_an_interrupted_bench_reports_what_it_has(shared_bundle: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fcn_deploy", "bench", str(shared_bundle), "--rows", "ort", "--duration", "10"]
+    command = [sys.executable, "-m", "fcn_deploy", "bench", str(shared_bundle), "--rows", "ort", "--duration", "4"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with started([*command, "--json", "kept.json"], cwd=tmp_path, **pipes) as process:
         assert process.stderr is not None

@@ -188,7 +188,7 @@ def test_an_interrupted_run_is_resumed_and_ends_the_same(
         return path.exists() and path.read_bytes().count(b"\n") >= 4
 
     with started(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_until(three_are_written, pause=0.002)
+        wait_until(three_are_written, seconds=80, pause=0.002)
         process.send_signal(number)
         assert process.wait(30) == code
     assert not (tmp_path / "out" / "evaluation.json").exists()

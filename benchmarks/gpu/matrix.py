@@ -41,7 +41,7 @@ DOCTOR_FILE, TESTS_FILE = "doctor.txt", "gpu-tests.txt"
 _PYTEST = ("-m", "pytest", "-m", "gpu", "-q", "-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default")
 # They share the GPU; most of their time goes into exports.
 _MOST_PROCESSES = 4
-_FOLDERS = ("tests/fcn_deploy/runtime", "tests/benchmarks/test_node_times.py")
+_FOLDERS = ("tests/fcn_deploy/runtime", "tests/benchmarks/stats/test_nodes.py")
 
 
 def doctor(output: Path, seconds: float = 60.0) -> None:

@@ -273,7 +273,7 @@ def test_only_packages_are_replaced(bundles: Bundles, tmp_path: Path) -> None:
     ('name: "labels"', 'name: "label"', "output"),
     ("max_batch_size: 4", "max_batch_size: 0", "input"),
     ("max_batch_size: 4", "max_batch: 4", "max_batch"),
-    ('name: "fcn"', 'name: "fcn2"', "fcn2.* fcn"),
+    ('name: "fcn"', 'name: "fcn2"', "fcn2.*fcn"),
 ])  # fmt: skip
 def test_a_configuration_that_is_not_the_models(
     bundles: Bundles, tmp_path: Path, old: str, new: str, message: str

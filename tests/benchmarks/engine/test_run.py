@@ -136,6 +136,7 @@ def test_a_row_that_dies_leaves_the_others_and_an_interruption_what_was_measured
 
 
 @pytest.mark.skipif(not PRLIMIT, reason="needs prlimit")
+@pytest.mark.timeout(240)
 def test_a_bundle_without_a_reference_or_without_memory_leaves_the_others(tmp_path: Path, shared_bundle: Path) -> None:
     """One's preparation is killed, one needs more than the limit on address space set for its row, one is as usual."""
     killed = fd.export(narrow_options_of_batch(tmp_path / "killed", 2)).path
