@@ -371,7 +371,7 @@ def print_endpoint(endpoint: "Endpoint") -> None:
         ("model", f"{endpoint.name}: {endpoint.description}"),
         ("runtime", endpoint.runtime),
         ("page", f"{endpoint.http_url}/"),
-        ("HTTP", endpoint.infer_url),
+        ("HTTP", f"{endpoint.http_url}/v2/models/{endpoint.name}/infer"),
         ("gRPC", endpoint.grpc_url),
         ("metrics", f"{endpoint.http_url}/metrics"),
         ("input", f"{inputs}, RGB{batch}"),
