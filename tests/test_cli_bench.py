@@ -90,7 +90,7 @@ def test_nothing_is_replaced_when_nothing_was_measured(
 ) -> None:
     kept = tmp_path / "kept.json"
     kept.write_text("an older report")
-    monkeypatch.setattr("benchmarks.engine.schedule.Schedule.measure_ceilings", interrupt)
+    monkeypatch.setattr("benchmarks.engine.run.Schedule.measure_ceilings", interrupt)
 
     code, output, _ = call_cli("bench", shared_bundle, *QUICK, "--json", kept)
 
@@ -135,11 +135,11 @@ def test_wrong_outputs_are_exit_code_5(call_cli: Call, bundle: Path) -> None:
 
 @pytest.mark.parametrize(("arguments", "problem"), [
     (("--rows", "nonsense"), "no row nonsense on cpu; there are pytorch"),
-    (("--batch", "4"), "no bundle takes batches of 4"),
+    (("--batch", "4"), "no bundle has a batch of 4"),
     (("--batch", "four"), "'four' is no list of batches such as 1,2,4"),
     (("--batch", "0"), "'0' is no list of batches"),
-    (("--duration", "0"), "0 seconds of samples per row"),
-    (("--threads", "0"), "0 threads: this machine has"),
+    (("--duration", "0"), "seconds of samples per row 0.0 is out of bounds: 0.01 to 3600"),
+    (("--threads", "0"), "one per core of this machine, 0 is out of bounds: 1 to"),
     (("--provider", "tpu"), "'tpu'"),
 ])  # fmt: skip
 def test_bad_options(call_cli: Call, shared_bundle: Path, arguments: tuple[str, ...], problem: str) -> None:

@@ -42,10 +42,10 @@ def test_functions_are_short_on_the_whole() -> None:
 
 
 @pytest.mark.parametrize(("name", "homes"), [
-    ("onnxruntime", {"fcn_deploy/runtime/ort.py", "benchmarks/plain_export.py"}),  # the peer does without us
+    ("onnxruntime", {"fcn_deploy/runtime/ort.py", "benchmarks/export_cost.py"}),  # the peer does without us
     ("tensorrt", {"fcn_deploy/runtime/tensorrt_flavour.py"}),
     ("tensorrt_rtx", {"fcn_deploy/runtime/tensorrt_flavour.py"}),
-    ("onnxsim", {"exporters/simplify.py", "benchmarks/plain_export.py"}),
+    ("onnxsim", {"exporters/simplify.py", "benchmarks/export_cost.py"}),
 ])  # fmt: skip
 def test_runtimes_are_imported_in_one_place(name: str, homes: set[str]) -> None:
     found = set()

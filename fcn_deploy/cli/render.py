@@ -13,10 +13,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.engine.schedule import Progress as BenchProgress
+from benchmarks.engine.run import BenchProgress
 from benchmarks.report import table
 from benchmarks.report.page import side_by_side, write_markdown, write_page
-from benchmarks.report.results import BenchReport, Row, Status, write_report
+from benchmarks.report.results import BenchReport, Row, RowStatus, write_report
 from benchmarks.report.table import computes, duration, sentences
 from fcn_deploy.cli.console import err, out, plain_table, print_line
 from fcn_deploy.errors import MeasurementError, OutputError, ParityError
@@ -153,7 +153,7 @@ def leave(report: BenchReport) -> None:
     """
     if report.interrupted:
         raise typer.Exit(_INTERRUPTED)
-    wrong = [f"{row.key}: {row.problem}" for row in report.rows if row.status is Status.WRONG]
+    wrong = [f"{row.key}: {row.problem}" for row in report.rows if row.status is RowStatus.WRONG]
     if wrong:
         raise ParityError("; ".join(wrong), remedy="Run `fcn-deploy verify --exact` to see which side is off.")
     measured = [row for row in report.rows if row.measurement is not None]

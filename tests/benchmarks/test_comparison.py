@@ -89,7 +89,7 @@ def test_a_row_that_is_gone_is_a_regression_and_a_new_one_is_not() -> None:
     )
 
     assert [key.case for key in found.gained] == ["compile"]
-    with pytest.raises(RegressionError, match="pytorch on cpu is not measured any more"):
+    with pytest.raises(RegressionError, match="pytorch on cpu is no longer measured"):
         found.require_no_regression()
 
 
@@ -114,5 +114,5 @@ def test_rows_that_only_share_their_case_are_not_compared() -> None:
 def test_thresholds_out_of_their_bounds(threshold: float) -> None:
     one = report(row("ort", *BEFORE))
 
-    with pytest.raises(UsageError, match=r"threshold .* is not within 0..1"):
+    with pytest.raises(UsageError, match=r"threshold .* is not in 0..1"):
         compare_reports(one, one, threshold)

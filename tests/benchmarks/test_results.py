@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.report.results import read_report, write_report
-from benchmarks.stats.nodes import NodeTime
+from benchmarks.report.results import NodeTime, read_report, write_report
 from fcn_deploy.errors import InputFileError
 from tests.benchmarks.reports import report, row
 
@@ -55,11 +54,11 @@ def test_share_of_the_limit() -> None:
 
 
 @pytest.mark.parametrize(("changes", "problem"), [
-    ({"schema": "something"}, "is no benchmark report"),
+    ({"schema": "something"}, "is not a benchmark report"),
     ({"schema_version": 2}, "has schema version 2; this fcn-deploy reads 1"),
-    ({"rows": [{}]}, "is damaged: KeyError"),
-    ({"rows": 3}, "is damaged: TypeError"),
-    ({"ceilings": {}}, "is damaged: KeyError"),
+    ({"rows": [{}]}, "is damaged: .*missing required field"),
+    ({"rows": 3}, r"is damaged: .*rows"),
+    ({"ceilings": {}}, r"is damaged: .*missing required field.*ceilings"),
 ])  # fmt: skip
 def test_damaged_reports(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputFileError, match=problem) as caught:
@@ -69,7 +68,9 @@ def test_damaged_reports(tmp_path: Path, changes: dict[str, Any], problem: str) 
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize(("content", "problem"), [("", "is no JSON"), ("{", "is no JSON"), ("[1]", "is no benchmark")])
+@pytest.mark.parametrize(
+    ("content", "problem"), [("", "is not JSON"), ("{", "is not JSON"), ("[1]", "is not a benchmark")]
+)
 def test_files_that_are_no_reports(tmp_path: Path, content: str, problem: str) -> None:
     path = tmp_path / "report.json"
     path.write_text(content)

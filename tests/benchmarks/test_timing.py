@@ -1,6 +1,7 @@
 import itertools
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from benchmarks.stats.timing import Measurement, Protocol, clock_overhead_ns, sample, time_once, warm_up
@@ -57,7 +58,7 @@ def test_the_real_clock_costs_less_than_a_percent_of_a_millisecond() -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, 0.009, 3601.0, float("nan")])
 def test_durations_out_of_their_bounds(seconds: float) -> None:
-    with pytest.raises(UsageError, match=r"seconds of samples per row: 0.01 to 3600 make sense"):
+    with pytest.raises(UsageError, match=r"seconds of samples per row .* is out of bounds: 0.01 to 3600"):
         Protocol(duration_s=seconds)
 
 
@@ -79,7 +80,7 @@ def test_figures_of_a_measurement() -> None:
 def test_raw_samples_survive_json() -> None:
     measured = Measurement(9, ((1, 2), (3,)), {"upload": (1,)})
 
-    assert Measurement.from_dict(measured.to_dict()) == measured
+    assert msgspec.convert(measured.to_dict(), Measurement) == measured
 
 
 def test_percentiles_appear_with_enough_samples() -> None:
