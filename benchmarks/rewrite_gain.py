@@ -6,11 +6,9 @@ Run as `python -m benchmarks.rewrite_gain [cpu|cuda|tensorrt]`; prints a Markdow
 
 import itertools
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +23,8 @@ from fcn_deploy import Geometry, NetworkSpec, Variant
 from fcn_deploy.choices import Target
 from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.models.weights import random_network
-from fcn_deploy.onnx_file import write_model
 from fcn_deploy.parity.inputs import photo_input
-from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.runtime.run_graph import open_graph
 
 HEADINGS = ("network", "multiply-adds", "bytes moved", "nodes", "file", "live-window takes", "max error / range")
 
@@ -73,19 +70,16 @@ def measure(variant: Variant, geometry: Geometry, target: Target) -> Gain:
     LiveWindow(MACHINES[target])(copy)
     pass_s = time.perf_counter() - start
     fast, _ = rewrite(plain, target)
-    with tempfile.TemporaryDirectory() as folder:
-        paths = Path(folder) / "plain.onnx", Path(folder) / "fast.onnx"
-        expected, found = (_logits(model, path) for model, path in zip((plain, fast), paths, strict=True))
-        sizes = paths[0].stat().st_size, paths[1].stat().st_size
+    (expected, plain_bytes), (found, fast_bytes) = _logits(plain), _logits(fast)
     error = float(np.abs(expected - found).max() / np.ptp(expected))
-    return Gain(totals(plain), totals(fast), sizes, pass_s, error)
+    return Gain(totals(plain), totals(fast), (plain_bytes, fast_bytes), pass_s, error)
 
 
-def _logits(model: ir.Model, path: Path) -> npt.NDArray[np.float64]:
-    write_model(model, path)
-    with OrtRunner(path) as runner:
+def _logits(model: ir.Model) -> tuple[npt.NDArray[np.float64], int]:
+    """The graph's logits of a photo, and the bytes of its file."""
+    with open_graph(model) as runner:
         outputs = runner.run({"image": photo_input(SAMPLE_PHOTO, (1, 3, 500, 500)).image})
-    return outputs["logits"].astype(np.float64)
+        return outputs["logits"].astype(np.float64), runner.path.stat().st_size
 
 
 def main(arguments: Sequence[str]) -> None:

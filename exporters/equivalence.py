@@ -7,10 +7,8 @@ is run.
 """
 
 import hashlib
-import tempfile
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +17,9 @@ import onnx_ir as ir
 
 from fcn_deploy.errors import ParityError
 from fcn_deploy.images import SAMPLE_PHOTO
-from fcn_deploy.onnx_file import LARGE_TENSOR_BYTES, write_model
+from fcn_deploy.onnx_file import LARGE_TENSOR_BYTES
 from fcn_deploy.parity.inputs import noise_input, photo_input
-from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.runtime.run_graph import run_graph
 
 _NOISE_SEED = 0
 # A rewrite does the same sums; only the order in which a runtime adds them up may change.
@@ -74,7 +72,7 @@ def compare_graphs(before: ir.Model, after: ir.Model) -> Difference:
     images = {_feed_name(keys_before[value]) for value in before.graph.inputs}
     errors = {}
     for name, feeds in _feeds({v.name or "": v for tail in tails for v in tail.graph.inputs}, images).items():
-        expected, actual = (_run(tail, feeds) for tail in tails)
+        expected, actual = (run_graph(tail, feeds).values() for tail in tails)
         errors[name] = [_relative_error(e, a) for e, a in zip(expected, actual, strict=True)]
     # NumPy's maximum, unlike Python's, is not a number as soon as one of them is not.
     return Difference(len(tails[1].graph), float(np.max(list(errors.values()))), tuple(errors))
@@ -191,14 +189,6 @@ def _feeds(values: Mapping[str, ir.Value], images: Collection[str]) -> dict[str,
         else:
             noise[name] = rng.standard_normal(shape, dtype=np.float32)
     return {"noise": noise, SAMPLE_PHOTO.name: noise | photos} if photos else {"noise": noise}
-
-
-def _run(tail: ir.Model, feeds: Mapping[str, Array]) -> list[Array]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tail.onnx"
-        write_model(tail, path)
-        with OrtRunner(path) as runner:
-            return list(runner.run({spec.name: feeds[spec.name] for spec in runner.inputs}).values())
 
 
 def _relative_error(expected: Array, actual: Array) -> float:

@@ -14,6 +14,7 @@ from PIL import Image
 import fcn_deploy as fd
 from fcn_deploy.runtime.ort import provider_problem
 from tests.conftest import Call, Run
+from tests.messages import missing
 
 COMMANDS = (
     "export", "verify", "predict", "evaluate", "package", "serve", "tensorrt", "bench", "compare", "report", "inspect",
@@ -52,27 +53,27 @@ def test_export_verify_predict_inspect(run_cli: Run, photo: Path, tmp_path: Path
     exported = run_cli("export", "--variant", "8s", *NARROW)
     assert exported.returncode == 0, exported.stderr
     assert "passed  tier fp32" in exported.stdout
-    assert "untrained (random weights, seed 0)" in exported.stdout
-    assert "wrote fcn8s: fp32, float input 1x3x96x96, logits" in exported.stdout
-    assert "simplified 49 -> 46 nodes (Slice 6 -> 3)" in exported.stdout
+    assert missing("untrained 0", exported.stdout) == []
+    assert missing("fcn8s fp32 1x3x96x96 logits", exported.stdout) == []
+    assert "49 -> 46 nodes (Slice 6 -> 3)" in exported.stdout
     assert "export to ONNX, opset 18" in exported.stderr
 
     verified = run_cli("verify", "fcn8s", "--image", photo, "--samples", "2", "--exact")
     assert verified.returncode == 0, verified.stderr
     assert "noise 1" in verified.stdout
-    assert "Each side against float64" in verified.stdout
-    assert " nodes on CPUExecutionProvider\n" in verified.stdout
+    assert "float64" in verified.stdout
+    assert "CPUExecutionProvider" in verified.stdout
 
     predicted = run_cli("predict", "fcn8s", photo, "--output", "labels")
     assert predicted.returncode == 0, predicted.stderr
     assert predicted.stdout.startswith(f"{photo} -> labels/photo.overlay.png  ")
-    assert predicted.stderr.endswith("untrained weights: the labels mean nothing\n")
+    assert "untrained" in predicted.stderr.splitlines()[-1]
     assert (tmp_path / "labels" / "photo.labels.png").is_file()
 
     inspected = run_cli("inspect", "fcn8s")
     assert inspected.returncode == 0, inspected.stderr
     assert "fuse_pool4/slice" in inspected.stdout
-    assert "labels mean nothing" in inspected.stdout
+    assert "untrained" in inspected.stdout
 
 
 def test_json_is_one_document_and_nothing_else(call_cli: Call, photo: Path, shared_bundle: Path) -> None:
@@ -95,37 +96,37 @@ def test_json_is_one_document_and_nothing_else(call_cli: Call, photo: Path, shar
     assert {f["name"] for f in json.loads(call_cli("doctor", "--json")[1])} >= {"torch", "provider cpu"}
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), [
-    (("export", "--variant", "64s"), 2, "'64s' is not one of"),
-    (("export",), 2, "Missing option '--variant'"),
-    (("exprt",), 2, "Did you mean 'export'"),
-    (("export", "--variant", "8s", "--size", "big"), 2, "is neither a number of pixels"),
-    (("export", "--variant", "8s", "--size", "1x2x3"), 2, "is neither a number of pixels"),
-    (("export", "--variant", "8s", "--size", "-5"), 2, "is neither a number of pixels"),
-    (("export", "--variant", "16s", "--size", "375x500"), 2, "Use height 373 or 378 (--size HxW), or --geometry caffe"),
-    (("export", "--variant", "8s", "--size", "10"), 2, "fc6 needs at least 7 pixels after pool5"),
-    (("export", "--variant", "8s", "--num-classes", "0"), 2, "0 classes: labels are 8-bit"),
-    (("export", "--variant", "8s", "--opset", "9"), 2, "opset 9 is not between 18 and 23"),
-    (("export", "--variant", "8s", "--batch", "0"), 2, "batch 0 is below 1"),
-    (("export", "--variant", "8s", "--size", "1" + "0" * 5000), 2, "is neither a number of pixels"),
-    (("export", "--variant", "8s", "--size", "2000000"), 2, "pixels: at most 16777216 fit one run"),
-    (("export", "--variant", "8s", "--rng-seed", "99999999999999999999"), 2, "is not between 0 and"),
+@pytest.mark.parametrize(("arguments", "code", "facts"), [
+    (("export", "--variant", "64s"), 2, "64s 8s 16s 32s"),
+    (("export",), 2, "--variant"),
+    (("exprt",), 2, "exprt export"),
+    (("export", "--variant", "8s", "--size", "big"), 2, "--size big"),
+    (("export", "--variant", "8s", "--size", "1x2x3"), 2, "--size 1x2x3"),
+    (("export", "--variant", "8s", "--size", "-5"), 2, "--size -5"),
+    (("export", "--variant", "16s", "--size", "375x500"), 2, "375 373 378 --size --geometry caffe"),
+    (("export", "--variant", "8s", "--size", "10"), 2, "--size"),
+    (("export", "--variant", "8s", "--num-classes", "0"), 2, "0 1 255"),
+    (("export", "--variant", "8s", "--opset", "9"), 2, "opset 9 18 23"),
+    (("export", "--variant", "8s", "--batch", "0"), 2, "batch 0 1"),
+    (("export", "--variant", "8s", "--size", "1" + "0" * 5000), 2, "--size"),
+    (("export", "--variant", "8s", "--size", "2000000"), 2, "2000000 16777216"),
+    (("export", "--variant", "8s", "--rng-seed", "99999999999999999999"), 2, "99999999999999999999 0"),
     (("inspect", "x" * 300), 3, "File name too long"),
     (("predict", "nothing", "x" * 300), 3, "File name too long"),
-    (("export", "--variant", "8s", "--output", "/proc/nobody/writes/here"), 3, "cannot write /proc/nobody"),
-    (("export", "--variant", "8s", "--at-once"), 2, "--at-once scales the skips"),
-    (("export", "--variant", "8s", "--checkpoint", "none.pth"), 3, "none.pth is not a file"),
-    (("verify", "nothing"), 3, "nothing is neither a bundle nor an ONNX file"),
-    (("inspect", "nothing"), 3, "Write one with `fcn-deploy export`."),
-    (("predict", "nothing", "*.jpg"), 3, "*.jpg names no image"),
+    (("export", "--variant", "8s", "--output", "/proc/nobody/writes/here"), 3, "/proc/nobody/writes"),
+    (("export", "--variant", "8s", "--at-once"), 2, "--at-once"),
+    (("export", "--variant", "8s", "--checkpoint", "none.pth"), 3, "none.pth"),
+    (("verify", "nothing"), 3, "nothing"),
+    (("inspect", "nothing"), 3, "nothing export"),
+    (("predict", "nothing", "*.jpg"), 3, "*.jpg"),
 ])  # fmt: skip
 def test_bad_input_has_its_exit_code_and_leaves_nothing(
-    call_cli: Call, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+    call_cli: Call, tmp_path: Path, arguments: tuple[str, ...], code: int, facts: str
 ) -> None:
     found, output, errors = call_cli(*arguments)
 
     assert found == code, errors
-    assert message in " ".join(errors.replace("│", " ").split())
+    assert missing(facts, errors) == []
     assert output == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -133,8 +134,7 @@ def test_bad_input_has_its_exit_code_and_leaves_nothing(
 def test_an_existing_output_needs_force(call_cli: Call, bundle: Path) -> None:
     code, _, errors = call_cli("export", "--variant", "8s", *NARROW, "--output", bundle)
     assert code == 3
-    assert f"error: {bundle} exists already" in errors
-    assert "Pass --force to replace it" in errors
+    assert missing(f"{bundle} --force", errors) == []
 
     assert call_cli("export", "--variant", "32s", *NARROW, "--output", bundle, "--force")[0] == 0
     assert fd.open_bundle(bundle).info.network.variant is fd.Variant.FCN32S
@@ -144,7 +144,7 @@ def test_an_output_below_a_file(call_cli: Call, photo: Path) -> None:
     code, _, errors = call_cli("export", "--variant", "8s", *NARROW, "--output", photo / "out")
 
     assert code == 3
-    assert "cannot write" in errors
+    assert "photo.png" in errors
 
 
 def test_a_failed_verification_exits_5_and_saves_its_worst_input(run_cli: Run, bundle: Path) -> None:
@@ -158,8 +158,8 @@ def test_a_failed_verification_exits_5_and_saves_its_worst_input(run_cli: Run, b
 
     assert failed.returncode == 5
     assert "FAILED  tier fp32" in failed.stdout
-    assert "does not compute what PyTorch" in failed.stderr
-    assert "saved the worst input" in failed.stdout
+    assert missing("PyTorch fp32", failed.stderr) == []
+    assert "worst-input.npy" in failed.stdout
     assert (alone.parent / "worst-input.npy").is_file()
 
 
@@ -171,7 +171,7 @@ def test_damaged_bundles_exit_3(call_cli: Call, bundle: Path, photo: Path) -> No
     for command in (("verify", bundle), ("predict", bundle, photo), ("inspect", bundle)):
         code, output, errors = call_cli(*command)
         assert (code, output) == (3, "")
-        assert "is not the file the manifest describes" in errors
+        assert missing("model.onnx SHA-256", errors) == []
 
 
 def test_one_bad_photo_exits_3_after_the_rest(run_cli: Run, shared_bundle: Path, photo: Path, tmp_path: Path) -> None:
@@ -181,8 +181,8 @@ def test_one_bad_photo_exits_3_after_the_rest(run_cli: Run, shared_bundle: Path,
     done = run_cli("predict", shared_bundle, tmp_path, "--output", "out")
 
     assert done.returncode == 3
-    assert "1 of 3 photos failed" in done.stderr
-    assert "zero.png (0 bytes) is of no known format" in done.stderr
+    assert "1 of 3" in done.stderr
+    assert missing("zero.png 0", done.stderr) == []
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "failures.jsonl", "photo.labels.png", "photo.overlay.png", "tiny.labels.png", "tiny.overlay.png",
     ]  # fmt: skip
@@ -239,7 +239,7 @@ def test_brackets_in_paths_are_no_markup(call_cli: Call, tmp_path: Path) -> None
     code, output, errors = call_cli("export", "--variant", "8s", *NARROW, "--no-verify", "--output", "run[bold]x[/]")
 
     assert code == 0, errors
-    assert "wrote run[bold]x[/]: fp32, float input" in output
+    assert "run[bold]x[/]" in output
     assert (tmp_path / "run[bold]x[/]" / "model.onnx").is_file()
 
 

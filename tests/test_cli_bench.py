@@ -15,6 +15,7 @@ from benchmarks.report.results import write_report
 from fcn_deploy.runtime.ort import provider_problem
 from tests.benchmarks.reports import report, row
 from tests.conftest import Call, Run
+from tests.messages import missing
 
 QUICK = ("--rows", "ort", "--duration", "0.1")
 QUIET = (2000.0, 2004.0, 1998.0, 2001.0, 2003.0)
@@ -36,8 +37,8 @@ def test_bench_shows_and_writes_everything(run_cli: Run, shared_bundle: Path, tm
     )  # fmt: skip
 
     assert done.returncode in (0, 6), done.stderr  # 6: this machine may well be busy
-    assert "FCN-8s / 16, 1x3x96x96, cpu on " in done.stdout
-    assert " nodes on CPUExecutionProvider (ort, ort-e2e)" in done.stdout
+    assert missing("FCN-8s 1x3x96x96 cpu", done.stdout) == []
+    assert "CPUExecutionProvider (ort, ort-e2e)" in done.stdout
     assert "ONNX Runtime" in done.stdout
     assert "round 5 of 5" in done.stderr
     for name in ("latency.json", "latency.md", "latency.html"):
@@ -77,7 +78,7 @@ def test_an_interrupted_bench_reports_what_it_has(shared_bundle: Path, tmp_path:
         output, errors = process.communicate(timeout=60)
 
     assert process.returncode == 130
-    assert "The run was interrupted" in output
+    assert "interrupted" in output
     assert "wrote kept.json" in output
     assert "Traceback" not in errors
     kept = fd.read_report(tmp_path / "kept.json")
@@ -108,11 +109,10 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_measured(
 ) -> None:
     (tmp_path / "file").write_text("")
 
-    for name, reason in (("file/latency.json", "is no directory that you may write to"), (".", "it is a directory")):
+    for name in ("file/latency.json", "."):
         code, output, errors = call_cli("bench", shared_bundle, *QUICK, "--json", name)
         assert code == 3
-        assert f"cannot write {name}: " in errors
-        assert reason in errors
+        assert name in errors
         assert output == ""
 
 
@@ -133,20 +133,20 @@ def test_wrong_outputs_are_exit_code_5(call_cli: Call, bundle: Path) -> None:
     assert "max error / range" in errors
 
 
-@pytest.mark.parametrize(("arguments", "problem"), [
-    (("--rows", "nonsense"), "no row nonsense on cpu; there are pytorch"),
-    (("--batch", "4"), "no bundle has a batch of 4"),
-    (("--batch", "four"), "'four' is no list of batches such as 1,2,4"),
-    (("--batch", "0"), "'0' is no list of batches"),
-    (("--duration", "0"), "seconds of samples per row 0.0 is out of bounds: 0.01 to 3600"),
-    (("--threads", "0"), "one per core of this machine, 0 is out of bounds: 1 to"),
+@pytest.mark.parametrize(("arguments", "facts"), [
+    (("--rows", "nonsense"), "nonsense cpu pytorch ort"),
+    (("--batch", "4"), "4 1"),
+    (("--batch", "four"), "four 1,2,4"),
+    (("--batch", "0"), "--batch 0"),
+    (("--duration", "0"), "0 0.01 3600"),
+    (("--threads", "0"), "0 threads"),
     (("--provider", "tpu"), "'tpu'"),
 ])  # fmt: skip
-def test_bad_options(call_cli: Call, shared_bundle: Path, arguments: tuple[str, ...], problem: str) -> None:
+def test_bad_options(call_cli: Call, shared_bundle: Path, arguments: tuple[str, ...], facts: str) -> None:
     code, output, errors = call_cli("bench", shared_bundle, *arguments)
 
     assert code == 2
-    assert problem in " ".join(errors.replace("│", " ").split())
+    assert missing(facts, errors) == []
     assert output == ""
 
 
@@ -154,7 +154,7 @@ def test_a_missing_bundle(call_cli: Call) -> None:
     code, _, errors = call_cli("bench", "nowhere", *QUICK)
 
     assert code == 3
-    assert "nowhere is neither a bundle nor an ONNX file" in errors
+    assert "nowhere" in errors
 
 
 def test_compare_says_slower_with_its_own_exit_code(call_cli: Call, files: tuple[Path, Path]) -> None:
@@ -163,7 +163,7 @@ def test_compare_says_slower_with_its_own_exit_code(call_cli: Call, files: tuple
     assert code == 7
     assert "no difference" in output
     assert "slower" in output
-    assert "FCN-8s 500x500 batch 1 ort on cpu takes 1.10 times as long" in errors
+    assert missing("FCN-8s 500x500 ort cpu 1.10", errors) == []
 
 
 def test_compare_says_faster(call_cli: Call, files: tuple[Path, Path]) -> None:
@@ -191,7 +191,8 @@ def test_report_shows_one_again(call_cli: Call, files: tuple[Path, Path], tmp_pa
     code, output, _ = call_cli("report", files[0], "--markdown", "again.md", "--report", "again.html")
 
     assert code == 0
-    assert "FCN-8s, 1x3x500x500, cpu on Test CPU, 2 cores" in output
+    assert missing("FCN-8s 1x3x500x500 cpu 2", output) == []
+    assert "Test CPU" in output
     assert (tmp_path / "again.md").read_text().startswith("# Benchmark: Test CPU, 2 cores")
     assert "<svg" in (tmp_path / "again.html").read_text()
 
@@ -210,11 +211,11 @@ def test_a_report_of_another_schema_version(call_cli: Call, files: tuple[Path, P
     code, _, errors = call_cli("report", files[0])
 
     assert code == 3
-    assert "has schema version 7; this fcn-deploy reads 1" in errors
+    assert missing("7 1", errors) == []
 
 
 def test_compare_with_a_missing_file(call_cli: Call, files: tuple[Path, Path]) -> None:
     code, _, errors = call_cli("compare", files[0], "none.json")
 
     assert code == 3
-    assert "none.json: No such file or directory" in errors
+    assert "none.json" in errors

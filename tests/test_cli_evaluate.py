@@ -16,6 +16,7 @@ import fcn_deploy as fd
 from fcn_deploy.storage import sole_writer
 from tests.conftest import Call, Run
 from tests.datasets import make_folders, make_voc, save_labels
+from tests.messages import missing
 
 NAMES = ["evaluation.json", "index.html", "journal.jsonl"]
 
@@ -35,12 +36,11 @@ def test_the_sample_on_its_scene_beside_pytorch(call_cli: Call, tmp_path: Path) 
     assert [line.split()[0] for line in lines[4:11]] == [
         "background", "disc", "square", "triangle", "star", "ring", "cross",
     ]  # fmt: skip
-    assert "mean IU lost in deployment: 0.0000 (PyTorch " in output
-    assert "same label in 100.000% of the pixels, mean IU between both 1.0000" in output
+    assert missing("PyTorch 0.0000 100.000% 1.0000", output) == []
     assert "wrote evaluation" in output
-    assert "label and score, images: 1" in errors
+    assert "images: 1" in errors
     document = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
-    assert f"mean IU {document['scores']['mean_iu']:.4f}, pixel accuracy" in output
+    assert f"mean IU {document['scores']['mean_iu']:.4f}" in output
     assert document["scores"]["mean_iu"] > 0.35, "nothing but background has 0.115"
     shares = [row["truth_share"] for row in document["classes"]]
     assert shares == (np.bincount(np.array(Image.open(fd.SAMPLE_LABELS)).ravel()) / 250_000).tolist()
@@ -59,9 +59,8 @@ def test_pascal_voc_untrained(call_cli: Call, shared_bundle: Path, tmp_path: Pat
     code, output, errors = call_cli("evaluate", shared_bundle, "VOC", "--split", "train", "--output", "out")
 
     assert code == 0, errors
-    assert "Pascal VOC VOC, split train, images: 1\n" in output
-    assert "classes are neither in the truth nor among the labels" in output
-    assert errors.endswith("untrained weights: the scores mean nothing\n")
+    assert missing("VOC train 1", output) == []
+    assert "untrained" in errors.splitlines()[-1]
 
 
 def test_folders_by_other_names_and_another_option_begins_anew(
@@ -75,30 +74,30 @@ def test_folders_by_other_names_and_another_option_begins_anew(
     assert call_cli(*command)[0] == 0
     code, output, errors = call_cli(*command)
     assert code == 0, errors
-    assert "finished by an earlier run: 2 of 2" in output
+    assert "2 of 2" in output
     code, output, errors = call_cli(*command, "--keep-aspect")
 
     assert code == 0
-    assert "begin anew: the journal in evaluation is of another fitting" in errors
-    assert "finished by an earlier run" not in output
+    assert missing("evaluation fitting", errors) == []
+    assert "2 of 2" not in output
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [
-    (("nothing", "sample"), (3, "nothing is neither a bundle nor an ONNX file")),
-    (("BUNDLE", "nowhere"), (3, "data set nowhere is not a folder")),
-    (("BUNDLE", "./sample"), (3, "data set sample is not a folder")),
-    (("BUNDLE", "data"), (3, "1 files of 3 pairs are missing from data: labels/001.png A photo and its label PNG")),
-    (("BUNDLE", "data", "--split", "val"), (2, "split val of data: two folders have no splits")),
-    (("BUNDLE", "empty"), (3, "data set empty has neither JPEGImages (Pascal VOC) nor images and labels")),
-    (("BUNDLE", "sample", "--split", "val"), (2, "the sample is one scene, without splits and folders")),
-    (("BUNDLE", "sample", "--limit", "0"), (2, "limit 0 is below 1")),
-    (("BUNDLE", "sample", "--worst", "1000"), (2, "1000 worst images: 0 to 100 fit a page")),
-    (("BUNDLE", "sample", "--checkpoint", "sample"), (2, "a checkpoint is given, and nothing to do with it")),
-    (("BUNDLE", "sample", "--against", "pytorch", "--checkpoint", "sample"), (2, "exported from no checkpoint")),
-    (("BUNDLE", "sample", "--against", "keras"), (2, "'keras' is not")),
-    (("BUNDLE",), (2, "Missing argument 'DATASET'")),
-    (("BUNDLE", "sample", "--output", "data"), (3, "data holds images and no journal.jsonl")),
-    (("BUNDLE", "sample", "--output", "/proc/nobody/writes/here"), (3, "cannot write /proc/nobody")),
+    (("nothing", "sample"), (3, "nothing")),
+    (("BUNDLE", "nowhere"), (3, "nowhere")),
+    (("BUNDLE", "./sample"), (3, "sample")),
+    (("BUNDLE", "data"), (3, "1 3 data labels/001.png")),
+    (("BUNDLE", "data", "--split", "val"), (2, "val data")),
+    (("BUNDLE", "empty"), (3, "empty JPEGImages images labels")),
+    (("BUNDLE", "sample", "--split", "val"), (2, "sample")),
+    (("BUNDLE", "sample", "--limit", "0"), (2, "limit 0 1")),
+    (("BUNDLE", "sample", "--worst", "1000"), (2, "1000 0 100")),
+    (("BUNDLE", "sample", "--checkpoint", "sample"), (2, "checkpoint")),
+    (("BUNDLE", "sample", "--against", "pytorch", "--checkpoint", "sample"), (2, "checkpoint")),
+    (("BUNDLE", "sample", "--against", "keras"), (2, "keras pytorch")),
+    (("BUNDLE",), (2, "DATASET")),
+    (("BUNDLE", "sample", "--output", "data"), (3, "data journal.jsonl")),
+    (("BUNDLE", "sample", "--output", "/proc/nobody/writes/here"), (3, "/proc/nobody/writes")),
 ])  # fmt: skip
 def test_bad_input_has_its_exit_code_and_leaves_nothing(
     call_cli: Call, shared_bundle: Path, tmp_path: Path, arguments: tuple[str, ...], expected: tuple[int, str]
@@ -112,7 +111,7 @@ def test_bad_input_has_its_exit_code_and_leaves_nothing(
     )
 
     assert (found, output) == (expected[0], ""), errors
-    assert expected[1] in " ".join(errors.replace("│", " ").split())
+    assert missing(expected[1], errors) == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "empty"]
 
 
@@ -128,16 +127,15 @@ def test_bad_files_among_many_are_listed_after_the_scores_of_the_rest(
     code, output, errors = call_cli("evaluate", shared_bundle, "data")
 
     assert code == 3
-    assert "data, images with labels, images: 2 of 6\n" in output
+    assert "2 of 6" in output
     assert "mean IU 0." in output
-    for problem in (
-        "error: 4 of 6 images have no score, so that the scores are incomplete:\n",
-        "  image data/images/000.png (0 bytes) is of no known format\n",
-        "  labels data/labels/001.png are of mode RGB: colours, which say no label without their palette\n",
-        "  labels data/labels/002.png are 9x9 pixels, their photo is 56x44\n",
-        "  labels data/labels/003.png have value 254 in 2576 pixels; the model has 21 classes, 0 to 20, and 255",
-    ):
-        assert problem in errors
+    first, *lines = errors[errors.index("error:") :].splitlines()
+    assert missing("4 6", first) == []
+    for line, facts in zip(lines[:4], (
+        "data/images/000.png 0", "data/labels/001.png RGB", "data/labels/002.png 9x9 56x44",
+        "data/labels/003.png 254 2576 21 20 255",
+    ), strict=True):  # fmt: skip
+        assert missing(facts, line) == []
     assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["complete"] is False
 
 
@@ -145,7 +143,7 @@ def test_two_runs_into_one_folder(call_cli: Call, shared_bundle: Path, tmp_path:
     with sole_writer(tmp_path / "evaluation"):
         code, output, errors = call_cli("evaluate", shared_bundle, "sample")
         assert (code, output) == (3, "")
-        assert "error: another run is writing to evaluation\n" in errors
+        assert "evaluation" in errors
 
     assert call_cli("evaluate", shared_bundle, "sample")[0] == 0
 
@@ -165,7 +163,7 @@ def test_a_full_disk_leaves_the_old_result_whole(
     full = run_cli("evaluate", shared_bundle, "data", "--keep-aspect", preexec_fn=limit_files)
 
     assert full.returncode == 3, full.stderr
-    assert "error: cannot write evaluation/journal.jsonl: File too large; " in full.stderr
+    assert "evaluation/journal.jsonl: File too large" in full.stderr
     assert "Traceback" not in full.stderr
     for name in ("evaluation.json", "index.html"):
         assert (tmp_path / "evaluation" / name).read_bytes() == before[name]

@@ -8,6 +8,7 @@ import pytest
 from fcn_deploy.artifact.engine import sidecar_path
 from tests.conftest import Call, Run
 from tests.engines import WITHOUT_GPU, rtx
+from tests.messages import missing
 
 ADA = ("--flavour", "tensorrt-rtx", "--compute-capability", "12.0,8.9")
 
@@ -16,21 +17,22 @@ def test_an_engine_from_a_bundle(run_cli: Run, bundle: Path, tmp_path: Path) -> 
     made = run_cli("tensorrt", bundle, "--precision", "fp16", *ADA)
     assert made.returncode == 0, made.stderr
     lines = made.stdout.splitlines()
-    assert lines[0].startswith("FCN-8s (floor geometry, 21 classes, channels / 16), untrained")
-    assert lines[1] == "in: image float32 1x3x96x96; out: logits float32 1x21x96x96"
-    assert lines[2] == "100% of 36 layers in fp16 (36 in fp16), as TensorRT's builder lists the engine"
-    assert lines[3] == f"runs with tensorrt-rtx {rtx().version} on compute capability 8.9, 12.0"
-    assert lines[4].startswith(f"wrote {bundle}.plan: ")
-    assert "convert to fp16" in made.stderr
+    for line, facts in zip(lines[:5], (
+        "FCN-8s floor 21 16 untrained", "image float32 1x3x96x96 logits 1x21x96x96", "100% 36 fp16",
+        f"tensorrt-rtx {rtx().version} 8.9 12.0", f"{bundle}.plan",
+    ), strict=True):  # fmt: skip
+        assert missing(facts, line) == []
+    assert "fp16" in made.stderr
     assert (tmp_path / "bundle.plan.json").is_file()
 
     again = run_cli("tensorrt", bundle, "--precision", "fp16", *ADA)
     assert again.returncode == 0
-    assert again.stdout.startswith(f"up to date: {bundle}.plan was built of the same; nothing was done\n")
+    assert again.stdout.startswith("up to date")
+    assert f"{bundle}.plan" in again.stdout
 
     other = run_cli("tensorrt", bundle, *ADA)
     assert other.returncode == 3
-    assert f"error: {bundle}.plan exists already and is another: fp16 for compute capability 8.9, 12.0" in other.stderr
+    assert missing(f"{bundle}.plan fp16 8.9 12.0 --force", other.stderr) == []
 
 
 def test_json_and_inspect(call_cli: Call, shared_bundle: Path, tmp_path: Path) -> None:
@@ -43,32 +45,31 @@ def test_json_and_inspect(call_cli: Call, shared_bundle: Path, tmp_path: Path) -
 
     assert json.loads(call_cli("inspect", "e.plan", "--json")[1])["key"] == made["key"]
     shown = call_cli("inspect", "e.plan")[1]
-    assert "100% of 36 layers in fp32" in shown
-    assert f"from an ONNX file of SHA-256 {made['source_sha256']}" in shown
+    assert missing(f"100% 36 fp32 {made['source_sha256']}", shown) == []
 
     code, _, errors = call_cli("inspect", "e.plan", "--picture", "maps.png")
     assert code == 2
-    assert "e.plan is an engine, which has no maps to draw" in errors
+    assert "e.plan" in errors
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), [
-    (("--compute-capability", "ada"), 2, "'ada' is no list of compute capabilities such as 8.9,12.0"),
-    (("--compute-capability", "9.0"), 2, "compute capability 9.0: TensorRT-RTX"),
-    ((*ADA, "--workspace", "0"), 2, "workspace 0 MiB is not between 1 and 1048576"),
-    ((*ADA, "--timing-cache", "t.cache"), 2, "has no timing cache"),
-    ((*ADA, "--precision", "fp8"), 2, "'fp8' is not one of"),
-    ((*ADA, "--output", "e.engine"), 2, "e.engine does not end in .plan"),
-    (ADA, 3, "nothing is neither a bundle nor an ONNX file"),
+@pytest.mark.parametrize(("arguments", "code", "facts"), [
+    (("--compute-capability", "ada"), 2, "ada 8.9,12.0"),
+    (("--compute-capability", "9.0"), 2, "9.0 TensorRT-RTX"),
+    ((*ADA, "--workspace", "0"), 2, "workspace 0 1 1048576"),
+    ((*ADA, "--timing-cache", "t.cache"), 2, "timing cache"),
+    ((*ADA, "--precision", "fp8"), 2, "fp8 fp16"),
+    ((*ADA, "--output", "e.engine"), 2, "e.engine"),
+    (ADA, 3, "nothing"),
 ])  # fmt: skip
 def test_bad_input_has_its_exit_code_and_leaves_nothing(
-    call_cli: Call, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+    call_cli: Call, tmp_path: Path, arguments: tuple[str, ...], code: int, facts: str
 ) -> None:
     rtx()
 
     found, output, errors = call_cli("tensorrt", "nothing", *arguments)
 
     assert found == code, errors
-    assert message in " ".join(errors.replace("│", " ").split())
+    assert missing(facts, errors) == []
     assert output == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -82,11 +83,11 @@ def test_engines_without_a_gpu(call_cli: Call, shared_bundle: Path, photo: Path)
     for command in (("verify", "e.plan"), ("predict", "e.plan", photo)):
         code, output, errors = call_cli(*command)
         assert (code, output) == (4, "")
-        assert "error: no NVIDIA driver (libcuda.so.1 is not found)" in errors
+        assert missing("NVIDIA libcuda.so.1", errors) == []
 
     code, _, errors = call_cli("bench", "e.plan")
     assert code == 2
-    assert "e.plan: bench measures an engine beside the bundle that it was built of" in errors
+    assert "e.plan" in errors
 
 
 def test_engines_of_another_tensorrt_and_damaged_ones(call_cli: Call, shared_bundle: Path, tmp_path: Path) -> None:
@@ -98,15 +99,15 @@ def test_engines_of_another_tensorrt_and_damaged_ones(call_cli: Call, shared_bun
     sidecar_path(plan).write_text(sidecar.replace(version, "1.6.0.1"), encoding="utf-8")
     code, _, errors = call_cli("verify", plan)
     assert code == 3
-    assert f"e.plan was built by tensorrt-rtx 1.6.0.1; {version} is installed here" in errors
+    assert missing(f"e.plan tensorrt-rtx 1.6.0.1 {version}", errors) == []
 
     plan.write_bytes(whole[: len(whole) // 2])
     for command in ("verify", "inspect"):
         code, _, errors = call_cli(command, plan)
         assert code == 3
-        assert f"has {len(whole) // 2} bytes; e.plan.json says {len(whole)}" in errors
+        assert missing(f"e.plan.json {len(whole) // 2} {len(whole)}", errors) == []
 
     sidecar_path(plan).unlink()
     code, _, errors = call_cli("inspect", plan)
     assert code == 3
-    assert "has no sidecar e.plan.json" in errors
+    assert "e.plan.json" in errors

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Call, Run
+from tests.messages import missing
 
 
 def test_a_package_from_a_bundle(run_cli: Run, shared_bundle: Path, tmp_path: Path) -> None:
     done = run_cli("package", shared_bundle, "--target", "triton", "--backend", "python", "--output", "out")
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    lines = done.stdout.splitlines()
+    assert lines[:11] == [
         "out",
         "├── client.py",
         "├── inference-service.yaml",
@@ -25,17 +27,16 @@ def test_a_package_from_a_bundle(run_cli: Run, shared_bundle: Path, tmp_path: Pa
         "        │   │   └── model.onnx  2.8 MB",
         "        │   └── model.py",
         "        └── config.pbtxt",
-        "FCN-8s (floor geometry, 21 classes, channels / 16), untrained (random weights, seed 0)",
-        "in: pixels uint8 -1x-1x3; out: labels uint8 -1x-1; -1 is any size",
-        "server: tritonserver --model-repository out/repository",
-        f"container: docker run --rm -p 8000:8000 -p 8001:8001 -v {tmp_path}/out/repository:/models:ro "
+    ]
+    for line, fact in zip(lines[11:], (
+        "untrained", "pixels uint8 -1x-1x3", "tritonserver --model-repository out/repository",
+        f"docker run --rm -p 8000:8000 -p 8001:8001 -v {tmp_path}/out/repository:/models:ro "
         "nvcr.io/nvidia/tritonserver:25.08-py3 sh -c "
         '"pip install fcn-deploy && tritonserver --model-repository /models"',
-        "client: python out/client.py photo.jpg",
-        "for Kubernetes, write where the repository lies into inference-service.yaml, or pass --storage-uri",
-    ]
-    assert "read the configurations back and compare them with the models" in done.stderr
-    assert done.stderr.endswith("untrained weights: the labels mean nothing\n")
+        "python out/client.py photo.jpg", "--storage-uri",
+    ), strict=True):  # fmt: skip
+        assert fact in line
+    assert "untrained" in done.stderr.splitlines()[-1]
 
 
 def test_json(call_cli: Call, shared_bundle: Path) -> None:
@@ -48,23 +49,23 @@ def test_json(call_cli: Call, shared_bundle: Path) -> None:
     assert "repository/net/config.pbtxt" in made["files"]
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), [
-    (("nothing",), 3, "nothing is neither a bundle nor an ONNX file"),
-    (("nothing.plan", "--backend", "tensorrt"), 3, "nothing.plan is not a file"),
-    (("nothing", "--target", "tritn"), 2, "'tritn' is not one of 'triton'"),
-    (("nothing", "--backend", "onnx"), 2, "'onnx' is not one of"),
-    (("nothing", "--instances", "0"), 2, "instances 0 is not between 1 and 64"),
-    (("nothing", "--queue-delay", "x"), 2, "unable to parse string as an integer"),
-    (("nothing", "--name", "a b"), 2, "'a b' is no name for a model"),
-    (("nothing", "--workspace", "64"), 2, "are for ONNX Runtime's TensorRT provider in Triton"),
+@pytest.mark.parametrize(("arguments", "code", "facts"), [
+    (("nothing",), 3, "nothing"),
+    (("nothing.plan", "--backend", "tensorrt"), 3, "nothing.plan"),
+    (("nothing", "--target", "tritn"), 2, "tritn triton"),
+    (("nothing", "--backend", "onnx"), 2, "onnx python"),
+    (("nothing", "--instances", "0"), 2, "instances 0 1 64"),
+    (("nothing", "--queue-delay", "x"), 2, "--queue-delay"),
+    (("nothing", "--name", "a b"), 2, "name a b"),
+    (("nothing", "--workspace", "64"), 2, "--workspace TensorRT"),
 ])  # fmt: skip
 def test_bad_input_has_its_exit_code_and_leaves_nothing(
-    call_cli: Call, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+    call_cli: Call, tmp_path: Path, arguments: tuple[str, ...], code: int, facts: str
 ) -> None:
     found, output, errors = call_cli("package", *arguments)
 
     assert found == code, errors
-    assert message in " ".join(errors.replace("│", " ").split())
+    assert missing(facts, errors) == []
     assert output == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -77,6 +78,5 @@ def test_without_tritonclient(
     code, _, errors = call_cli("package", shared_bundle)
 
     assert code == 2
-    assert "a package for Triton needs tritonclient, which is not installed" in errors
-    assert "pip install 'fcn-deploy[triton]'" in errors
+    assert missing("tritonclient 'fcn-deploy[triton]'", errors) == []
     assert list(tmp_path.iterdir()) == []

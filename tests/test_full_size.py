@@ -38,7 +38,7 @@ def test_end_to_end(run_cli: Run, tmp_path: Path, variant: str, geometry: str, c
     if variant == "32s":
         benched = run_cli("bench", "fcn32s", "--rows", "ort", "--duration", "1")
         assert benched.returncode in (0, 6), benched.stderr  # 6: this machine may well be busy
-        assert " nodes on CPUExecutionProvider (ort)" in benched.stdout
+        assert "CPUExecutionProvider (ort)" in benched.stdout
 
 
 def assert_runs_at_full_size(run_cli: Run, folder: Path, bundle: str, counts: tuple[float, int]) -> None:
@@ -60,7 +60,6 @@ def assert_runs_at_full_size(run_cli: Run, folder: Path, bundle: str, counts: tu
 def test_verify_takes_every_input_and_the_file_opens_without_this_toolkit(run_cli: Run, tmp_path: Path) -> None:
     exported = run_cli("export", "--variant", "8s", "--geometry", "caffe", "--optimize", "none", "--no-verify")
     assert exported.returncode == 0, exported.stderr
-    assert "nobody has compared this file with PyTorch" in exported.stdout
 
     verified = run_cli("verify", "fcn8s", "--json")
     assert verified.returncode == 0, verified.stderr

@@ -1,10 +1,8 @@
 """Measures the highest rates of a device: a large matrix product per precision, and a large copy."""
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from math import prod
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -15,9 +13,8 @@ from benchmarks.engine.peers import set_tf32
 from benchmarks.report.results import Ceilings, WorkEstimate
 from fcn_deploy.choices import Provider
 from fcn_deploy.graph import Layer
-from fcn_deploy.onnx_file import write_model
-from fcn_deploy.runtime.ort import OrtRunner
 from fcn_deploy.runtime.ort_options import OrtOptions
+from fcn_deploy.runtime.run_graph import open_graph
 
 
 def work_of(model: ir.Model, counted: Sequence[Layer], element_bytes: int) -> WorkEstimate:
@@ -73,13 +70,10 @@ def _product_s(precision: ComputePrecision, rows: int, device: torch.device, sec
 
 def _onnxruntime_product_s(rows: int, threads: int | None, seconds: float) -> float:
     left = np.random.default_rng(0).standard_normal((rows, rows), dtype=np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "product.onnx"
-        write_model(product_graph(rows), path)
-        with OrtRunner(path, OrtOptions(threads=threads)) as runner:
-            bound = runner.bind()
-            bound.upload({"left": left})
-            return _best(bound.run, torch.device("cpu"), seconds)
+    with open_graph(product_graph(rows), OrtOptions(threads=threads)) as runner:
+        bound = runner.bind()
+        bound.upload({"left": left})
+        return _best(bound.run, torch.device("cpu"), seconds)
 
 
 def product_graph(rows: int) -> ir.Model:

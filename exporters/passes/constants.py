@@ -4,10 +4,8 @@ Rim and moat do not depend on the image, nor on its size as long as the raster o
 therefore computed on the smallest image that has the same rims, a fraction of a percent of a run, and spread out.
 """
 
-import tempfile
 from collections.abc import Sequence
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +15,8 @@ import onnx_ir as ir
 
 from exporters.passes.edit import static_shape
 from exporters.passes.trace import Regions, Trace, constant_fill
-from fcn_deploy.onnx_file import write_model
 from fcn_deploy.regions import Region, image_region
-from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.runtime.run_graph import run_graph
 
 Array = npt.NDArray[Any]
 
@@ -94,9 +91,5 @@ def _evaluate(part: ir.Model, fill: float) -> list[Array]:
     if dtype != np.float32:
         # On a CPU, ONNX Runtime has convolutions in float32 only.
         return list(onnx.reference.ReferenceEvaluator(ir.to_proto(part)).run(None, image))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "part.onnx"
-        write_model(part, path)
-        with OrtRunner(path) as runner:
-            made = runner.run(image)
+    made = run_graph(part, image)
     return [made[str(value.name)] for value in part.graph.outputs]

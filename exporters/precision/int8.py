@@ -3,8 +3,6 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf, log10
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,10 +17,9 @@ from fcn_deploy.choices import Calibration, Target
 from fcn_deploy.errors import ParityError, UsageError
 from fcn_deploy.metrics import Scores, confusion_matrix
 from fcn_deploy.model_info import MAX_CLASSES
-from fcn_deploy.onnx_file import write_model
 from fcn_deploy.progress import Advance, OnStep, quietly
 from fcn_deploy.runtime.base import labels_of
-from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.runtime.run_graph import open_graph
 
 # Largest magnitude of a symmetric int8, and of uint8.
 _SIGNED, _UNSIGNED = 127, 255
@@ -376,13 +373,10 @@ def input_noise(found: Activation, scale: Scale) -> float:
 
 def _labels(model: ir.Model, feeds: Feeds, advance: Advance) -> list[Labels]:
     found = []
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        write_model(model, path)
-        with OrtRunner(path) as runner:
-            for feed in feeds:
-                found.append(labels_of(runner.run(feed)))
-                advance()
+    with open_graph(model) as runner:
+        for feed in feeds:
+            found.append(labels_of(runner.run(feed)))
+            advance()
     return found
 
 

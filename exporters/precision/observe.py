@@ -1,10 +1,8 @@
 """What the maps of a graph hold on real images: extremes and a histogram, streamed so that memory does not grow."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import frexp, prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,7 @@ from exporters.passes.edit import static_shape
 from fcn_deploy.choices import Calibration
 from fcn_deploy.errors import ParityError
 from fcn_deploy.graph import prefix
-from fcn_deploy.onnx_file import write_model
-from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.runtime.run_graph import open_graph
 
 Array = npt.NDArray[Any]
 
@@ -89,15 +86,12 @@ def observe(
     """
     found = {name: Activation() for name in names}
     for chunk in _chunks(model, names):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "observed.onnx"
-            write_model(prefix(model, chunk), path)
-            with OrtRunner(path) as runner:
-                for feed in feeds:
-                    for name, values in runner.run(feed).items():
-                        _require_numbers(name, values)
-                        found[name].add(values)
-                    on_run()
+        with open_graph(prefix(model, chunk)) as runner:
+            for feed in feeds:
+                for name, values in runner.run(feed).items():
+                    _require_numbers(name, values)
+                    found[name].add(values)
+                on_run()
     return found
 
 

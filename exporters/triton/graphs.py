@@ -4,7 +4,6 @@ Unlike the pixel head of an export, what is put in front here leaves the model's
 fits every precision, and the numbers that reach the model are those of `fcn_deploy.images.preprocess`, bit for bit.
 """
 
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,11 +18,11 @@ from fcn_deploy.choices import Head, ImageInput
 from fcn_deploy.errors import ParityError, UsageError
 from fcn_deploy.images import SAMPLE_PHOTO, Labels, Pixels
 from fcn_deploy.model_info import INPUT_NAME, LABELS_NAME, MEAN_BGR, OUTPUT_NAME, PIXELS_NAME
-from fcn_deploy.onnx_file import write_model
 from fcn_deploy.parity.inputs import Shape, photo_input, pixel_noise_input
 from fcn_deploy.parity.tolerance import TIERS
 from fcn_deploy.runtime.base import feed_of, labels_of
 from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.runtime.run_graph import open_graph
 
 _IR_VERSION, _OPSET = 8, 17
 _RGB_TO_BGR = (2, 1, 0)
@@ -220,9 +219,6 @@ def _labels(model: ir.Model, pixels: Pixels, batch: int) -> Labels:
     fixed = model.clone()
     image = fixed.graph.inputs[0]
     image.shape = ir.Shape((batch, *pixels.shape[1:]))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "served.onnx"
-        write_model(fixed, path)
-        with OrtRunner(path) as runner:
-            parts = np.split(pixels, len(pixels) // batch)
-            return np.concatenate([labels_of(runner.run({PIXELS_NAME: part})) for part in parts])
+    with open_graph(fixed) as runner:
+        parts = np.split(pixels, len(pixels) // batch)
+        return np.concatenate([labels_of(runner.run({PIXELS_NAME: part})) for part in parts])

@@ -6,7 +6,6 @@ Only one map at a time is given out: giving out all of them would break up the v
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,12 @@ from torch import Tensor, nn
 
 from fcn_deploy.graph import prefix
 from fcn_deploy.model_info import SCALE_KEY, WINDOW_KEY
-from fcn_deploy.onnx_file import read_model, write_model
+from fcn_deploy.onnx_file import read_model
 from fcn_deploy.parity.inputs import ParityInput
 from fcn_deploy.parity.report import json_ready
 from fcn_deploy.progress import OnStep, quietly
-from fcn_deploy.runtime.ort import OrtRunner
 from fcn_deploy.runtime.ort_options import OrtOptions
+from fcn_deploy.runtime.run_graph import open_graph
 
 Array = npt.NDArray[Any]
 
@@ -193,11 +192,8 @@ def _maps(network: nn.Module, given: ParityInput, nodes: Mapping[str, ir.Node]) 
 
 
 def _run(model: ir.Model, given: ParityInput, options: OrtOptions) -> Array:
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "prefix.onnx"
-        write_model(model, path)
-        with OrtRunner(path, options) as runner:
-            (output,) = runner.run({spec.name: given.feed(spec) for spec in runner.inputs}).values()
+    with open_graph(model, options) as runner:
+        (output,) = runner.run({spec.name: given.feed(spec) for spec in runner.inputs}).values()
     return output
 
 

@@ -7,6 +7,7 @@ from benchmarks.stats.comparison import Ratio, Verdict, compare_reports
 from benchmarks.stats.timing import Measurement
 from fcn_deploy import MeasurementError, RegressionError, UsageError
 from tests.benchmarks.reports import report, row
+from tests.messages import states
 
 BEFORE = (2000.0, 2004.0, 1998.0, 2001.0, 2003.0)
 
@@ -78,7 +79,7 @@ def test_what_slows_a_whole_round_cancels_within_a_report() -> None:
 def test_a_slower_row_is_an_error_of_its_own() -> None:
     found = compare_reports(report(row("ort", *BEFORE)), report(row("ort", *scaled(1.1))))
 
-    with pytest.raises(RegressionError, match=r"FCN-8s 500x500 batch 1 ort on cpu takes 1.10 times as long") as caught:
+    with pytest.raises(RegressionError, check=states("FCN-8s 500x500 ort cpu 1.10")) as caught:
         found.require_no_regression()
     assert caught.value.exit_code == 7
 
@@ -89,14 +90,14 @@ def test_a_row_that_is_gone_is_a_regression_and_a_new_one_is_not() -> None:
     )
 
     assert [key.case for key in found.gained] == ["compile"]
-    with pytest.raises(RegressionError, match="pytorch on cpu is no longer measured"):
+    with pytest.raises(RegressionError, match="pytorch on cpu"):
         found.require_no_regression()
 
 
 def test_an_unstable_row_is_no_clean_bill() -> None:
     found = compare_reports(report(row("ort", *BEFORE)), report(row("ort", 2000, 2000, 2000, 2600, 2000)))
 
-    with pytest.raises(MeasurementError, match="unstable: FCN-8s") as caught:
+    with pytest.raises(MeasurementError, match="FCN-8s") as caught:
         found.require_no_regression()
     assert caught.value.exit_code == 6
 
@@ -106,7 +107,7 @@ def test_equal_and_stable_passes() -> None:
 
 
 def test_rows_that_only_share_their_case_are_not_compared() -> None:
-    with pytest.raises(UsageError, match=r"no row in common: .* batch 1 ort on cpu against .* batch 2 ort on cpu"):
+    with pytest.raises(UsageError, match=r"1 ort on cpu .*2 ort on cpu"):
         compare_reports(report(row("ort", *BEFORE)), report(row("ort", *BEFORE, batch=2)))
 
 
@@ -114,5 +115,5 @@ def test_rows_that_only_share_their_case_are_not_compared() -> None:
 def test_thresholds_out_of_their_bounds(threshold: float) -> None:
     one = report(row("ort", *BEFORE))
 
-    with pytest.raises(UsageError, match=r"threshold .* is not in 0..1"):
+    with pytest.raises(UsageError, match=r"threshold .*0.*1"):
         compare_reports(one, one, threshold)

@@ -231,9 +231,9 @@ def test_slowest_nodes_with_their_share_and_limit() -> None:
 def test_a_page_needs_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else object())
 
-    with pytest.raises(UsageError, match="a page needs matplotlib, which is not installed") as caught:
+    with pytest.raises(UsageError, match="matplotlib") as caught:
         require_page()
-    assert "pip install 'fcn-deploy[report]'" in caught.value.remedy
+    assert "fcn-deploy[report]" in caught.value.remedy
 
 
 def test_nothing_half_written_stays(tmp_path: Path) -> None:

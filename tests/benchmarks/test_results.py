@@ -54,11 +54,11 @@ def test_share_of_the_limit() -> None:
 
 
 @pytest.mark.parametrize(("changes", "problem"), [
-    ({"schema": "something"}, "is not a benchmark report"),
-    ({"schema_version": 2}, "has schema version 2; this fcn-deploy reads 1"),
-    ({"rows": [{}]}, "is damaged: .*missing required field"),
-    ({"rows": 3}, r"is damaged: .*rows"),
-    ({"ceilings": {}}, r"is damaged: .*missing required field.*ceilings"),
+    ({"schema": "something"}, "report"),
+    ({"schema_version": 2}, "2 .*1"),
+    ({"rows": [{}]}, r"report.json.* `network`.*rows\[0\]"),
+    ({"rows": 3}, r"report.json.*rows"),
+    ({"ceilings": {}}, r"report.json.*`copied_bytes_per_s`.*ceilings"),
 ])  # fmt: skip
 def test_damaged_reports(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputFileError, match=problem) as caught:
@@ -68,9 +68,7 @@ def test_damaged_reports(tmp_path: Path, changes: dict[str, Any], problem: str) 
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"), [("", "is not JSON"), ("{", "is not JSON"), ("[1]", "is not a benchmark")]
-)
+@pytest.mark.parametrize(("content", "problem"), [("", "JSON"), ("{", "JSON"), ("[1]", "report")])
 def test_files_that_are_no_reports(tmp_path: Path, content: str, problem: str) -> None:
     path = tmp_path / "report.json"
     path.write_text(content)
@@ -80,7 +78,7 @@ def test_files_that_are_no_reports(tmp_path: Path, content: str, problem: str) -
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(InputFileError, match="No such file"):
+    with pytest.raises(InputFileError, match=r"none.json"):
         read_report(tmp_path / "none.json")
 
 

@@ -18,6 +18,7 @@ from benchmarks.engine.run import BenchProgress, distinct
 from benchmarks.report.results import Row, RowStatus
 from fcn_deploy import BenchOptions, Protocol, Provider
 from tests.conftest import narrow_options
+from tests.messages import missing, states
 
 PRLIMIT = shutil.which("prlimit") or ""
 PLAIN_NODES = 49
@@ -187,7 +188,7 @@ def test_threads_are_kept_to_and_a_runtime_that_is_not_installed_is_skipped(
     found = rows(fd.bench([shared_bundle], BenchOptions(threads=1, protocol=QUICK), look))
 
     assert found["openvino"].status is RowStatus.SKIPPED
-    assert found["openvino"].problem == "OpenVINO is not installed: pip install 'fcn-deploy[openvino]'"
+    assert missing("OpenVINO 'fcn-deploy[openvino]'", found["openvino"].problem or "") == []
     assert found["ort"].status is RowStatus.MEASURED
     assert found["ort"].options == "1 threads"
     assert [len(allowed) for allowed in cores] == [1]
@@ -200,26 +201,24 @@ def hide(hidden: str) -> object:
 
 @pytest.mark.parametrize("threads", [0, -1, 10_000])
 def test_threads_out_of_their_bounds(shared_bundle: Path, threads: int) -> None:
-    with pytest.raises(fd.UsageError, match=f"{threads} threads: this machine has"):
+    with pytest.raises(fd.UsageError, check=states(f"{threads} threads")):
         fd.bench([shared_bundle], BenchOptions(threads=threads))
 
 
 def test_two_bundles_that_could_not_be_told_apart(shared_bundle: Path, bundle: Path) -> None:
-    with pytest.raises(
-        fd.UsageError, match=r"two bundles of FCN-8s / 16 1x3x96x96: their rows would have the same names"
-    ):
+    with pytest.raises(fd.UsageError, check=states("FCN-8s 16 1x3x96x96")):
         fd.bench([shared_bundle, bundle], options("ort"))
 
 
 def test_a_batch_no_bundle_has(shared_bundle: Path) -> None:
-    with pytest.raises(fd.UsageError, match=r"no bundle has a batch of 2, 4: .* has 1") as caught:
+    with pytest.raises(fd.UsageError, check=states("2 4 1")) as caught:
         fd.bench([shared_bundle], BenchOptions(batches=(1, 2, 4)))
 
     assert "fcn-deploy export --variant 8s --batch 2 --output bundle-b2" in caught.value.remedy
 
 
 def test_the_wrong_checkpoint_is_refused(shared_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(fd.UsageError, match="this artifact was exported from no checkpoint"):
+    with pytest.raises(fd.UsageError, match="checkpoint"):
         fd.bench([shared_bundle], BenchOptions(checkpoint=tmp_path / "x.pth"))
 
 
@@ -236,9 +235,9 @@ def test_a_trained_bundle_needs_its_very_checkpoint(tmp_path: Path) -> None:
     bundle = fd.export(trained).path
 
     for wrong, problem in (
-        (None, "was exported from a checkpoint"),
+        (None, "checkpoint"),
         (other, "SHA-256"),
-        (tmp_path / "x", "is not a file"),
+        (tmp_path / "x", "file"),
     ):
         with pytest.raises(fd.CheckpointError, match=problem):
             fd.bench([bundle], BenchOptions(checkpoint=wrong))

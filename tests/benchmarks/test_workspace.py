@@ -41,5 +41,5 @@ def test_an_engine_of_another_model_is_refused(bundle: Path, tmp_path: Path) -> 
     )
     build(other.path, tmp_path / "bundle.plan", fd.Precision.FP32)
 
-    with pytest.raises(fd.BundleError, match=r"bundle\.plan was built from another model than .*model\.onnx"):
+    with pytest.raises(fd.BundleError, match=r"bundle\.plan .*model\.onnx"):
         workspace_of(open_bundle(bundle), tmp_path, None).engine()

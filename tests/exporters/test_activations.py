@@ -133,5 +133,5 @@ def test_a_map_that_is_not_finite_is_refused_by_name(value: float) -> None:
     feed = images(1)[0]
     feed["image"][0, 0, 3, 3] = value
 
-    with pytest.raises(ParityError, match=r"^c reaches infinity"):
+    with pytest.raises(ParityError, match=r"^c .*infinit"):
         observe(two_layers(), ["c"], [feed])

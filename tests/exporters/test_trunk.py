@@ -141,6 +141,6 @@ def test_a_reduced_graph_is_not_reduced_again(body: str, arrays: dict[str, objec
     given = {k: np.zeros((), v) if isinstance(v, str) else np.float32(v) for k, v in arrays.items()}  # type: ignore[arg-type]
     model = moved(body, "float[1,2,6,6] y", **given)
 
-    with pytest.raises(UsageError, match=rf"in reduced precision already: {named}") as caught:
+    with pytest.raises(UsageError, match=named) as caught:
         require_float32(model)
     assert "float32 graph" in caught.value.remedy

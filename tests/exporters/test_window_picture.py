@@ -12,6 +12,7 @@ from fcn_deploy.artifact.bundle import open_bundle
 from fcn_deploy.regions import map_regions
 from tests.conftest import Call, narrow_options
 from tests.exporters.passes.graphs import Trunk
+from tests.messages import missing
 
 LIVE, MOAT, RIM = (230, 159, 0), (191, 227, 247), (0, 114, 178)
 
@@ -75,7 +76,7 @@ def test_a_graph_without_a_frame_has_nothing_to_draw(call_cli: Call, tmp_path: P
     code, _, errors = call_cli("inspect", "plain.onnx", "--picture", "maps.png")
 
     assert code == 3
-    assert "no Conv or Pad frames a map" in errors
+    assert missing("Conv Pad", errors) == []
     assert not (tmp_path / "maps.png").exists()
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from fcn_deploy import BundleError, Geometry, Variant, open_bundle
 from fcn_deploy.artifact.bundle import MANIFEST_FILE, MODEL_FILE, write_manifest
+from tests.messages import states
 
 
 def test_opens_with_its_facts(shared_bundle: Path) -> None:
@@ -36,9 +37,9 @@ def test_a_foreign_onnx_file_has_no_facts(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "foreign.onnx")
     bundle = open_bundle(tmp_path / "foreign.onnx")
 
-    with pytest.raises(BundleError, match=r"foreign.onnx has no fcn_deploy metadata"):
+    with pytest.raises(BundleError, match=r"foreign\.onnx"):
         _ = bundle.info
-    with pytest.raises(BundleError, match="not a fixed N x 3 x H x W"):
+    with pytest.raises(BundleError, match="N x 3 x H x W"):
         _ = bundle.input_shape
 
 
@@ -57,25 +58,25 @@ def flipped(bundle: Path) -> None:
     (bundle / MODEL_FILE).write_bytes(data)
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    (edited(lambda m: m["parity"].update(passed=True, worst_input="none")), "manifest.json was edited after it was"),
-    (edited(lambda m: m.update(opset=19)), "manifest.json was edited after it was written"),
-    (edited(lambda m: m.pop("manifest_sha256")), "manifest.json was edited after it was written"),
-    (edited(lambda m: m.update(schema_version=2)), "has schema version 2; this fcn-deploy reads 1"),
-    (edited(lambda m: m.pop("schema_version")), "manifest.json is damaged"),
-    (lambda b: (b / MANIFEST_FILE).write_text("{"), "manifest.json is damaged"),
-    (lambda b: (b / MANIFEST_FILE).write_text("[1]"), "manifest.json is damaged"),
-    (lambda b: (b / MANIFEST_FILE).write_text('{"schema_version": NaN}'), "NaN is no JSON number"),
-    (lambda b: (b / MANIFEST_FILE).write_text("[" * 100_000), "manifest.json is damaged"),
-    (lambda b: (b / MANIFEST_FILE).unlink(), "is no bundle: manifest.json: No such file"),
-    (lambda b: (b / MODEL_FILE).unlink(), "model.onnx has no file; its manifest says"),
-    (lambda b: (b / MODEL_FILE).write_bytes((b / MODEL_FILE).read_bytes()[:-1]), "bytes; its manifest says"),
-    (flipped, r"model.onnx is not the file the manifest describes \(SHA-256 differs\)"),
+@pytest.mark.parametrize(("damage", "facts"), [
+    (edited(lambda m: m["parity"].update(passed=True, worst_input="none")), "manifest.json"),
+    (edited(lambda m: m.update(opset=19)), "manifest.json"),
+    (edited(lambda m: m.pop("manifest_sha256")), "manifest.json"),
+    (edited(lambda m: m.update(schema_version=2)), "manifest.json 2 1"),
+    (edited(lambda m: m.pop("schema_version")), "manifest.json"),
+    (lambda b: (b / MANIFEST_FILE).write_text("{"), "manifest.json"),
+    (lambda b: (b / MANIFEST_FILE).write_text("[1]"), "manifest.json"),
+    (lambda b: (b / MANIFEST_FILE).write_text('{"schema_version": NaN}'), "NaN"),
+    (lambda b: (b / MANIFEST_FILE).write_text("[" * 100_000), "manifest.json"),
+    (lambda b: (b / MANIFEST_FILE).unlink(), "manifest.json"),
+    (lambda b: (b / MODEL_FILE).unlink(), "model.onnx"),
+    (lambda b: (b / MODEL_FILE).write_bytes((b / MODEL_FILE).read_bytes()[:-1]), "model.onnx bytes"),
+    (flipped, "model.onnx SHA-256"),
 ])  # fmt: skip
-def test_every_damage_is_found(bundle: Path, damage: Callable[[Path], object], message: str) -> None:
+def test_every_damage_is_found(bundle: Path, damage: Callable[[Path], object], facts: str) -> None:
     damage(bundle)
 
-    with pytest.raises(BundleError, match=message) as caught:
+    with pytest.raises(BundleError, check=states(facts)) as caught:
         open_bundle(bundle)
 
     assert caught.value.exit_code == 3
@@ -90,7 +91,7 @@ def test_a_model_swapped_together_with_its_hash_is_found(bundle: Path) -> None:
     added = ("schema_version", "files", "manifest_sha256")
     write_manifest(bundle, {k: v for k, v in manifest.items() if k not in added})
 
-    with pytest.raises(BundleError, match=r"manifest and model.onnx describe different models"):
+    with pytest.raises(BundleError, match=r"manifest.* model\.onnx"):
         open_bundle(bundle)
 
 
@@ -98,5 +99,5 @@ def test_neither_file_nor_directory(tmp_path: Path) -> None:
     with pytest.raises(BundleError) as caught:
         open_bundle(tmp_path / "none")
 
-    assert caught.value.problem == f"{tmp_path / 'none'} is neither a bundle nor an ONNX file"
-    assert caught.value.remedy == "Write one with `fcn-deploy export`."
+    assert str(tmp_path / "none") in caught.value.problem
+    assert "fcn-deploy export" in caught.value.remedy

@@ -47,10 +47,10 @@ def test_metadata_says_what_a_consumer_needs() -> None:
 def test_altered_metadata_is_refused(key: str, value: str) -> None:
     metadata = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(rng_seed=0)).to_metadata()
 
-    with pytest.raises(BundleError, match=r"m.onnx: metadata is incomplete or altered"):
+    with pytest.raises(BundleError, match=r"m\.onnx.* metadata"):
         ModelInfo.from_metadata(metadata | {f"fcn_deploy.{key}": value}, "m.onnx")
     del metadata[f"fcn_deploy.{key}"]
-    with pytest.raises(BundleError, match="metadata is incomplete or altered: KeyError"):
+    with pytest.raises(BundleError, match="metadata"):
         ModelInfo.from_metadata(metadata, "m.onnx")
 
 

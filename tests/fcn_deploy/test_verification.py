@@ -11,6 +11,7 @@ from PIL import Image
 import fcn_deploy as fd
 from fcn_deploy.models.weights import random_network
 from tests.conftest import narrow_options
+from tests.messages import states
 
 HARD = ["mean colour", "extremes", "edges", "checkerboard", "zeros"]
 
@@ -102,33 +103,33 @@ def test_a_bundle_from_a_checkpoint_is_proven_against_it(trained: tuple[Path, Pa
 
 
 def test_its_checkpoint_has_to_be_given(trained: tuple[Path, Path]) -> None:
-    with pytest.raises(fd.CheckpointError, match="was exported from a checkpoint") as caught:
+    with pytest.raises(fd.CheckpointError, match="checkpoint") as caught:
         fd.verify(trained[0])
 
-    assert "Pass that file with --checkpoint" in caught.value.remedy
+    assert "--checkpoint" in caught.value.remedy
 
 
 def test_another_checkpoint_is_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
     other = tmp_path / "other.pth"
     torch.save(random_network(fd.NetworkSpec(fd.Variant.FCN32S, channel_divisor=16), 8).state_dict(), other)
 
-    with pytest.raises(fd.CheckpointError, match=r"other.pth has SHA-256 .*; the artifact was exported from"):
+    with pytest.raises(fd.CheckpointError, match=r"other\.pth .*SHA-256"):
         fd.verify(trained[0], fd.VerifyOptions(other))
 
 
 def test_a_checkpoint_for_random_weights_is_a_misunderstanding(shared_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(fd.UsageError, match="was exported from no checkpoint"):
+    with pytest.raises(fd.UsageError, match="checkpoint"):
         fd.verify(shared_bundle, fd.VerifyOptions(tmp_path / "weights.pth"))
 
 
 @pytest.mark.parametrize("samples", [0, 65])
 def test_samples_out_of_bounds(samples: int) -> None:
-    with pytest.raises(fd.UsageError, match=f"{samples} noise samples: 1 to 64 are run at a time"):
+    with pytest.raises(fd.UsageError, check=states(f"{samples} 1 64")):
         fd.VerifyOptions(samples=samples)
 
 
 def test_a_worst_input_that_could_not_be_replayed() -> None:
-    with pytest.raises(fd.UsageError, match=r"worst.bin does not end in .npy"):
+    with pytest.raises(fd.UsageError, match=r"worst\.bin .*\.npy"):
         fd.VerifyOptions(save_worst=Path("worst.bin"))
 
 
@@ -173,5 +174,5 @@ def test_values_that_are_not_finite_fail_and_reach_json(shared_bundle: Path, tmp
 
 
 def test_a_missing_photo(shared_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(fd.ImageError, match=r"none.png is not a file"):
+    with pytest.raises(fd.ImageError, match=r"none\.png"):
         fd.verify(shared_bundle, fd.VerifyOptions(images=(tmp_path / "none.png",)))

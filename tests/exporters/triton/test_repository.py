@@ -19,6 +19,7 @@ from fcn_deploy.storage import file_sha256
 from tests.expected import expected_labels
 from tests.exporters.triton.conftest import SIZE, Bundles, pictures
 from tests.exporters.triton.engines import engine_for_triton, restated
+from tests.messages import states
 
 FLOAT, UINT8 = fd.ImageInput.FLOAT, fd.ImageInput.UINT8
 LOGITS, LABELS = fd.Head.LOGITS, fd.Head.LABELS
@@ -178,20 +179,20 @@ def test_what_a_package_says_of_itself(bundles: Bundles, tmp_path: Path) -> None
     assert 'MODEL = "fcn"\n' in (tmp_path / "p q" / "client.py").read_text()
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"instances": 0}, "instances 0 is not between 1 and 64"),
-    ({"instances": 65}, "instances 65 is not between 1 and 64"),
-    ({"queue_delay_us": -1}, "queue delay -1 is not between 0 and 10000000"),
-    ({"name": "a/b"}, "'a/b' is no name for a model"),
-    ({"name": ""}, "'' is no name for a model"),
-    ({"storage_uri": "models"}, "'models' is no URI"),
-    ({"workspace_mb": 0}, "workspace 0 is not between 1 and 1048576"),
-    ({"workspace_mb": 64}, "--workspace and --engine-cache are for ONNX Runtime's TensorRT provider"),
-    ({"engine_cache": "/c", "provider": fd.Provider.CUDA}, "are for ONNX Runtime's TensorRT provider"),
-    ({"engine_cache": "/c", "provider": fd.Provider.TENSORRT, "backend": PYTHON}, "are for ONNX Runtime's TensorRT"),
+@pytest.mark.parametrize(("options", "facts"), [
+    ({"instances": 0}, "instances 0 1 64"),
+    ({"instances": 65}, "instances 65 1 64"),
+    ({"queue_delay_us": -1}, "delay -1 0 10000000"),
+    ({"name": "a/b"}, "a/b name"),
+    ({"name": ""}, "name"),
+    ({"storage_uri": "models"}, "models"),
+    ({"workspace_mb": 0}, "workspace 0 1 1048576"),
+    ({"workspace_mb": 64}, "--workspace --engine-cache TensorRT"),
+    ({"engine_cache": "/c", "provider": fd.Provider.CUDA}, "--engine-cache TensorRT"),
+    ({"engine_cache": "/c", "provider": fd.Provider.TENSORRT, "backend": PYTHON}, "--engine-cache TensorRT"),
 ])  # fmt: skip
-def test_options_out_of_their_bounds(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(fd.UsageError, match=message.replace("(", r"\(")):
+def test_options_out_of_their_bounds(options: dict[str, Any], facts: str) -> None:
+    with pytest.raises(fd.UsageError, check=states(facts)):
         fd.PackageOptions(Path("fcn8s"), **options)
 
 
@@ -245,32 +246,32 @@ def test_a_damaged_bundle(bundle: Path, tmp_path: Path) -> None:
     data[-1] ^= 1
     (bundle / "model.onnx").write_bytes(data)
 
-    with pytest.raises(fd.BundleError, match="is not the file the manifest describes"):
+    with pytest.raises(fd.BundleError, match="SHA-256"):
         packaged(bundle, tmp_path / "out")
 
 
 def test_only_packages_are_replaced(bundles: Bundles, tmp_path: Path) -> None:
     source, out = bundles(FLOAT, LOGITS, 1), tmp_path / "out"
     packaged(source, out, name="first", backend=PYTHON)
-    with pytest.raises(fd.OutputError, match="exists already"):
+    with pytest.raises(fd.OutputError, match="--force"):
         packaged(source, out)
 
     packaged(source, out, name="second", backend=PYTHON, force=True)
 
     assert [path.name for path in (out / "repository").iterdir()] == ["second"]
     shutil.copytree(source, tmp_path / "copy")
-    with pytest.raises(fd.OutputError, match=r"it has no triton-package\.json"):
+    with pytest.raises(fd.OutputError, match=r"triton-package\.json"):
         packaged(tmp_path / "copy", tmp_path / "copy", force=True)
     assert fd.open_bundle(tmp_path / "copy").manifest
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
-    ("dims: 96", "dims: 97", "has input"),
-    ("TYPE_UINT8", "TYPE_FP32", "has input"),
-    ('name: "labels"', 'name: "label"', "has output"),
-    ("max_batch_size: 4", "max_batch_size: 0", "has input"),
-    ("max_batch_size: 4", "max_batch: 4", 'has no field named "max_batch"'),
-    ('name: "fcn"', 'name: "fcn2"', "is of 'fcn2', in a folder called 'fcn'"),
+    ("dims: 96", "dims: 97", "input"),
+    ("TYPE_UINT8", "TYPE_FP32", "input"),
+    ('name: "labels"', 'name: "label"', "output"),
+    ("max_batch_size: 4", "max_batch_size: 0", "input"),
+    ("max_batch_size: 4", "max_batch: 4", "max_batch"),
+    ('name: "fcn"', 'name: "fcn2"', "fcn2.* fcn"),
 ])  # fmt: skip
 def test_a_configuration_that_is_not_the_models(
     bundles: Bundles, tmp_path: Path, old: str, new: str, message: str
@@ -285,10 +286,10 @@ def test_a_configuration_that_is_not_the_models(
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
-    ('model_name: "fcn8s_labels"', 'model_name: "nobody"', "has a step nobody, which is not there"),
-    ("dims: 3", "dims: 4", "fcn8s_pixels cannot take pixels from"),
-    ('value: "logits"', 'value: "other"', "fcn8s_labels cannot take logits from None"),
-    ('value: "labels"', 'value: "other"', "no step gives labels as it is stated"),
+    ('model_name: "fcn8s_labels"', 'model_name: "nobody"', "nobody"),
+    ("dims: 3", "dims: 4", "fcn8s_pixels.* pixels"),
+    ('value: "logits"', 'value: "other"', "fcn8s_labels.* logits"),
+    ('value: "labels"', 'value: "other"', "labels"),
 ])  # fmt: skip
 def test_an_ensemble_whose_steps_do_not_fit(plan: Path, tmp_path: Path, old: str, new: str, message: str) -> None:
     packaged(plan, tmp_path / "p", backend=TENSORRT)

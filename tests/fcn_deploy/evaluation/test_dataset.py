@@ -9,6 +9,7 @@ from PIL import Image
 import fcn_deploy as fd
 from benchmarks.train_sample import Split, scene
 from tests.datasets import make_folders, make_voc, save_labels
+from tests.messages import missing
 
 
 def names(dataset: fd.Dataset) -> list[str]:
@@ -78,22 +79,24 @@ def test_photos_without_labels_and_labels_without_photos(tmp_path: Path) -> None
     with pytest.raises(fd.InputFileError) as caught:
         fd.find_dataset(root)
 
-    assert caught.value.problem == f"2 files of 4 pairs are missing from {root}:\n  labels/001.png\n  images/003.*"
+    first, *lines = caught.value.problem.splitlines()
+    assert missing(f"2 4 {root}", first) == []
+    assert [line.strip() for line in lines] == ["labels/001.png", "images/003.*"]
 
 
 def test_an_unknown_split_names_those_there_are(tmp_path: Path) -> None:
     root = make_voc(tmp_path, {"val": ("a",), "seg11valid": ("a",)})
 
-    with pytest.raises(fd.InputFileError, match="has no split test") as caught:
+    with pytest.raises(fd.InputFileError, match="test") as caught:
         fd.find_dataset(root, "test")
 
-    assert caught.value.remedy == "Pass --split with one of: seg11valid, val."
+    assert missing("--split seg11valid val", caught.value.remedy) == []
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b"", "val.txt is empty"),
-    (b"a\na\n", "1 names occur twice in split"),
-    (b"\xff\xfe\x00", "cannot be read"),
+    (b"", "val.txt"),
+    (b"a\na\n", "1"),
+    (b"\xff\xfe\x00", "val.txt"),
 ])  # fmt: skip
 def test_splits_that_are_none(tmp_path: Path, content: bytes, message: str) -> None:
     root = make_voc(tmp_path, {"val": ("a",)})
@@ -106,12 +109,12 @@ def test_splits_that_are_none(tmp_path: Path, content: bytes, message: str) -> N
 def test_folders_that_hold_no_data_set(tmp_path: Path) -> None:
     make_voc(tmp_path / "kit" / "VOC2012", {"val": ("a",)})
 
-    with pytest.raises(fd.InputFileError, match="is not a folder"):
+    with pytest.raises(fd.InputFileError, match="nowhere"):
         fd.find_dataset(tmp_path / "nowhere")
-    with pytest.raises(fd.InputFileError, match="has neither JPEGImages") as caught:
+    with pytest.raises(fd.InputFileError, match="JPEGImages") as caught:
         fd.find_dataset(tmp_path / "kit")
-    assert caught.value.remedy == f"Did you mean {tmp_path / 'kit' / 'VOC2012'}?"
-    with pytest.raises(fd.InputFileError, match="labels is not a folder"):
+    assert str(tmp_path / "kit" / "VOC2012") in caught.value.remedy
+    with pytest.raises(fd.InputFileError, match="labels"):
         fd.find_dataset(tmp_path / "kit", images="VOC2012")
 
 
@@ -119,13 +122,13 @@ def test_two_photos_of_one_name_are_refused(tmp_path: Path) -> None:
     root = make_folders(tmp_path, 2)
     Image.new("RGB", (5, 5)).save(root / "images" / "001.jpg")
 
-    with pytest.raises(fd.InputFileError, match="1 names occur twice") as caught:
+    with pytest.raises(fd.InputFileError, match="1 ") as caught:
         fd.find_dataset(root)
     assert caught.value.problem.endswith("\n  001")
 
 
 def test_a_split_of_two_folders_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(fd.UsageError, match=r"split val of .*: two folders have no splits"):
+    with pytest.raises(fd.UsageError, match="val"):
         fd.find_dataset(make_folders(tmp_path, 1), "val")
 
 

@@ -112,7 +112,7 @@ def test_figures_of_classes_and_bars_as_long_as_them(shared_bundle: Path, folder
     assert [float(width) for _, width, *_ in found] == [pytest.approx(100 * c.iu, abs=0.005) for c in expected]
     assert [iu for _, _, iu, _ in found] == [f"{c.iu:.4f}" for c in expected]
     assert f"Mean IU <b>{result.scores.mean_iu:.4f}</b>" in text
-    assert "Untrained weights: the scores mean nothing." in text
+    assert "untrained" in text.lower()
     assert result.source.model_sha256 in text
 
 
@@ -129,8 +129,8 @@ def test_nothing_is_fetched_and_names_are_no_markup(shared_bundle: Path, folders
     assert any(AWKWARD in heading for heading in page.texts["h3"])
     assert all(link.startswith("data:image/") for link in page.links)
     assert "http" not in (folders / "evaluation" / "index.html").read_text(encoding="utf-8")
-    assert any("labels" in item and "(4 bytes) are no PNG" in item for item in page.texts["li"])
-    assert any("1 of 4 images have no score" in text for text in page.texts["p"])
+    assert any("labels" in item and "4 bytes" in item and "PNG" in item for item in page.texts["li"])
+    assert any("1 of 4" in text for text in page.texts["p"])
 
 
 def test_large_photos_are_drawn_small(shared_bundle: Path, tmp_path: Path) -> None:
@@ -149,9 +149,9 @@ def test_without_jinja(shared_bundle: Path, folders: Path, monkeypatch: pytest.M
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "jinja2" else real(name, *a))
 
-    with pytest.raises(fd.UsageError, match="a page needs jinja2, which is not installed") as caught:
+    with pytest.raises(fd.UsageError, match="jinja2") as caught:
         evaluated(shared_bundle, folders, page=True)
-    assert "pip install 'fcn-deploy[report]'" in caught.value.remedy
+    assert "fcn-deploy[report]" in caught.value.remedy
     assert (folders / "evaluation" / "index.html").is_file()
 
     evaluated(shared_bundle, folders, keep_aspect=True)

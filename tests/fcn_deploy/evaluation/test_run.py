@@ -18,6 +18,7 @@ from fcn_deploy.segmentation import Segmenter
 from tests.conftest import narrow_options
 from tests.datasets import NUM_CLASSES, make_folders, photo_of, save_labels, save_photo, truth_of
 from tests.fcn_deploy.test_metrics import by_definition
+from tests.messages import states
 
 COUNT = 5
 
@@ -151,9 +152,9 @@ def test_what_a_wrong_artifact_loses(shared_bundle: Path, folders: Path, tmp_pat
 
 
 def test_a_checkpoint_is_wanted_exactly_when_there_was_one(shared_bundle: Path, folders: Path) -> None:
-    with pytest.raises(fd.UsageError, match="exported from no checkpoint"):
+    with pytest.raises(fd.UsageError, match="checkpoint"):
         run(shared_bundle, folders, against=fd.Against.PYTORCH, checkpoint=fd.SAMPLE_CHECKPOINT)
-    with pytest.raises(fd.UsageError, match="a checkpoint is given, and nothing to do with it"):
+    with pytest.raises(fd.UsageError, match="checkpoint"):
         run(shared_bundle, folders, checkpoint=fd.SAMPLE_CHECKPOINT)
     assert not (folders.parent / "evaluation").exists()
 
@@ -300,22 +301,22 @@ def test_an_image_that_is_all_void_has_no_score_of_its_own(shared_bundle: Path, 
 
 
 def test_a_folder_of_something_else_is_left_alone(shared_bundle: Path, folders: Path, tmp_path: Path) -> None:
-    with pytest.raises(fd.OutputError, match=r"data holds images and no journal\.jsonl"):
+    with pytest.raises(fd.OutputError, match=r"data.* journal\.jsonl"):
         run(shared_bundle, folders, output=folders)
     (tmp_path / "evaluation").mkdir()
     journal(folders).write_text("my diary\n")
-    with pytest.raises(fd.OutputError, match="is no journal of an evaluation"):
+    with pytest.raises(fd.OutputError, match="journal"):
         run(shared_bundle, folders)
     assert journal(folders).read_text() == "my diary\n"
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"worst": -1}, "-1 worst images: 0 to 100 fit a page"),
-    ({"worst": 101}, "101 worst images"),
-    ({"limit": 0}, "limit 0 is below 1"),
+@pytest.mark.parametrize(("options", "facts"), [
+    ({"worst": -1}, "-1 0 100"),
+    ({"worst": 101}, "101 0 100"),
+    ({"limit": 0}, "limit 0 1"),
 ])  # fmt: skip
-def test_options_out_of_bounds(options: dict[str, int], message: str) -> None:
-    with pytest.raises(fd.UsageError, match=message):
+def test_options_out_of_bounds(options: dict[str, int], facts: str) -> None:
+    with pytest.raises(fd.UsageError, check=states(facts)):
         fd.EvaluateOptions(**options)  # type: ignore[arg-type]
 
 

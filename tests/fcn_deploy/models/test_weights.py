@@ -13,6 +13,7 @@ from torch import Tensor
 from fcn_deploy import CheckpointError, Geometry, NetworkSpec, UsageError, Variant, WeightsOptions, read_checkpoint
 from fcn_deploy.models.fcn import FCN
 from fcn_deploy.models.weights import load_network, random_network
+from tests.messages import missing
 
 State = dict[str, Tensor]
 CONVOLUTIONS = [f"conv{b}_{i}" for b, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)]
@@ -102,7 +103,7 @@ def test_containers_and_data_parallel_prefix(tmp_path: Path, wrap: Callable[[Sta
 def test_only_an_exact_leading_module_is_stripped(tmp_path: Path) -> None:
     state = {f"modulemodule.{k}": v for k, v in state_of(Variant.FCN8S).items()}
 
-    with pytest.raises(CheckpointError, match=r"no known FCN's or VGG16's layer names; it starts with modulemodule"):
+    with pytest.raises(CheckpointError, match="modulemodule"):
         read_checkpoint(save(tmp_path, state))
 
 
@@ -152,7 +153,7 @@ def test_at_once_scales_the_skips_weights_and_not_their_biases(tmp_path: Path) -
 def test_at_once_is_for_8s_alone(tmp_path: Path, variant: Variant) -> None:
     path = save(tmp_path, state_of(variant, Geometry.CAFFE))
 
-    with pytest.raises(UsageError, match=f"--at-once scales the skips .* this is FCN-{variant}"):
+    with pytest.raises(UsageError, match=f"--at-once .*FCN-{variant}"):
         load(path, variant, at_once=True)
 
 
@@ -165,11 +166,11 @@ def test_every_wrong_tensor_is_named_in_one_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load(save(tmp_path, state), Variant.FCN8S, Geometry.FLOOR)
 
-    assert caught.value.problem.splitlines()[1:] == [
-        "  missing fc6.bias 64",
-        "  extra conv9_9.weight 2x3",
-        "  mis-shaped conv1_1.weight: 1x3x5x5 in the file, 1x3x3x3 in the network",
-    ]
+    lines = caught.value.problem.splitlines()[1:]
+    for line, facts in zip(lines, (
+        "fc6.bias 64", "conv9_9.weight 2x3", "conv1_1.weight 1x3x5x5 1x3x3x3",
+    ), strict=True):  # fmt: skip
+        assert missing(facts, line) == []
     assert caught.value.exit_code == 3
 
 
@@ -179,8 +180,8 @@ def test_wrong_class_count_names_the_right_option(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load(path, Variant.FCN32S)
 
-    assert caught.value.remedy == "The file scores 2 classes: pass --num-classes 2."
-    assert "mis-shaped score_fr.bias: 2 in the file, 21 in the network" in caught.value.problem
+    assert "--num-classes 2" in caught.value.remedy
+    assert missing("score_fr.bias 2 21", caught.value.problem) == []
 
 
 @pytest.mark.parametrize(("made", "asked"), [("8s", "32s"), ("32s", "16s"), ("16s", "8s")])
@@ -190,7 +191,7 @@ def test_wrong_variant_names_the_right_one(tmp_path: Path, made: str, asked: str
     with pytest.raises(CheckpointError) as caught:
         load(path, Variant(asked))
 
-    assert caught.value.remedy == f"The file looks like an FCN-{made}: pass --variant {made}."
+    assert f"--variant {made}" in caught.value.remedy
 
 
 def test_caffe_16s_does_not_lose_its_bias_in_floor_geometry(tmp_path: Path) -> None:
@@ -199,8 +200,8 @@ def test_caffe_16s_does_not_lose_its_bias_in_floor_geometry(tmp_path: Path) -> N
     with pytest.raises(CheckpointError) as caught:
         load(path, Variant.FCN16S, Geometry.FLOOR)
 
-    assert "extra score_pool4.bias 21" in caught.value.problem
-    assert caught.value.remedy.endswith("pass --geometry caffe.")
+    assert missing("score_pool4.bias 21", caught.value.problem) == []
+    assert "--geometry caffe" in caught.value.remedy
 
 
 def test_floor_16s_gets_no_made_up_bias_in_caffe_geometry(tmp_path: Path) -> None:
@@ -209,8 +210,8 @@ def test_floor_16s_gets_no_made_up_bias_in_caffe_geometry(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError) as caught:
         load(path, Variant.FCN16S)
 
-    assert "missing score_pool4.bias 21" in caught.value.problem
-    assert caught.value.remedy.endswith("pass --geometry floor.")
+    assert missing("score_pool4.bias 21", caught.value.problem) == []
+    assert "--geometry floor" in caught.value.remedy
 
 
 class Code:
@@ -228,7 +229,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, zipped: boo
     path = tmp_path / "evil.pth"
     torch.save(state_of(Variant.FCN8S) | {"x": Code(tmp_path / "ran")}, path, _use_new_zipfile_serialization=zipped)
 
-    with pytest.raises(CheckpointError, match=r"carries code or objects \(posix.mkdir\), not only tensors"):
+    with pytest.raises(CheckpointError, match=r"posix\.mkdir"):
         read_checkpoint(path)
 
     assert not (tmp_path / "ran").exists()
@@ -274,13 +275,13 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes) -> None:
 
 def test_missing_file_and_directory(tmp_path: Path) -> None:
     for path in (tmp_path / "none.pth", tmp_path):
-        with pytest.raises(CheckpointError, match="is not a file"):
+        with pytest.raises(CheckpointError, match=path.name):
             read_checkpoint(path)
 
 
 @pytest.mark.parametrize(("content", "kind"), [([1, 2], "list"), ({"epoch": 3}, "dict"), (torch.ones(2), "Tensor")])
 def test_not_a_state_dict(tmp_path: Path, content: object, kind: str) -> None:
-    with pytest.raises(CheckpointError, match=f"holds a {kind} that is no state dict"):
+    with pytest.raises(CheckpointError, match=kind):
         read_checkpoint(save(tmp_path, content))
 
 
@@ -288,13 +289,11 @@ def test_a_layer_named_twice_is_not_dropped(tmp_path: Path) -> None:
     state = flat(state_of(Variant.FCN32S))
     state["fc7.weight"] = state["conv15.weight"] + 1
 
-    with pytest.raises(CheckpointError, match=r"names one layer twice: fc7.weight is a second fc7.weight"):
+    with pytest.raises(CheckpointError, match=r"fc7\.weight"):
         read_checkpoint(save(tmp_path, state))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "message"), [(torch.float64, "fc6.bias is torch.float64"), (torch.int32, "torch.int32")]
-)
+@pytest.mark.parametrize(("dtype", "message"), [(torch.float64, "fc6.bias .*float64"), (torch.int32, "int32")])
 def test_types_that_would_lose_digits_are_refused(tmp_path: Path, dtype: torch.dtype, message: str) -> None:
     state = state_of(Variant.FCN32S)
     state["fc6.bias"] = state["fc6.bias"].to(dtype)
@@ -308,7 +307,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) ->
     state = state_of(Variant.FCN32S)
     state["conv4_2.weight"][0, 0, 0, 0] = value
 
-    with pytest.raises(CheckpointError, match=r"conv4_2.weight has values that are not finite"):
+    with pytest.raises(CheckpointError, match=r"conv4_2\.weight .*finite"):
         read_checkpoint(save(tmp_path, state))
 
 
@@ -316,7 +315,7 @@ def test_a_tensor_with_and_without_prefix_is_not_dropped(tmp_path: Path) -> None
     state = state_of(Variant.FCN32S)
     state["module.conv1_1.weight"] = state["conv1_1.weight"] * 0
 
-    with pytest.raises(CheckpointError, match=r"has both conv1_1.weight and module.conv1_1.weight"):
+    with pytest.raises(CheckpointError, match=r"conv1_1\.weight .*module\.conv1_1\.weight"):
         read_checkpoint(save(tmp_path, state))
 
 
@@ -332,7 +331,7 @@ def test_numpy_numbers_beside_the_weights_are_data(tmp_path: Path) -> None:
 def test_tensors_that_are_not_plain_are_refused(tmp_path: Path, odd: Tensor) -> None:
     state = state_of(Variant.FCN32S) | {"fc6.bias": odd}
 
-    with pytest.raises(CheckpointError, match=r"fc6.bias is no plain tensor"):
+    with pytest.raises(CheckpointError, match=r"fc6\.bias"):
         read_checkpoint(save(tmp_path, state))
 
 
@@ -350,7 +349,7 @@ def test_damaged_bytes_are_one_error_family(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_seeds_out_of_bounds(seed: int) -> None:
-    with pytest.raises(UsageError, match=f"seed {seed} is not between 0 and"):
+    with pytest.raises(UsageError, match=f"seed {seed} .*0"):
         WeightsOptions(rng_seed=seed)
 
 
@@ -360,4 +359,4 @@ def test_a_narrow_file_names_its_divisor(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_network(NetworkSpec(Variant.FCN32S, Geometry.CAFFE), read_checkpoint(path), WeightsOptions(path))
 
-    assert caught.value.remedy == "The file's layers are of another width: pass --channel-divisor 64."
+    assert "--channel-divisor 64" in caught.value.remedy

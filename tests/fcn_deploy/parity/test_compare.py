@@ -86,9 +86,9 @@ def test_a_constant_reference() -> None:
 
 
 @pytest.mark.parametrize(("reference", "candidate", "message"), [
-    ({"logits": logits(1, 2, 3, 3)}, {"scores": logits(1, 2, 3, 3)}, "outputs: the reference has logits, the art"),
-    ({"logits": logits(1, 2, 3, 3)}, {"logits": logits(1, 2, 3, 4)}, r"shape of logits: .*3, 3\), .*3, 4\)"),
-    ({"logits": logits(1, 2, 3, 3)}, {"logits": np.zeros((1, 2, 3, 3), int)}, "type of logits: .*float32, .*int64"),
+    ({"logits": logits(1, 2, 3, 3)}, {"scores": logits(1, 2, 3, 3)}, "outputs.*logits.*scores"),
+    ({"logits": logits(1, 2, 3, 3)}, {"logits": logits(1, 2, 3, 4)}, r"logits.*3, 3\).*3, 4\)"),
+    ({"logits": logits(1, 2, 3, 3)}, {"logits": np.zeros((1, 2, 3, 3), int)}, "logits.*float32.*int64"),
 ])  # fmt: skip
 def test_names_then_shapes_then_types(
     reference: dict[str, np.ndarray], candidate: dict[str, np.ndarray], message: str

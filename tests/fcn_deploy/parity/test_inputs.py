@@ -63,5 +63,5 @@ def test_other_saved_arrays_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text("text")
 
     for name in ("small.npy", "objects.npy", "text.npy", "none.npy"):
-        with pytest.raises(ImageError, match=rf"saved input .*{name}"):
+        with pytest.raises(ImageError, match=name):
             photo_input(tmp_path / name, SHAPE)

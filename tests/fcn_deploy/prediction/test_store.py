@@ -47,13 +47,13 @@ def test_addresses_that_cannot_be_opened(shared_bundle: Path, photos: list[Path]
         list(fd.predict(shared_bundle, photos, fd.PredictOptions(url)))
 
     assert caught.value.problem == problem
-    assert "install its package (s3fs for s3://" in caught.value.remedy
+    assert "s3fs" in caught.value.remedy
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(fd.OutputError, match="cannot write file://"):
+    with pytest.raises(fd.OutputError, match="file://"):
         UrlStore(f"file://{tmp_path}/file/below").write("a.png", b"data")
 
 

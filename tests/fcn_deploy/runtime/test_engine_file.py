@@ -13,6 +13,7 @@ from fcn_deploy.artifact.engine import Device, Engine, open_engine, sidecar_path
 from fcn_deploy.choices import FlavourName, Provider
 from fcn_deploy.runtime.tensorrt import TrtRunner, check_device, check_version, deserialized
 from tests.engines import WITHOUT_GPU, built, rtx
+from tests.messages import missing
 
 ADA = Device("NVIDIA GeForce RTX 4090", "8.9", "13.0")
 HOPPER = Device("NVIDIA H200", "9.0", "13.0")
@@ -44,7 +45,7 @@ def test_a_truncated_plan(engine: Engine) -> None:
     with pytest.raises(fd.BundleError) as caught:
         open_engine(engine.path)
 
-    assert caught.value.problem == f"{engine.path} has 1000 bytes; engine.plan.json says {engine.plan_bytes}"
+    assert missing(f"{engine.path} 1000 engine.plan.json {engine.plan_bytes}", caught.value.problem) == []
     assert caught.value.exit_code == 3
 
 
@@ -53,7 +54,7 @@ def test_a_plan_of_the_same_size(engine: Engine) -> None:
     data[-1] ^= 1
     engine.path.write_bytes(data)
 
-    with pytest.raises(fd.BundleError, match=r"is not the plan that engine.plan.json describes"):
+    with pytest.raises(fd.BundleError, match=r"engine\.plan\.json"):
         open_engine(engine.path)
 
 
@@ -62,32 +63,32 @@ def test_missing_files(engine: Engine, tmp_path: Path) -> None:
 
     with pytest.raises(fd.BundleError) as caught:
         open_engine(engine.path)
-    assert caught.value.problem.endswith("has no sidecar engine.plan.json, so its model, TensorRT and GPU are unknown")
-    assert caught.value.remedy.startswith("Copy engine.plan.json along with the plan")
+    assert "engine.plan.json" in caught.value.problem
+    assert "engine.plan.json" in caught.value.remedy
 
-    with pytest.raises(fd.BundleError, match=r"none.plan is not a file"):
+    with pytest.raises(fd.BundleError, match=r"none\.plan"):
         open_engine(tmp_path / "none.plan")
 
 
-@pytest.mark.parametrize(("change", "problem"), [
-    (lambda f: f.pop("key"), "is damaged: TypeError"),
-    (lambda f: f.update(flavour="tensorrt-lite"), "is damaged: ValueError 'tensorrt-lite'"),
-    (lambda f: f.update(input_shape=[1, 3]), "is damaged: ValueError"),
-    (lambda f: f.update(schema_version=2), "has schema version 2; this fcn-deploy reads 1"),
+@pytest.mark.parametrize(("change", "facts"), [
+    (lambda f: f.pop("key"), ""),
+    (lambda f: f.update(flavour="tensorrt-lite"), "tensorrt-lite"),
+    (lambda f: f.update(input_shape=[1, 3]), ""),
+    (lambda f: f.update(schema_version=2), "2 1"),
 ])  # fmt: skip
-def test_a_damaged_sidecar(engine: Engine, change: Callable[[dict[str, Any]], None], problem: str) -> None:
+def test_a_damaged_sidecar(engine: Engine, change: Callable[[dict[str, Any]], None], facts: str) -> None:
     edit(engine, change)
 
     with pytest.raises(fd.BundleError) as caught:
         open_engine(engine.path)
 
-    assert problem in caught.value.problem
+    assert missing(f"engine.plan.json {facts}", caught.value.problem) == []
 
 
 def test_a_sidecar_that_is_no_json(engine: Engine) -> None:
     sidecar_path(engine.path).write_text("[1,", encoding="utf-8")
 
-    with pytest.raises(fd.BundleError, match=r"engine.plan.json is damaged"):
+    with pytest.raises(fd.BundleError, match=r"engine\.plan\.json"):
         open_engine(engine.path)
 
 
@@ -97,10 +98,8 @@ def test_another_version_of_tensorrt(engine: Engine) -> None:
     with pytest.raises(fd.BundleError) as caught:
         TrtRunner(engine.path)
 
-    assert caught.value.problem == (
-        f"{engine.path} was built by tensorrt-rtx 1.6.0.1; {rtx().version} is installed here"
-    )
-    assert "Build the engine again" in caught.value.remedy
+    assert missing(f"{engine.path} tensorrt-rtx 1.6.0.1 {rtx().version}", caught.value.problem) == []
+    assert caught.value.remedy
 
 
 def test_another_flavour_is_asked_for_by_name(engine: Engine) -> None:
@@ -114,7 +113,7 @@ def test_another_flavour_is_asked_for_by_name(engine: Engine) -> None:
     with pytest.raises(fd.ProviderError) as caught:
         TrtRunner(engine.path)
 
-    assert str(caught.value) == "tensorrt is not installed\npip install 'fcn-deploy[tensorrt]'"
+    assert missing("tensorrt 'fcn-deploy[tensorrt]'", str(caught.value)) == []
 
 
 def test_another_device(engine: Engine) -> None:
@@ -123,18 +122,13 @@ def test_another_device(engine: Engine) -> None:
 
     with pytest.raises(fd.BundleError) as caught:
         check_device(engine, HOPPER)
-    assert caught.value.problem == (
-        f"{engine.path} was built for compute capability 8.9, 12.0; this is NVIDIA H200 (compute capability 9.0)"
-    )
+    assert missing(f"{engine.path} 8.9 12.0 H200 9.0", caught.value.problem) == []
 
     here = replace(engine, flavour=FlavourName.TENSORRT, capabilities=(), device=HOPPER)
     check_device(here, HOPPER)
     with pytest.raises(fd.BundleError) as caught:
         check_device(here, ADA)
-    assert caught.value.problem == (
-        f"{engine.path} was built for NVIDIA H200 (compute capability 9.0); "
-        "this is NVIDIA GeForce RTX 4090 (compute capability 8.9)"
-    )
+    assert missing(f"{engine.path} H200 9.0 4090 8.9", caught.value.problem) == []
 
 
 def test_a_device_survives_the_sidecar(engine: Engine) -> None:
@@ -149,19 +143,19 @@ def test_running_needs_a_gpu(engine: Engine) -> None:
     for action in (lambda: TrtRunner(engine.path).__enter__(), lambda: fd.verify(engine.path)):
         with pytest.raises(fd.ProviderError) as caught:
             action()
-        assert caught.value.problem == "no NVIDIA driver (libcuda.so.1 is not found)"
+        assert missing("NVIDIA libcuda.so.1", caught.value.problem) == []
 
-    with pytest.raises(fd.BundleError, match=r"TensorRT-RTX .* refuses .*engine.plan: .*CUDA driver"):
+    with pytest.raises(fd.BundleError, match=r"TensorRT-RTX .*engine\.plan.*CUDA driver"):
         deserialized(rtx(), engine.path)
 
 
 def test_a_provider_is_not_for_engines(engine: Engine) -> None:
-    with pytest.raises(fd.UsageError, match=r"provider cuda: .* is an engine, which runs with the TensorRT that built"):
+    with pytest.raises(fd.UsageError, match=r"cuda.* engine"):
         fd.verify(engine.path, fd.VerifyOptions(provider=Provider.CUDA))
 
 
 def test_fused_layers_are_not_compared_one_by_one(engine: Engine) -> None:
-    with pytest.raises(fd.UsageError, match=r"engine.plan is an engine, whose layers are fused"):
+    with pytest.raises(fd.UsageError, match=r"engine\.plan"):
         fd.verify(engine.path, fd.VerifyOptions(layers=True))
 
 

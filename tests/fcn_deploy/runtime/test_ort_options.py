@@ -2,6 +2,7 @@ import pytest
 
 from fcn_deploy import OrtOptions, Provider, UsageError
 from fcn_deploy.runtime.ort_options import AlgorithmSearch
+from tests.messages import states
 
 
 def test_a_cpu_has_no_provider_options() -> None:
@@ -44,18 +45,18 @@ def test_threads_are_pinned_one_a_core_and_the_caller_pins_itself() -> None:
     assert "session.intra_op_thread_affinities" not in OrtOptions(threads=1, cores=(4,)).session_config()
 
 
-@pytest.mark.parametrize(("given", "problem"), [
-    ({"threads": 0}, "0 threads: 1 to 1024 are possible"),
-    ({"threads": 2, "cores": (0,)}, r"2 threads on cores \(0,\): pinning takes one core a thread"),
-    ({"cores": (0,)}, "None threads on cores"),
-    ({"provider": Provider.CUDA, "memory_limit_bytes": 0}, "memory limit 0 bytes is below 1"),
-    ({"tf32": True, "nhwc": True}, "provider cpu has no tf32, nhwc"),
-    ({"algorithm_search": AlgorithmSearch.DEFAULT}, "provider cpu has no algorithm_search"),
-    ({"provider": Provider.CUDA, "threads": 1, "cores": (0,)}, "provider cuda has no cores"),
-    ({"provider": Provider.TENSORRT, "nhwc": True}, "provider tensorrt has no nhwc"),
+@pytest.mark.parametrize(("given", "facts"), [
+    ({"threads": 0}, "0 threads 1 1024"),
+    ({"threads": 2, "cores": (0,)}, "2 threads 0"),
+    ({"cores": (0,)}, "threads cores"),
+    ({"provider": Provider.CUDA, "memory_limit_bytes": 0}, "memory 0 1"),
+    ({"tf32": True, "nhwc": True}, "cpu tf32 nhwc"),
+    ({"algorithm_search": AlgorithmSearch.DEFAULT}, "cpu algorithm_search"),
+    ({"provider": Provider.CUDA, "threads": 1, "cores": (0,)}, "cuda cores"),
+    ({"provider": Provider.TENSORRT, "nhwc": True}, "tensorrt nhwc"),
 ])  # fmt: skip
-def test_options_out_of_their_bounds(given: dict[str, object], problem: str) -> None:
-    with pytest.raises(UsageError, match=problem):
+def test_options_out_of_their_bounds(given: dict[str, object], facts: str) -> None:
+    with pytest.raises(UsageError, check=states(facts)):
         OrtOptions(**given)  # type: ignore[arg-type]
 
 

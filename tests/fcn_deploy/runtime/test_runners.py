@@ -15,6 +15,7 @@ from fcn_deploy.runtime import nvidia, ort
 from fcn_deploy.runtime.eager import EagerRunner
 from fcn_deploy.runtime.ort import OrtRunner, provider_problem, require_provider
 from fcn_deploy.runtime.ort_options import OrtOptions
+from tests.messages import missing
 
 SHAPE = (1, 3, 96, 96)
 IMAGE = np.random.default_rng(0).normal(0, 60, SHAPE).astype(np.float32)
@@ -80,7 +81,7 @@ def test_long_sums_are_closer_to_float64_than_onednns() -> None:
 ])  # fmt: skip
 def test_wrong_feeds_are_refused_by_every_runner(shared_bundle: Path, feeds: dict[str, np.ndarray]) -> None:
     for runner in (eager(), OrtRunner(shared_bundle / "model.onnx")):
-        with runner, pytest.raises(UsageError, match=r"takes image float32 1x3x96x96; it was given"):
+        with runner, pytest.raises(UsageError, match="image float32 1x3x96x96"):
             runner.run(feeds)
 
 
@@ -116,7 +117,7 @@ def test_a_model_onnxruntime_refuses(tmp_path: Path) -> None:
     text = '<ir_version: 10, opset_import: ["": 18]> g (float[1] x) => (float[1] y) { y = NoSuchOperator (x) }'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "odd.onnx")
 
-    with pytest.raises(BundleError, match=r"ONNX Runtime refuses .*odd.onnx"), OrtRunner(tmp_path / "odd.onnx"):
+    with pytest.raises(BundleError, match=r"ONNX Runtime .*odd\.onnx"), OrtRunner(tmp_path / "odd.onnx"):
         pass
 
 
@@ -134,7 +135,7 @@ def test_cuda_without_cuda_is_an_error_and_not_a_run_on_the_cpu(shared_bundle: P
         pass
 
     assert caught.value.exit_code == 4
-    assert caught.value.problem.startswith("provider cuda")
+    assert "cuda" in caught.value.problem
     assert "--provider cpu" in caught.value.remedy or "onnxruntime-gpu" in caught.value.remedy
 
 
@@ -160,7 +161,7 @@ def test_a_fall_back_is_found_even_when_nothing_forbade_it(
     monkeypatch.setattr(ort, "_session_options", lambda _: options)
 
     with (
-        pytest.raises(ProviderError, match="provider cuda: ONNX Runtime fell back to CPUExecutionProvider"),
+        pytest.raises(ProviderError, match=r"cuda.* CPUExecutionProvider"),
         OrtRunner(shared_bundle / "model.onnx", OrtOptions(Provider.CUDA)),
     ):
         pass
@@ -172,7 +173,7 @@ def test_a_build_without_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ProviderError) as caught:
         require_provider(Provider.CUDA)
 
-    assert caught.value.problem == "provider cuda: this onnxruntime build has only CPUExecutionProvider"
+    assert missing("cuda CPUExecutionProvider", caught.value.problem) == []
     assert "pip install onnxruntime-gpu" in caught.value.remedy
 
 
@@ -185,7 +186,7 @@ def test_a_library_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatc
     if not (Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so").exists():
         pytest.skip("needs a build with CUDA")
 
-    assert "libcudnn.so.9: cannot open shared object file" in str(provider_problem(Provider.CUDA))
+    assert "libcudnn.so.9" in str(provider_problem(Provider.CUDA))
 
 
 @pytest.mark.gpu

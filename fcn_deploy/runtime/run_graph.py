@@ -1,0 +1,42 @@
+"""The one way to run a graph that is in memory: written to a temporary file, run there by ONNX Runtime, and removed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+
+from fcn_deploy.onnx_file import write_model
+from fcn_deploy.runtime.base import Arrays
+from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.runtime.ort_options import OrtOptions
+
+
+@contextmanager
+def open_graph(model: ir.Model, options: OrtOptions | None = None) -> Iterator[OrtRunner]:
+    """Open a runner for `model`, whose file is at the runner's `path` for as long as it is open.
+
+    Raises:
+        BundleError: ONNX Runtime refuses the graph.
+        ProviderError: the provider asked for would not run it.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        write_model(model, path)
+        with OrtRunner(path, options) as runner:
+            yield runner
+
+
+def run_graph(model: ir.Model, feeds: Arrays, options: OrtOptions | None = None) -> dict[str, npt.NDArray[Any]]:
+    """Run `model` once; returns its outputs by name, and raises what `open_graph` does.
+
+    Args:
+        model: the graph.
+        feeds: arrays by name; those that the graph has no input for are left out.
+        options: where and how it is run.
+    """
+    with open_graph(model, options) as runner:
+        return runner.run({spec.name: feeds[spec.name] for spec in runner.inputs})
