@@ -174,23 +174,8 @@ def _around(count: int, radii: Sequence[float] | None = None) -> Points:
 SPEC = NetworkSpec(Variant.FCN8S, Geometry.CAFFE, len(CLASSES), channel_divisor=8)
 # Input values have a standard deviation of about 64; He's rule expects 1.
 _INPUT_STD = 64
-
-
-@dataclass(frozen=True)
-class Training:
-    """How the sample is trained.
-
-    Attributes:
-        steps: of the optimiser.
-        batch: scenes a step.
-        learning_rate: at its highest, after the first twentieth of the steps; it falls like a cosine.
-        clip: largest norm of a step's gradients.
-    """
-
-    steps: int = 4000
-    batch: int = 8
-    learning_rate: float = 1e-3
-    clip: float = 1.0
+# The learning rate rises over the first twentieth of the steps and then falls like a cosine.
+STEPS, BATCH, LEARNING_RATE, MAX_GRADIENT_NORM = 4000, 8, 1e-3, 1.0
 
 
 class _Scenes(IterableDataset[tuple[Tensor, Tensor]]):
@@ -205,26 +190,26 @@ class _Scenes(IterableDataset[tuple[Tensor, Tensor]]):
             yield torch.from_numpy(preprocess(made.pixels[None])[0]), torch.from_numpy(made.labels.astype(np.int64))
 
 
-def train(options: Training) -> FCN:
+def train(steps: int = STEPS) -> FCN:
     """Train a network and return it in eval mode; its loss goes to stdout every hundred steps."""
     network = random_network(SPEC, 0).train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _initialise(network)
-    optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
+    optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, options.learning_rate, total_steps=options.steps, pct_start=0.05, cycle_momentum=False
+        optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.05, cycle_momentum=False
     )
-    loader = DataLoader(_Scenes(options.steps * options.batch), options.batch, num_workers=1)
+    loader = DataLoader(_Scenes(steps * BATCH), BATCH, num_workers=1)
     for step, (images, labels) in enumerate(loader):
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(images.contiguous(memory_format=torch.channels_last))
         loss = nn.functional.cross_entropy(logits.float(), labels)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), options.clip)
+        nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
         optimiser.step()
         schedule.step()
-        if step % 100 == 0 or step == options.steps - 1:
+        if step % 100 == 0 or step == steps - 1:
             sys.stdout.write(f"step {step}: loss {loss.item():.3f}\n")
             sys.stdout.flush()
     return network.eval()
@@ -249,4 +234,4 @@ def save(network: FCN, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    save(train(Training(int(sys.argv[2])) if len(sys.argv) > 2 else Training()), Path(sys.argv[1]))
+    save(train(*map(int, sys.argv[2:3])), Path(sys.argv[1]))

@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -188,39 +188,24 @@ class GpuWatch:
 def _state(nvml: Any, index: int) -> dict[str, Any]:
     device = nvml.nvmlDeviceGetHandleByIndex(index)
     state: dict[str, Any] = {"name": nvml.nvmlDeviceGetName(device), "driver": nvml.nvmlSystemGetDriverVersion()}
+    readings: dict[str, Callable[[], Any]] = {
+        "memory_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(device).total,
+        "used_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(device).used,
+        "sm_mhz": lambda: nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_SM),
+        "memory_mhz": lambda: nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_MEM),
+        "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(device) / 1000,
+        "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(device) / 1000,
+        "throttled_by": lambda: throttling(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(device)),
+    }
     # Virtual and partitioned GPUs refuse some of these readings, which are left out.
-    for read in (_memory, _clocks, _power, _throttling, _processes):
+    for name, read in readings.items():
         with contextlib.suppress(nvml.NVMLError):
-            state |= read(nvml, device)
+            state[name] = read()
+    with contextlib.suppress(nvml.NVMLError):
+        others = [p for p in nvml.nvmlDeviceGetComputeRunningProcesses(device) if p.pid != os.getpid()]
+        state["other_processes"] = len(others)
+        state["other_processes_bytes"] = sum(p.usedGpuMemory or 0 for p in others)
     return state
-
-
-def _memory(nvml: Any, device: Any) -> dict[str, Any]:
-    memory = nvml.nvmlDeviceGetMemoryInfo(device)
-    return {"memory_bytes": memory.total, "used_bytes": memory.used}
-
-
-def _clocks(nvml: Any, device: Any) -> dict[str, Any]:
-    return {
-        "sm_mhz": nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_SM),
-        "memory_mhz": nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_MEM),
-    }
-
-
-def _power(nvml: Any, device: Any) -> dict[str, Any]:
-    return {
-        "power_w": nvml.nvmlDeviceGetPowerUsage(device) / 1000,
-        "power_limit_w": nvml.nvmlDeviceGetEnforcedPowerLimit(device) / 1000,
-    }
-
-
-def _throttling(nvml: Any, device: Any) -> dict[str, Any]:
-    return {"throttled_by": throttling(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(device))}
-
-
-def _processes(nvml: Any, device: Any) -> dict[str, Any]:
-    others = [p for p in nvml.nvmlDeviceGetComputeRunningProcesses(device) if p.pid != os.getpid()]
-    return {"other_processes": len(others), "other_processes_bytes": sum(p.usedGpuMemory or 0 for p in others)}
 
 
 def throttling(reasons: int) -> list[str]:
