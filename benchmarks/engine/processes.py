@@ -38,9 +38,9 @@ class RowSpec:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """The worker's answer when its model is loaded: version, settings, nodes per provider, nanoseconds it took."""
+    """The worker's answer when its model is loaded: fields of the row."""
 
-    version: str
+    runtime: str
     options: str
     placement: dict[str, int]
     load_ns: int
@@ -130,10 +130,7 @@ class RowProcess:
         """Wait until the model is loaded."""
         loaded: LoadReport | None = self._answer(None)
         if loaded is not None:
-            runtime = f"{self._spec.case.runtime} {loaded.version}".strip()
-            self._update(
-                runtime=runtime, options=loaded.options, placement=loaded.placement, load_ns=loaded.load_ns
-            )  # fmt: skip
+            self._update(**vars(loaded))
 
     def first_run(self) -> None:
         """Run it for the first time, and compare its outputs with the reference's."""
@@ -157,10 +154,9 @@ class RowProcess:
         if answer is None:
             return
         before = self.row.measurement or Measurement(self._first_ns, ())
+        rounds = (*before.rounds_ns, tuple(answer.run_ns))
         phases = {name: (*before.phases_ns.get(name, ()), *taken) for name, taken in answer.phases_ns.items()}
-        measured = Measurement(
-            self._first_ns, (*before.rounds_ns, tuple(answer.run_ns)), {**before.phases_ns, **phases}
-        )  # fmt: skip
+        measured = Measurement(self._first_ns, rounds, {**before.phases_ns, **phases})
         self._update(status=RowStatus.MEASURED, measurement=measured)
 
     def finish(self) -> None:

@@ -54,9 +54,9 @@ class Worker:
             os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
         self._spec = spec
         start = time.perf_counter_ns()
-        self._runtime = load(spec.case, spec.workspace, spec.provider, len(spec.cores) or None)
+        self._runtime = runtime = load(spec.case, spec.workspace, spec.provider, len(spec.cores) or None)
         taken = time.perf_counter_ns() - start
-        return LoadReport(self._runtime.version, self._runtime.options, self._runtime.placement, taken)
+        return LoadReport(f"{spec.case.runtime} {runtime.version}", runtime.options, dict(runtime.placement), taken)
 
     def first(self) -> FirstRuns:
         """Time the first runs, and compare the outputs of the very binding that is timed with the reference's."""

@@ -100,7 +100,7 @@ class MatrixOptions:
         plan: bundles and rows, most important first; the nodes of the first bundle's last row are timed one by one.
         seconds: time after which no further bundle is begun.
         size: height and width of the input.
-        channel_divisor: more than 1 for narrow networks, which are quick.
+        channel_divisor: more than 1 for narrow, quick networks.
         checks: run the tests for GPUs first.
     """
 
@@ -119,7 +119,7 @@ class Matrix:
 
     Attributes:
         options: what was asked for.
-        on_step: told what is being done.
+        on_step: called with a description of each step.
         write: called after every bundle, while rows run, and at the end.
         problems: why bundles or nodes were not measured, by name.
     """

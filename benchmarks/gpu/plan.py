@@ -108,7 +108,7 @@ class Exports:
         folder: parent of the folders of all bundles.
         provider: where the bundles are measured.
         size: height and width of the input in pixels.
-        channel_divisor: more than 1 for a quick stand-in.
+        channel_divisor: more than 1 for narrow, quick networks.
     """
 
     folder: Path

@@ -110,7 +110,7 @@ def phases(rows: Sequence[Row]) -> list[str]:
 def duration(nanoseconds: float) -> str:
     """Return a duration with three digits, in a suitable unit."""
     for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if nanoseconds >= size:
+        if abs(nanoseconds) >= size:
             return f"{_three_digits(nanoseconds / size)} {unit}"
     return f"{nanoseconds:.0f} ns"
 

@@ -25,7 +25,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Ratio:
-    """One median over another, with its 95 % confidence interval from both sides' bootstrap."""
+    """One median over another, with its 95 % confidence interval from the bootstrap of both."""
 
     value: float
     low: float

@@ -144,7 +144,7 @@ class Measurement:
 
     @property
     def stable(self) -> bool:
-        """Whether there is no such reason."""
+        """Whether there is no reason not to trust the median."""
         return not self.instabilities
 
     def to_dict(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Scripted:
     def send(self, *_: object) -> None: ...
 
     def receive(self) -> Any:
-        return LoadReport("1.0", "2 threads", {}, 5)
+        return LoadReport("PyTorch 1.0", "2 threads", {}, 5)
 
     def call(self, method: str, *arguments: Any) -> Any:
         self.asked.append((method, arguments))
