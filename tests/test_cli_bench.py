@@ -138,7 +138,7 @@ def test_wrong_outputs_are_exit_code_5(call_cli: Call, bundle: Path) -> None:
     (("--batch", "4"), "4 1"),
     (("--batch", "four"), "four 1,2,4"),
     (("--batch", "0"), "--batch 0"),
-    (("--duration", "0"), "0 0.01 3600"),
+    (("--duration", "0"), "0.0 0.01 3600"),
     (("--threads", "0"), "0 threads"),
     (("--provider", "tpu"), "'tpu'"),
 ])  # fmt: skip

@@ -81,7 +81,7 @@ def test_what_a_gpu_refuses_to_say_is_left_out(monkeypatch: pytest.MonkeyPatch) 
     assert environment.gpu_states() == [
         {
             "name": "NVIDIA H100", "driver": "580.1", "memory_bytes": 80, "used_bytes": 3, "sm_mhz": 1980,
-            "memory_mhz": 2619, "throttled_by": ["power cap"], "other_processes": 1,
+            "memory_mhz": 2619, "power_w": 98.5, "throttled_by": ["power cap"], "other_processes": 1,
             "other_processes_bytes": 2_000_000_000,
         }
     ]  # fmt: skip
