@@ -1,6 +1,6 @@
 """Writes the tables of committed results into README.md and docs/figures.md, so that no figure there is typed by hand.
 
-Results of GPUs are found by themselves: the newest are shown, or that there are none yet.
+Of results of GPUs the newest are shown, or a line that there are none yet.
 
 Run as `python -m benchmarks.readme`; a test compares both files with the results.
 """
@@ -37,7 +37,7 @@ _PAIRS = (
 
 
 def with_tables(text: str) -> str:
-    """`text` with every marked block replaced by the tables of the results it names.
+    """Return `text` with every marked block replaced by the tables of the results it names.
 
     Raises:
         InputFileError: results that are named do not exist.
@@ -48,13 +48,13 @@ def with_tables(text: str) -> str:
 
 
 def block(kind: str, name: str) -> str:
-    """A table of the results called `name`, between its marks."""
+    """Return a table of the results called `name`, between its marks."""
     lines = gpu_lines() if kind == _GPU else _TABLES[kind](read_report(RESULTS / name / "latency.json"))
     return "\n".join([_BEGIN.format(kind=kind, name=name), "", *lines, "", _END])
 
 
 def gpu_lines() -> list[str]:
-    """Figures and latencies of the newest results of a GPU; without any, what would make them."""
+    """Return figures and latencies of the newest results of a GPU; without any, a line that says so."""
     found = [(path.parent.name, read_report(path)) for path in sorted(RESULTS.glob("*/latency.json"))]
     on_gpu = [(name, report) for name, report in found if any(row.key.provider == "cuda" for row in report.rows)]
     if not on_gpu:
@@ -68,7 +68,7 @@ def gpu_lines() -> list[str]:
 
 
 def _fastest_rows(report: BenchReport) -> list[str]:
-    """The fastest row with our graph of each network and batch, beside the fastest of each kind of peer.
+    """Return the fastest row of our graph for each network and batch, beside the fastest of each kind of peer.
 
     Where rows go from pixels to labels on the host, only these are compared.
     """
@@ -87,25 +87,25 @@ def _fastest(rows: Sequence[Row]) -> str:
 
 
 def _latency(report: BenchReport) -> list[str]:
-    """All rows of the first network."""
+    """Return all rows of the first network."""
     title, rows = groups(report)[0]
     return [f"{title} ({report.machine}):", "", *markdown_table(report, rows)]
 
 
 def _gains(report: BenchReport) -> list[str]:
-    """Times as fast, with its 95 % interval, for every network."""
+    """Return how many times as fast every network is, with 95 % intervals."""
     lines = [f"| {report.machine} | {' | '.join(column for _, _, column in _PAIRS)} |", "|---|" + "---|" * len(_PAIRS)]
     for title, rows in groups(report):
         by_case = {row.key.case: row for row in rows if row.measurement is not None}
-        cells = [_times_as_fast(by_case, subject, peer) for subject, peer, _ in _PAIRS]
+        cells = [_times_as_fast(by_case, ours, peer) for ours, peer, _ in _PAIRS]
         lines.append(f"| {title.partition(',')[0]} | {' | '.join(cells)} |")
     return lines
 
 
-def _times_as_fast(by_case: Mapping[str, Row], subject: str, peer: str) -> str:
-    if not {subject, peer} <= by_case.keys():
+def _times_as_fast(by_case: Mapping[str, Row], ours: str, peer: str) -> str:
+    if not {ours, peer} <= by_case.keys():
         return NOTHING
-    ratio = Ratio.of_rows(by_case[peer], by_case[subject])
+    ratio = Ratio.of_rows(by_case[peer], by_case[ours])
     return f"{ratio.value:.2f} ({ratio.low:.2f} .. {ratio.high:.2f})"
 
 

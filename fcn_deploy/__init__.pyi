@@ -1,6 +1,6 @@
 # The one table of public names: type checkers read it, and so does `fcn_deploy/__init__.py` when a name is first used.
+from benchmarks.engine.run import BenchOptions as BenchOptions
 from benchmarks.engine.run import bench as bench
-from benchmarks.engine.schedule import BenchOptions as BenchOptions
 from benchmarks.report.page import require_page as require_page
 from benchmarks.report.page import write_markdown as write_markdown
 from benchmarks.report.page import write_page as write_page

@@ -65,15 +65,23 @@ def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]], sizes: dict[str, i
 
 
 def _multiply_adds(node: ir.Node, output: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> int:
-    """Each weight is used once per output position (Conv) or input position (ConvTranspose) of every image."""
-    if node.op_type not in ("Conv", "ConvTranspose") or len(node.inputs) < 2:
+    image, weights = (*node.inputs[:2], None, None)[:2]
+    if image is None or weights is None:
         return 0
-    if node.inputs[0] is None or node.inputs[1] is None:
+    return multiply_adds(node.op_type, shapes.get(image.name or "", _known(image)), _known(weights), output)
+
+
+def multiply_adds(
+    operator: str, image: Sequence[int], weights: Sequence[int], output: Sequence[int], *, channels_last: bool = False
+) -> int:
+    """Count the multiply-adds of one node from its shapes, padding included; 0 unless it is a convolution.
+
+    Each weight is used once per output position (Conv) or input position (ConvTranspose) of every image.
+    """
+    if operator not in ("Conv", "FusedConv", "ConvTranspose"):
         return 0
-    positions = output if node.op_type == "Conv" else shapes.get(node.inputs[0].name or "", _known(node.inputs[0]))
-    if not positions:
-        return 0
-    return prod(_known(node.inputs[1])) * positions[0] * prod(positions[2:])
+    batch, *positions = (image if operator == "ConvTranspose" else output) or [0]
+    return prod(weights) * batch * prod(positions[:-1] if channels_last else positions[1:])
 
 
 def _known(value: ir.Value) -> tuple[int, ...]:

@@ -88,7 +88,7 @@ def test_nothing_is_replaced_when_nothing_was_measured(
 ) -> None:
     kept = tmp_path / "kept.json"
     kept.write_text("an older report")
-    monkeypatch.setattr("benchmarks.engine.schedule.Schedule.measure_ceilings", interrupt)
+    monkeypatch.setattr("benchmarks.engine.run.Schedule.measure_ceilings", interrupt)
 
     code, output, _ = call_cli("bench", shared_bundle, *QUICK, "--json", kept)
 
@@ -135,7 +135,7 @@ def test_wrong_outputs_are_exit_code_5(call_cli: Call, bundle: Path) -> None:
     (("--batch", "4"), "4 1"),
     (("--batch", "four"), "four 1,2,4"),
     (("--batch", "0"), "--batch 0"),
-    (("--duration", "0"), "0 0.01 3600"),
+    (("--duration", "0"), "0.0 0.01 3600"),
     (("--threads", "0"), "0 threads"),
     (("--provider", "tpu"), "'tpu'"),
 ])  # fmt: skip

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 import fcn_deploy as fd
-from benchmarks.sample_accuracy import write_scenes
-from benchmarks.train_sample import Split
+from benchmarks.train_sample import Split, write_scenes
 from tests.conftest import Call
 from tests.messages import missing
 

@@ -31,8 +31,7 @@ def test_contents(wheel: Path) -> None:
         for p in (ROOT / package).rglob("*.py")
     }
     repository_only = {
-        f"benchmarks/{name}.py"
-        for name in ("readme", "train_sample", "sample_accuracy", "precision_gain", "pipeline", "serving")
+        f"benchmarks/{name}.py" for name in ("readme", "train_sample", "precision_gain", "pipeline", "serving")
     }
     assert tracked - repository_only == {name for name in names if name.endswith(".py")}
     assert {

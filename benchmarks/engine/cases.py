@@ -1,22 +1,22 @@
-"""What is measured against what: one row of this table is one row of a report.
+"""The table of benchmark rows: each case is one row of a report.
 
-A case says which runtime runs which graph in which arithmetic; everything else (bundle, batch, provider, threads) is
-the run's. To measure something else, add a line.
+A case names the runtime, the graph and the compute precision. Bundle, batch, provider and threads belong to the run.
+To measure something else, add a line to `CASES`.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from fcn_deploy.choices import Provider
 from fcn_deploy.errors import UsageError
+from fcn_deploy.installation import missing_packages
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.parity.tolerance import TIERS, Tier, tier_of
 
 
 class Runtime(StrEnum):
-    """What computes."""
+    """The runtime of a row."""
 
     PYTORCH = "PyTorch"
     COMPILE = "torch.compile"
@@ -26,18 +26,18 @@ class Runtime(StrEnum):
 
 
 class Graph(StrEnum):
-    """What is computed."""
+    """The graph that a row runs."""
 
     NETWORK = "network"  # the PyTorch module itself
     PLAIN = "plain"  # as exported
-    PLAIN_HALF = "plain in half"  # as exported, its weights and maps in the bundle's half precision
+    PLAIN_HALF = "plain in half"  # as exported, then converted to the bundle's half precision
     SIMPLIFIED = "simplified"
-    BUNDLE = "bundle"  # with every optimisation that the bundle has
-    ENGINE = "engine"  # the plan that `fcn-deploy tensorrt` built of the bundle
+    BUNDLE = "bundle"  # with every optimisation of the bundle
+    ENGINE = "engine"  # the plan that `fcn-deploy tensorrt` built from the bundle
 
 
-class Precision(StrEnum):
-    """The arithmetic of convolutions; also the name of the parity tier."""
+class ComputePrecision(StrEnum):
+    """The precision in which convolutions are computed; also the name of the parity tier."""
 
     FP32 = "fp32"
     TF32 = "tf32"
@@ -54,48 +54,50 @@ class Case:
     """One row.
 
     Attributes:
-        name: what users call it.
-        runtime: what computes.
-        graph: what is computed.
-        providers: where this case makes sense.
-        precision: in which arithmetic; half precision runs channels last in PyTorch.
-        end_to_end: from N x H x W x 3 uint8 RGB to N x H x W uint8 labels, both on the host, instead of from float32
-            input to logits, both on the device.
-        cuda_graph: captured once and replayed.
-        nhwc: channels last inside ONNX Runtime.
-        session_run: input and output are arrays on the host, and ONNX Runtime moves them, as its users mostly call it.
-        autotune: torch.compile tries kernels out (`max-autotune`).
+        name: the name on the command line and in reports.
+        runtime: runs the graph.
+        graph: the graph that is run.
+        providers: the providers that this case applies to.
+        precision: the compute precision; PyTorch runs half precision channels last.
+        end_to_end: times N x H x W x 3 uint8 RGB to N x H x W uint8 labels, both on the host, instead of float32 input
+            to logits, both on the device.
+        cuda_graph: the run is captured once and replayed.
+        nhwc: ONNX Runtime computes channels last.
+        session_run: times `session.run`, with input and output as arrays on the host.
+        autotune: torch.compile tries several kernels (`max-autotune`).
     """
 
     name: str
     runtime: Runtime
     graph: Graph
     providers: tuple[Provider, ...]
-    precision: Precision = Precision.FP32
+    precision: ComputePrecision = ComputePrecision.FP32
     end_to_end: bool = False
     cuda_graph: bool = False
     nhwc: bool = False
     session_run: bool = False
     autotune: bool = False
 
-    def on(self, info: ModelInfo, engine: ModelInfo | None) -> "Case":
-        """The case for one bundle and its engine: what runs them computes in their arithmetic."""
-        facts = {Graph.BUNDLE: info, Graph.PLAIN_HALF: info, Graph.ENGINE: engine}.get(self.graph)
-        own = facts is not None and self.precision is Precision.FP32
-        return replace(self, precision=Precision(facts.precision)) if own and facts is not None else self
+    def for_bundle(self, info: ModelInfo, engine: ModelInfo | None) -> "Case":
+        """Return the case in the precision of the bundle, or of its engine, where the case runs one of them."""
+        model = {Graph.BUNDLE: info, Graph.PLAIN_HALF: info, Graph.ENGINE: engine}.get(self.graph)
+        if model is None or self.precision is not ComputePrecision.FP32:
+            return self
+        return replace(self, precision=ComputePrecision(model.precision))
 
     def tier(self, info: ModelInfo) -> Tier:
-        """What its results are held to."""
-        return tier_of(info) if self.precision is Precision(info.precision) else TIERS[self.precision]
+        """Return the parity tier that its outputs have to meet."""
+        return tier_of(info) if self.precision is ComputePrecision(info.precision) else TIERS[self.precision]
 
 
+_TF32, _FP16 = ComputePrecision.TF32, ComputePrecision.FP16
 _EVERYWHERE = (CPU, CUDA, TENSORRT)
 CASES = (
     Case("pytorch", Runtime.PYTORCH, Graph.NETWORK, _EVERYWHERE),
-    Case("pytorch-tf32", Runtime.PYTORCH, Graph.NETWORK, (CUDA, TENSORRT), Precision.TF32),
-    Case("pytorch-fp16", Runtime.PYTORCH, Graph.NETWORK, (CUDA, TENSORRT), Precision.FP16),
+    Case("pytorch-tf32", Runtime.PYTORCH, Graph.NETWORK, (CUDA, TENSORRT), _TF32),
+    Case("pytorch-fp16", Runtime.PYTORCH, Graph.NETWORK, (CUDA, TENSORRT), _FP16),
     Case("compile", Runtime.COMPILE, Graph.NETWORK, _EVERYWHERE),
-    Case("compile-fp16", Runtime.COMPILE, Graph.NETWORK, (CUDA, TENSORRT), Precision.FP16, autotune=True),
+    Case("compile-fp16", Runtime.COMPILE, Graph.NETWORK, (CUDA, TENSORRT), _FP16, autotune=True),
     Case("openvino-plain", Runtime.OPENVINO, Graph.PLAIN, (CPU,)),
     Case("openvino", Runtime.OPENVINO, Graph.BUNDLE, (CPU,)),
     Case("ort-plain", Runtime.ONNXRUNTIME, Graph.PLAIN, _EVERYWHERE),
@@ -105,25 +107,17 @@ CASES = (
     Case("ort-plain-half-nhwc-graph", Runtime.ONNXRUNTIME, Graph.PLAIN_HALF, (CUDA,), nhwc=True, cuda_graph=True),
     Case("ort-simplified", Runtime.ONNXRUNTIME, Graph.SIMPLIFIED, _EVERYWHERE),
     Case("ort", Runtime.ONNXRUNTIME, Graph.BUNDLE, _EVERYWHERE),
-    Case("ort-tf32", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA,), Precision.TF32),
+    Case("ort-tf32", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA,), _TF32),
     Case("ort-nhwc", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA,), nhwc=True),
     Case("ort-graph", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA, TENSORRT), cuda_graph=True),
     Case("ort-nhwc-graph", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA,), nhwc=True, cuda_graph=True),
     Case("engine", Runtime.TENSORRT, Graph.ENGINE, (CUDA, TENSORRT)),
     Case("engine-graph", Runtime.TENSORRT, Graph.ENGINE, (CUDA, TENSORRT), cuda_graph=True),
     # ONNX Runtime rounds float32 products to TF32 on GPUs unless it is told not to.
-    Case("session-run", Runtime.ONNXRUNTIME, Graph.PLAIN, (CUDA,), Precision.TF32, session_run=True),
-    Case(
-        "session-run-e2e",
-        Runtime.ONNXRUNTIME,
-        Graph.PLAIN,
-        (CUDA,),
-        Precision.TF32,
-        end_to_end=True,
-        session_run=True,
-    ),
+    Case("session-run", Runtime.ONNXRUNTIME, Graph.PLAIN, (CUDA,), _TF32, session_run=True),
+    Case("session-run-e2e", Runtime.ONNXRUNTIME, Graph.PLAIN, (CUDA,), _TF32, end_to_end=True, session_run=True),
     Case("pytorch-e2e", Runtime.PYTORCH, Graph.NETWORK, (CUDA, TENSORRT), end_to_end=True),
-    Case("pytorch-fp16-e2e", Runtime.PYTORCH, Graph.NETWORK, (CUDA, TENSORRT), Precision.FP16, end_to_end=True),
+    Case("pytorch-fp16-e2e", Runtime.PYTORCH, Graph.NETWORK, (CUDA, TENSORRT), _FP16, end_to_end=True),
     Case("ort-e2e", Runtime.ONNXRUNTIME, Graph.BUNDLE, _EVERYWHERE, end_to_end=True),
     Case("ort-graph-e2e", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA, TENSORRT), end_to_end=True, cuda_graph=True),
     Case("ort-nhwc-graph-e2e", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA,), end_to_end=True, nhwc=True, cuda_graph=True),
@@ -131,39 +125,48 @@ CASES = (
 )
 
 
+# The extra of fcn-deploy that installs a runtime, and the modules of which one has to be importable.
+_EXTRAS = {
+    Runtime.OPENVINO: ("openvino", ("openvino",)),
+    Runtime.TENSORRT: ("tensorrt", ("tensorrt", "tensorrt_rtx")),
+}
+
+
 def missing_runtime(runtime: Runtime) -> str | None:
-    """What to install for a runtime that is not there, found out without loading it; None when it is."""
-    if runtime is Runtime.OPENVINO and importlib.util.find_spec("openvino") is None:
-        return "OpenVINO is not installed: pip install 'fcn-deploy[openvino]'"
-    packages = ("tensorrt", "tensorrt_rtx")
-    if runtime is Runtime.TENSORRT and not any(importlib.util.find_spec(package) for package in packages):
-        return "TensorRT is not installed: pip install 'fcn-deploy[tensorrt]'"
-    return None
+    """Return how to install a runtime that is missing, found without loading it; None when it is installed."""
+    extra, modules = _EXTRAS.get(runtime, ("", ()))
+    if not modules or len(missing_packages(modules)) < len(modules):
+        return None
+    return f"{runtime} is not installed: pip install 'fcn-deploy[{extra}]'"
 
 
 def problem_with(case: Case, info: ModelInfo) -> str | None:
-    """Why a case makes no sense with a bundle, or None when it does."""
-    precision = Precision(info.precision)
-    if case.graph is Graph.BUNDLE and case.precision is Precision.TF32 and precision is not Precision.FP32:
-        return f"the bundle computes in {precision}, of which TF32 rounds nothing"
-    if case.graph is Graph.PLAIN_HALF and precision not in (Precision.FP16, Precision.BF16):
+    """Return why a case does not apply to a bundle; None when it does."""
+    precision = ComputePrecision(info.precision)
+    if (
+        case.graph is Graph.BUNDLE
+        and case.precision is ComputePrecision.TF32
+        and precision is not ComputePrecision.FP32
+    ):
+        return f"the bundle computes in {precision}, and TF32 only affects float32"
+    if case.graph is Graph.PLAIN_HALF and precision not in (ComputePrecision.FP16, ComputePrecision.BF16):
         return f"the bundle computes in {precision}, which is no half precision"
-    if case.nhwc and precision is Precision.BF16:
+    if case.nhwc and precision is ComputePrecision.BF16:
         return "ONNX Runtime has no bfloat16 convolutions channels last"
     return None
 
 
 def choose(names: Sequence[str], provider: Provider) -> tuple[Case, ...]:
-    """The cases called `names`, in the table's order; all that `provider` has when no name is given.
+    """Return the cases called `names`, in the order of `CASES`; without names, all cases of `provider`.
 
     Raises:
-        UsageError: a name is unknown, its case makes no sense on `provider`, or its runtime is not installed.
+        UsageError: a name is unknown, its case does not apply to `provider`, or its runtime is not installed.
     """
     possible = tuple(case for case in CASES if provider in case.providers)
-    strange = sorted(set(names) - {case.name for case in possible})
-    if strange:
+    unknown = sorted(set(names) - {case.name for case in possible})
+    if unknown:
         raise UsageError(
-            f"no row {', '.join(strange)} on {provider}; there are {', '.join(case.name for case in possible)}",
+            f"no row {', '.join(unknown)} on {provider}; there are {', '.join(case.name for case in possible)}",
             remedy="Pass some of these to --rows, separated by commas.",
         )
     for case in possible:

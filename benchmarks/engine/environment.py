@@ -1,17 +1,17 @@
-"""Where a benchmark ran: everything that has to be the same for two figures to be comparable."""
+"""The machine and the software of a benchmark: everything that has to be the same for two figures to be comparable."""
 
 import contextlib
 import os
 import platform
 import shutil
 import subprocess
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine.processes import HUGE_PAGES
+import psutil
+
 from benchmarks.stats.timing import clock_overhead_ns
 from fcn_deploy.installation import package_versions
 
@@ -19,17 +19,18 @@ _LISTED = ("openvino", "nvidia-cudnn-cu13", "nvidia-cublas", "tensorrt")
 _BUSY_SECONDS = 0.5
 # More than this share of one core taken by others is worth a note.
 _BUSY_NOTE = 0.25
-# This share of the time, taken away by the hypervisor, explains a few percent of noise.
+# When the hypervisor takes away this share of the time, it explains a few percent of noise.
 _STOLEN_NOTE = 0.01
-_PROC_STAT_STOLEN = 7
-_PROC_STAT_IDLE = (3, 4)  # idle and iowait, proc(5)
+# With it PyTorch asks for huge pages for its large maps, which makes it a fifth faster on CPUs. Every row has it.
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 
 def available_cores() -> tuple[int, ...]:
-    """The cores this process may use, one hardware thread of each, as the operating system numbers them."""
-    if not hasattr(os, "sched_getaffinity"):
-        return tuple(range(os.cpu_count() or 1))
-    allowed = sorted(os.sched_getaffinity(0))
+    """Return the cores this process may use, one hardware thread of each, as the operating system numbers them."""
+    process = psutil.Process()
+    if not hasattr(process, "cpu_affinity"):  # macOS has none
+        return tuple(range(psutil.cpu_count(logical=False) or 1))
+    allowed = sorted(process.cpu_affinity())
     first_of: dict[str, int] = {}
     for cpu in allowed:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
@@ -39,7 +40,7 @@ def available_cores() -> tuple[int, ...]:
 
 
 def describe(cores: Sequence[int], command: Sequence[str]) -> dict[str, Any]:
-    """The machine, its state and the software, as a JSON-ready dictionary; half a second is spent on watching it."""
+    """Return the machine, its state and the software as a JSON-ready dictionary; takes half a second to watch it."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
@@ -48,7 +49,7 @@ def describe(cores: Sequence[int], command: Sequence[str]) -> dict[str, Any]:
         "cores": len(cores),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": psutil.virtual_memory().total,
         "scaling_governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "busy_cores_before": busy_cores(),
         "clock_overhead_ns": clock_overhead_ns(),
@@ -59,20 +60,32 @@ def describe(cores: Sequence[int], command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def stolen_share(before: Sequence[int] | None) -> float | None:
-    """The share of the processor's time that the hypervisor gave to other machines; None where that is unknown.
+def cpu_times() -> dict[str, float]:
+    """Return the seconds of all cores by what they were spent on, as psutil names it."""
+    # The times of guests are part of `user` and `nice`.
+    return {name: spent for name, spent in psutil.cpu_times()._asdict().items() if not name.startswith("guest")}
+
+
+def stolen_share(before: Mapping[str, float]) -> float | None:
+    """Return the share of the processor's time that the hypervisor gave to other machines; None where it is unknown.
 
     Args:
         before: the processor's times when the run began, from `cpu_times`.
     """
     now = cpu_times()
-    if before is None or now is None or sum(now) <= sum(before):
-        return None
-    return (now[_PROC_STAT_STOLEN] - before[_PROC_STAT_STOLEN]) / (sum(now) - sum(before))
+    total = sum(now.values()) - sum(before.values())
+    return (now["steal"] - before["steal"]) / total if "steal" in now and total > 0 else None
 
 
-def notes(environment: dict[str, Any]) -> tuple[str, ...]:
-    """What in an environment makes its figures doubtful, in words."""
+def busy_cores() -> float:
+    """Return how many cores are at work while this process sleeps."""
+    shares = psutil.cpu_times_percent(_BUSY_SECONDS)
+    idle = sum(getattr(shares, name, 0.0) for name in ("idle", "iowait", "steal"))
+    return max(0.0, 1 - idle / 100) * (psutil.cpu_count() or 1)
+
+
+def notes(environment: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what makes the figures of an environment doubtful, in sentences."""
     found = []
     busy = environment.get("busy_cores_before")
     if busy is not None and busy > _BUSY_NOTE:
@@ -91,39 +104,14 @@ def notes(environment: dict[str, Any]) -> tuple[str, ...]:
 
 
 def cpu_name() -> str:
-    """The processor as it calls itself."""
+    """Return the name of the processor."""
     text = _read("/proc/cpuinfo") or ""
     names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def busy_cores() -> float | None:
-    """How many cores are at work while this process sleeps; None where the system does not say."""
-    before = cpu_times()
-    time.sleep(_BUSY_SECONDS)
-    after = cpu_times()
-    if before is None or after is None:
-        return None
-    total = sum(after) - sum(before)
-    idle = sum(after[i] - before[i] for i in (*_PROC_STAT_IDLE, _PROC_STAT_STOLEN))
-    return (total - idle) / total * (os.cpu_count() or 1) if total else 0.0
-
-
-def cpu_times() -> list[int] | None:
-    """Ticks of all cores by what they were spent on, in the order of proc(5); None where the system does not say."""
-    text = _read("/proc/stat")
-    # The last two fields, of guests, are part of the first two.
-    return [int(field) for field in text.splitlines()[0].split()[1:9]] if text else None
-
-
-def _memory_bytes() -> int | None:
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def _commit() -> str | None:
-    """The commit this code was checked out from; None for an installed package."""
+    """Return the commit this code was checked out from; None for an installed package."""
     git, here = shutil.which("git"), Path(__file__).parents[2]
     if git is None or not (here / ".git").exists():
         return None
@@ -147,10 +135,10 @@ _WATCHED = ("sm_mhz", "memory_mhz", "power_w")
 
 
 def gpu_states() -> list[dict[str, Any]]:
-    """One dictionary per GPU; empty without a driver or without nvidia-ml-py.
+    """Return one dictionary per GPU; nothing without a driver or without nvidia-ml-py.
 
-    Keys: name, driver, memory in bytes (total, used), clocks in MHz (sm, memory), power and its limit in watts, what
-    throttles it, and the other processes that compute on it.
+    Keys: name, driver, memory in bytes (total, used), clocks in MHz (sm, memory), power and its limit in watts, reasons
+    for throttling, and the other processes that compute on it.
     """
     try:
         import pynvml
@@ -160,12 +148,14 @@ def gpu_states() -> list[dict[str, Any]]:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return []
-    with _shutdown(pynvml):
+    try:
         return [_state(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def visible_gpus() -> list[dict[str, Any]]:
-    """The GPUs that CUDA programs started from here see, as far as CUDA_VISIBLE_DEVICES names them by number."""
+    """Return the GPUs that CUDA programs started from here see, where CUDA_VISIBLE_DEVICES names them by number."""
     states, chosen = gpu_states(), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if not all(number.strip().isdigit() for number in chosen):
         return states
@@ -173,19 +163,19 @@ def visible_gpus() -> list[dict[str, Any]]:
 
 
 class GpuWatch:
-    """What the visible GPUs did while rows ran on them: looked at after every turn of a row."""
+    """Readings of the visible GPUs while rows run on them."""
 
     def __init__(self) -> None:
-        self._looks: list[list[dict[str, Any]]] = []
+        self._readings: list[list[dict[str, Any]]] = []
 
-    def look(self) -> None:
-        """Take a reading now."""
-        self._looks.append(visible_gpus())
+    def read(self) -> None:
+        """Take a reading of every GPU now."""
+        self._readings.append(visible_gpus())
 
     def summary(self) -> list[dict[str, Any]]:
-        """Per GPU: its name, every clock and power as (lowest, highest), and everything that ever throttled it."""
+        """Return per GPU its name, clocks and power as [lowest, highest], and all reasons for throttling."""
         found = []
-        for readings in zip(*self._looks, strict=False):
+        for readings in zip(*self._readings, strict=False):
             ranges: dict[str, list[float]] = {}
             for name in _WATCHED:
                 values = [reading[name] for reading in readings if name in reading]
@@ -195,52 +185,29 @@ class GpuWatch:
         return found
 
 
-@contextlib.contextmanager
-def _shutdown(nvml: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        nvml.nvmlShutdown()
-
-
 def _state(nvml: Any, index: int) -> dict[str, Any]:
     device = nvml.nvmlDeviceGetHandleByIndex(index)
     state: dict[str, Any] = {"name": nvml.nvmlDeviceGetName(device), "driver": nvml.nvmlSystemGetDriverVersion()}
-    # Virtual and partitioned GPUs refuse some of these: what is refused is left out.
-    for read in (_memory, _clocks, _power, _throttling, _processes):
+    readings: dict[str, Callable[[], Any]] = {
+        "memory_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(device).total,
+        "used_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(device).used,
+        "sm_mhz": lambda: nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_SM),
+        "memory_mhz": lambda: nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_MEM),
+        "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(device) / 1000,
+        "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(device) / 1000,
+        "throttled_by": lambda: throttling(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(device)),
+    }
+    # Virtual and partitioned GPUs refuse some of these readings, which are left out.
+    for name, read in readings.items():
         with contextlib.suppress(nvml.NVMLError):
-            state |= read(nvml, device)
+            state[name] = read()
+    with contextlib.suppress(nvml.NVMLError):
+        others = [p for p in nvml.nvmlDeviceGetComputeRunningProcesses(device) if p.pid != os.getpid()]
+        state["other_processes"] = len(others)
+        state["other_processes_bytes"] = sum(p.usedGpuMemory or 0 for p in others)
     return state
 
 
-def _memory(nvml: Any, device: Any) -> dict[str, Any]:
-    memory = nvml.nvmlDeviceGetMemoryInfo(device)
-    return {"memory_bytes": memory.total, "used_bytes": memory.used}
-
-
-def _clocks(nvml: Any, device: Any) -> dict[str, Any]:
-    return {
-        "sm_mhz": nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_SM),
-        "memory_mhz": nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_MEM),
-    }
-
-
-def _power(nvml: Any, device: Any) -> dict[str, Any]:
-    return {
-        "power_w": nvml.nvmlDeviceGetPowerUsage(device) / 1000,
-        "power_limit_w": nvml.nvmlDeviceGetEnforcedPowerLimit(device) / 1000,
-    }
-
-
-def _throttling(nvml: Any, device: Any) -> dict[str, Any]:
-    return {"throttled_by": throttling(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(device))}
-
-
-def _processes(nvml: Any, device: Any) -> dict[str, Any]:
-    others = [p for p in nvml.nvmlDeviceGetComputeRunningProcesses(device) if p.pid != os.getpid()]
-    return {"other_processes": len(others), "other_processes_bytes": sum(p.usedGpuMemory or 0 for p in others)}
-
-
 def throttling(reasons: int) -> list[str]:
-    """The names of what slows a GPU down, from NVML's bit mask."""
+    """Return the reasons for which a GPU is throttled, from NVML's bit mask."""
     return [name for bit, name in _THROTTLING.items() if reasons & bit]

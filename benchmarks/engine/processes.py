@@ -1,4 +1,4 @@
-"""One row while it is being measured: its process, and what is known of it so far."""
+"""One row while it is measured: its worker process, the messages between the two, and the row's state."""
 
 import contextlib
 import os
@@ -7,26 +7,28 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar, cast
 
-from benchmarks.engine.cases import Case
-from benchmarks.engine.ceilings import Work
+from benchmarks.engine.cases import Case, ComputePrecision
+from benchmarks.engine.environment import HUGE_PAGES
 from benchmarks.engine.workspace import Workspace
-from benchmarks.report.results import Row, RowKey, Status
-from benchmarks.stats.nodes import NodeTime
+from benchmarks.report.results import Row, RowKey, RowStatus, WorkEstimate
 from benchmarks.stats.timing import Measurement
-from fcn_deploy.choices import Provider
+from fcn_deploy.choices import Geometry, Head, ImageInput, Provider
 from fcn_deploy.errors import FcnDeployError, ParityError
+from fcn_deploy.model_info import VOC_CLASSES, ModelInfo
 from fcn_deploy.parity.compare import LabelComparison
 from fcn_deploy.parity.report import ParityReport
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class Job:
-    """What one process measures, and where it may run."""
+class RowSpec:
+    """What the process of one row measures, and where it may run; without cores, on all of them."""
 
     case: Case
     workspace: Workspace
@@ -35,10 +37,10 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A runtime that is ready to run: version, what was set, how many nodes each provider runs, nanoseconds it took."""
+class LoadReport:
+    """The worker's answer when its model is loaded: fields of the row."""
 
-    version: str
+    runtime: str
     options: str
     placement: dict[str, int]
     load_ns: int
@@ -46,7 +48,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class FirstRuns:
-    """Nanoseconds of the very first run and of the one after it, and what was computed against the reference."""
+    """The worker's answer to the first runs: nanoseconds of the first and of the last, and the parity of each input."""
 
     first_ns: int
     next_ns: int
@@ -55,62 +57,202 @@ class FirstRuns:
 
 @dataclass(frozen=True)
 class Samples:
-    """One round: nanoseconds of each run, and of each phase that was timed besides."""
+    """The worker's answer to one round: nanoseconds of each run, and of each phase that was timed separately."""
 
     run_ns: list[int]
     phases_ns: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Why a row stopped.
+class WorkerFailure:
+    """Why a worker gave no answer.
 
     Attributes:
         out_of_memory: whether there was too little memory.
-        message: what the runtime said, in one line.
+        message: the runtime's message, in one line.
     """
 
     out_of_memory: bool
     message: str
 
 
+_KEPT_NODES = 12
 _LAST_BYTES = 4000
-# PyTorch then asks for huge pages for its large maps, which makes it a fifth faster here: every PyTorch row has it,
-# whoever starts the benchmark.
-HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 
-class Process:
-    """A process of `benchmarks.engine.worker`, started at once; what it prints goes to `log`.
+class RowProcess:
+    """A row and its process. Whatever goes wrong in the process ends this row only.
+
+    Args:
+        spec: what is measured.
+        work: the least work of one run.
+        log: file for what the process prints.
+        limit_s: seconds after which the row fails when its process has not answered; None waits for ever.
+
+    Attributes:
+        row: what is known so far.
+    """
+
+    def __init__(self, spec: RowSpec, work: WorkEstimate, log: Path, limit_s: float | None = None) -> None:
+        case, info = spec.case, spec.workspace.info
+        self.row = Row(
+            RowKey(network_name(info), spec.workspace.shape, case.name, str(spec.provider)),
+            str(case.runtime), str(case.graph), str(case.precision), "", case.end_to_end, work,
+        )  # fmt: skip
+        self._spec, self._log, self._limit_s = spec, log, limit_s
+        self._process: WorkerProcess | None = None
+        self._first_ns = self._next_ns = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether it still takes part."""
+        return self._process is not None
+
+    @property
+    def last_ns(self) -> int:
+        """Nanoseconds of its latest run, except for the very first; 0 before there was one."""
+        measured = self.row.measurement
+        return measured.rounds_ns[-1][-1] if measured else self._next_ns
+
+    def skip(self, problem: str) -> None:
+        """Leave it out of the measurement, with the reason."""
+        self._update(status=RowStatus.SKIPPED, problem=problem)
+
+    def start(self, group: int) -> None:
+        """Start its process and begin to load the model, without waiting; it takes turns with the rows of `group`."""
+        self._update(group=group)
+        # An empty cache of its own, so that the first run includes compilation.
+        cache = {"TORCHINDUCTOR_CACHE_DIR": str(self._log.with_suffix(".inductor"))}
+        self._process = WorkerProcess(self._log, cache, self._limit_s)
+        self._process.send("open", self._spec)
+
+    def finish_loading(self) -> None:
+        """Wait until the model is loaded."""
+        loaded: LoadReport | None = self._answer(None)
+        if loaded is not None:
+            self._update(**vars(loaded))
+
+    def first_run(self) -> None:
+        """Run it for the first time, and compare its outputs with the reference's."""
+        answer: FirstRuns | None = self._answer("first")
+        if answer is None:
+            return
+        self._first_ns, self._next_ns = answer.first_ns, answer.next_ns
+        self._update(parity=tuple(c.to_dict() for c in answer.comparisons))
+        tier = self._spec.case.tier(self._spec.workspace.info)
+        parity = ParityReport("PyTorch", self._spec.case.name, tier, tuple(answer.comparisons))
+        if not parity.passed:
+            self._end(RowStatus.WRONG, "; ".join(parity.failures))
+
+    def warm_up(self, seconds: float) -> None:
+        """Run it for a while without taking samples; its latest run counts, the very first does not."""
+        self._answer("warm_up", max(0.0, seconds - self.last_ns / 1e9))
+
+    def sample(self, seconds: float) -> None:
+        """Take the samples of one round."""
+        answer: Samples | None = self._answer("sample", seconds)
+        if answer is None:
+            return
+        before = self.row.measurement or Measurement(self._first_ns, ())
+        rounds = (*before.rounds_ns, tuple(answer.run_ns))
+        phases = {name: (*before.phases_ns.get(name, ()), *taken) for name, taken in answer.phases_ns.items()}
+        measured = Measurement(self._first_ns, rounds, {**before.phases_ns, **phases})
+        self._update(status=RowStatus.MEASURED, measurement=measured)
+
+    def finish(self) -> None:
+        """Read its memory and its profile, and end its process; without these its latencies count all the same."""
+        if self._process is not None:
+            with contextlib.suppress(FcnDeployError):
+                peak_bytes, nodes = self._process.call("peak_bytes"), self._process.call("profile")
+                self._update(
+                    peak_bytes=0 if isinstance(peak_bytes, WorkerFailure) else peak_bytes,
+                    nodes=() if isinstance(nodes, WorkerFailure) else nodes[:_KEPT_NODES],
+                )
+        self.close()
+
+    def close(self) -> None:
+        """End its process; what was measured stays."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def _answer(self, method: str | None, *arguments: Any) -> Any:
+        """Return the process's answer to a call (without a method, to the latest one); None once it failed."""
+        if self._process is None:
+            return None
+        try:
+            answer = self._process.receive() if method is None else self._process.call(method, *arguments)
+        except ParityError as error:
+            self._end(RowStatus.WRONG, error.problem)
+            return None
+        except FcnDeployError as error:
+            answer = WorkerFailure(False, error.problem)
+        if isinstance(answer, WorkerFailure):
+            self._end(RowStatus.OUT_OF_MEMORY if answer.out_of_memory else RowStatus.FAILED, answer.message)
+            return None
+        return answer
+
+    def _end(self, status: RowStatus, problem: str) -> None:
+        self._update(status=status, problem=problem, measurement=None)
+        self.close()
+
+    def _update(self, **changes: Any) -> None:
+        self.row = replace(self.row, **changes)
+
+
+def network_name(info: ModelInfo) -> str:
+    """Name a network in a report, e.g. `FCN-8s int8`, `FCN-8s pixels to labels` or `FCN-8s caffe / 16`."""
+    network, precision = info.network, ComputePrecision(info.precision)
+    caffe = " caffe" if network.geometry is Geometry.CAFFE else ""
+    narrow = f" / {network.channel_divisor}" if network.channel_divisor > 1 else ""
+    classes = f", {network.num_classes} classes" if network.num_classes != len(VOC_CLASSES) else ""
+    reduced = "" if precision is ComputePrecision.FP32 else f" {precision}"
+    pixels_and_labels = info.image_input is ImageInput.UINT8, info.head is Head.LABELS
+    heads = {(True, True): " pixels to labels", (True, False): " from pixels", (False, True): " to labels"}
+    return f"FCN-{network.variant}{caffe}{narrow}{classes}{reduced}{heads.get(pixels_and_labels, '')}"
+
+
+class WorkerProcess:
+    """A process of `benchmarks.engine.worker`, started at once; a context manager that ends it.
 
     Args:
         log: file for what it prints.
-        variables: environment variables besides this process's own.
+        variables: environment variables besides those of this process.
         limit_s: seconds after which it is ended when it has not answered; None waits for ever.
     """
 
     def __init__(self, log: Path, variables: Mapping[str, str] | None = None, limit_s: float | None = None) -> None:
         self._log, self._limit_s = log, limit_s
-        # The same packages as here, and none that lie about in the working directory (-P).
         environment = HUGE_PAGES | os.environ | same_packages() | dict(variables or {})
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
+                # -P: packages that lie in the working directory are not imported.
                 [sys.executable, "-P", "-m", "benchmarks.engine.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=environment,
-                # Ctrl-C is for the parent alone, which decides what becomes of the rows.
+                # Ctrl-C reaches only the parent, which decides what becomes of the rows.
                 start_new_session=True,
             )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def pid(self) -> int:
         """The process's number."""
         return self._process.pid
 
+    def run(self, function: Callable[..., T], *arguments: Any, cores: tuple[int, ...] = ()) -> T | WorkerFailure:
+        """Call a module's function in the process, bound to `cores` if there are any; see `call`."""
+        return cast("T | WorkerFailure", self.call("run", function, arguments, cores))
+
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the process's worker: its result, or a `Failure` when it raised or died.
+        """Call a method of the process's worker; return its result, or a `WorkerFailure` when it raised or died.
 
         Raises:
             FcnDeployError: the worker raised it.
@@ -120,7 +262,7 @@ class Process:
 
     def send(self, method: str, *arguments: Any) -> None:
         """Call without waiting for the answer, which has to be received before the next call."""
-        # A process that died is found by receive().
+        # receive() notices a process that died.
         with contextlib.suppress(BrokenPipeError):
             stdin = self._process.stdin
             if stdin is not None:
@@ -128,7 +270,7 @@ class Process:
                 stdin.flush()
 
     def receive(self) -> Any:
-        """The answer to what was sent, or a `Failure`.
+        """Return the answer to the latest call, or a `WorkerFailure`.
 
         Raises:
             FcnDeployError: the worker raised it.
@@ -136,7 +278,7 @@ class Process:
         answers = self._process.stdout
         if answers is None or not select.select([answers], [], [], self._limit_s)[0]:
             self.close()
-            return Failure(False, f"its process gave no answer within {self._limit_s:g} s")
+            return WorkerFailure(False, f"its process gave no answer within {self._limit_s:g} s")
         try:
             answer = pickle.load(answers)  # noqa: S301 - our own process
         except (EOFError, pickle.UnpicklingError):
@@ -154,154 +296,15 @@ class Process:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
 
-    def _death(self) -> Failure:
+    def _death(self) -> WorkerFailure:
         code = self._process.wait()
         if code == -signal.SIGKILL:
-            return Failure(True, "its process was killed, which is how Linux ends one when memory runs out")
+            return WorkerFailure(True, "its process was killed, as Linux does when memory runs out")
         ending = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        return Failure(False, f"its process ended {ending}{self._last_words()}")
-
-    def _last_words(self) -> str:
-        text = self._log.read_bytes()[-_LAST_BYTES:].decode(errors="replace").strip()
-        return f": {text.splitlines()[-1][:300]}" if text else ""
+        lines = self._log.read_bytes()[-_LAST_BYTES:].decode(errors="replace").strip().splitlines()
+        return WorkerFailure(False, f"its process ended {ending}{f': {lines[-1][:300]}' if lines else ''}")
 
 
 def same_packages() -> dict[str, str]:
-    """The environment variable that lets another process find the packages that this one finds."""
+    """Return the environment variable with which another process finds the packages of this one."""
     return {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-
-
-_KEPT_NODES = 12
-
-
-class Contender:
-    """A row that takes its turns. Whatever goes wrong in its process ends this row and no other."""
-
-    def __init__(self, job: Job, key: RowKey, work: Work, log: Path, answer_s: float | None = None) -> None:
-        self.case: Case = job.case
-        self.key = key
-        self._job, self._work, self._log, self._answer_s = job, work, log, answer_s
-        self._process: Process | None = None
-        self._status, self._problem = Status.PENDING, ""
-        self._opened: Opened | None = None
-        self._comparisons: tuple[LabelComparison, ...] = ()
-        self._first_ns = self._next_ns = 0
-        self._rounds: list[tuple[int, ...]] = []
-        self._phases: dict[str, tuple[int, ...]] = {}
-        self._nodes: tuple[NodeTime, ...] = ()
-        self._peak_bytes = self._group = 0
-
-    @property
-    def running(self) -> bool:
-        """Whether it still takes part."""
-        return self._process is not None
-
-    @property
-    def skipped(self) -> bool:
-        """Whether it cannot run here."""
-        return self._status is Status.SKIPPED
-
-    @property
-    def last_ns(self) -> int:
-        """Nanoseconds of its latest run, the very first apart; 0 before there was one."""
-        return self._rounds[-1][-1] if self._rounds else self._next_ns
-
-    def skip(self, problem: str) -> None:
-        """Leave it out of the measurement, with the reason."""
-        self._status, self._problem = Status.SKIPPED, problem
-
-    def start(self, group: int) -> None:
-        """Start its process and let it load the model, without waiting; it takes turns with the rows of `group`."""
-        self._group = group
-        # A cache of its own, empty: the first run is to show what compiling costs.
-        cache = {"TORCHINDUCTOR_CACHE_DIR": str(self._log.with_suffix(".inductor"))}
-        self._process = Process(self._log, cache, self._answer_s)
-        self._process.send("open", self._job)
-
-    def finish_loading(self) -> None:
-        """Wait until the model is loaded."""
-        self._opened = self._answer(None)
-
-    def first_run(self) -> None:
-        """Run it for the first time, and judge what it computed."""
-        answer: FirstRuns | None = self._answer("first")
-        if answer is None:
-            return
-        self._first_ns, self._next_ns = answer.first_ns, answer.next_ns
-        self._comparisons = tuple(answer.comparisons)
-        judged = ParityReport("PyTorch", self.case.name, self.case.tier(self._job.workspace.info), self._comparisons)
-        if not judged.passed:
-            self._end(Status.WRONG, "; ".join(judged.failures))
-
-    def warm_up(self, seconds: float) -> None:
-        """Run it for a while without taking samples; what the run before took counts, the very first does not."""
-        self._answer("warm_up", max(0.0, seconds - self.last_ns / 1e9))
-
-    def sample(self, seconds: float) -> None:
-        """Let it take its turn."""
-        answer: Samples | None = self._answer("sample", seconds)
-        if answer is not None:
-            self._rounds.append(tuple(answer.run_ns))
-            for name, taken in answer.phases_ns.items():
-                self._phases[name] = (*self._phases.get(name, ()), *taken)
-
-    def finish(self) -> None:
-        """Read its memory and its profile, and end it; its latencies are as good without them."""
-        self._status = Status.MEASURED
-        if self._process is not None:
-            with contextlib.suppress(FcnDeployError):
-                peak_bytes, nodes = self._process.call("peak_bytes"), self._process.call("profile")
-                self._peak_bytes = 0 if isinstance(peak_bytes, Failure) else peak_bytes
-                self._nodes = () if isinstance(nodes, Failure) else nodes[:_KEPT_NODES]
-        self.close()
-
-    def close(self) -> None:
-        """End its process; what was measured stays."""
-        if self._process is not None:
-            self._process.close()
-            self._process = None
-
-    def row(self) -> Row:
-        """What is known so far."""
-        measurement = None
-        if self._rounds and self._status in (Status.MEASURED, Status.PENDING):
-            measurement = Measurement(self._first_ns, tuple(self._rounds), self._phases)
-        opened = self._opened or Opened("", "", {}, 0)
-        return Row(
-            key=self.key,
-            runtime=f"{self.case.runtime} {opened.version}".strip(),
-            graph=str(self.case.graph),
-            precision=str(self.case.precision),
-            options=opened.options,
-            end_to_end=self.case.end_to_end,
-            work=self._work,
-            status=Status.MEASURED if measurement else self._status,
-            problem=self._problem,
-            load_ns=opened.load_ns,
-            peak_bytes=self._peak_bytes,
-            placement=opened.placement,
-            parity=tuple(c.to_dict() for c in self._comparisons),
-            measurement=measurement,
-            nodes=self._nodes,
-            group=self._group,
-        )
-
-    def _answer(self, method: str | None, *arguments: Any) -> Any:
-        """What the process answers; None once it failed. Without a method: to what was sent last."""
-        if self._process is None:
-            return None
-        try:
-            answer = self._process.receive() if method is None else self._process.call(method, *arguments)
-        except ParityError as error:
-            self._end(Status.WRONG, error.problem)
-            return None
-        except FcnDeployError as error:
-            answer = Failure(False, error.problem)
-        if isinstance(answer, Failure):
-            self._end(Status.OUT_OF_MEMORY if answer.out_of_memory else Status.FAILED, answer.message)
-            return None
-        return answer
-
-    def _end(self, status: Status, problem: str) -> None:
-        self._status, self._problem = status, problem
-        self.close()

@@ -1,7 +1,7 @@
-"""The process that one row is measured in: a runtime of its own, its memory, and its crashes.
+"""The process that measures one row: a runtime, its memory and its crashes are separate from those of other rows.
 
-Run as `python -m benchmarks.engine.worker`: reads pickled (method, arguments) from stdin, writes pickled
-answers to stdout. What libraries print goes to stderr.
+Run as `python -m benchmarks.engine.worker`: reads pickled (method, arguments) from stdin and writes pickled answers to
+stdout. What libraries print goes to stderr.
 """
 
 import os
@@ -10,24 +10,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-from benchmarks.engine.cases import Graph, Precision
-from benchmarks.engine.processes import Failure, FirstRuns, Job, Opened, Samples
-from benchmarks.engine.workspace import Workspace
+import psutil
+
+from benchmarks.engine.cases import ComputePrecision, Graph
+from benchmarks.engine.processes import FirstRuns, LoadReport, RowSpec, Samples, WorkerFailure
+from benchmarks.report.results import NodeTime
 from benchmarks.stats import timing
-from benchmarks.stats.nodes import NodeTime
 from fcn_deploy.choices import ImageInput, Provider
 from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.model_info import INPUT_NAME, LABELS_NAME, OUTPUT_NAME, PIXELS_NAME
 from fcn_deploy.parity.compare import LabelComparison, compare_labels, compare_logits
 from fcn_deploy.runtime.base import Arrays
-from fcn_deploy.runtime.ort_options import OrtOptions
-
-if TYPE_CHECKING:
-    from benchmarks.gpu.plan import Entry, Exports
-    from benchmarks.stats.nodes import NodeTimes
-
 
 PROFILED_RUNS = 2
 _PHASE_SECONDS = 0.02
@@ -38,118 +33,90 @@ _OUT_OF_MEMORY = (
 
 
 class Worker:
-    """One row. The methods are called from the parent process by name."""
+    """One row. The parent process calls the methods by name."""
 
     def __init__(self) -> None:
-        self._subject: Any = None
-        self._job: Any = None
+        self._runtime: Any = None
+        self._spec: Any = None
 
-    def open(self, job: Job) -> Opened:
-        """Load the model; nothing is run yet."""
-        from benchmarks.engine.peers.base import open_subject
+    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], cores: tuple[int, ...]) -> Any:
+        """Call any function of a module."""
+        _bind_to(cores)
+        return function(*arguments)
 
-        _stay_on(job.cores)
-        if job.provider is Provider.TENSORRT and job.case.precision is Precision.FP32:
-            # TensorRT rounds float32 products to TF32 unless NVIDIA's libraries are told otherwise.
+    def open(self, spec: RowSpec) -> LoadReport:
+        """Load the model, without running it."""
+        from benchmarks.engine.peers import load
+
+        _bind_to(spec.cores)
+        if spec.provider is Provider.TENSORRT and spec.case.precision is ComputePrecision.FP32:
+            # Without this variable TensorRT rounds float32 products to TF32.
             os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
-        self._job = job
+        self._spec = spec
         start = time.perf_counter_ns()
-        self._subject = open_subject(job.case, job.workspace, job.provider, len(job.cores) or None)
+        self._runtime = runtime = load(spec.case, spec.workspace, spec.provider, len(spec.cores) or None)
         taken = time.perf_counter_ns() - start
-        return Opened(self._subject.version, self._subject.options, self._subject.placement, taken)
+        return LoadReport(f"{spec.case.runtime} {runtime.version}", runtime.options, dict(runtime.placement), taken)
 
     def first(self) -> FirstRuns:
-        """Time the very first run and the next, and compare what this very binding computes with the reference."""
+        """Time the first runs, and compare the outputs of the very binding that is timed with the reference's."""
         taken, compared = [], []
-        references = self._job.workspace.references()
-        # The photo comes last, because it is what the samples are taken on; end to end there are only pictures.
-        for index, given in reversed(list(enumerate(self._job.workspace.inputs()))):
-            self._subject.bound.upload(self._feeds(index))
-            taken.append(timing.time_once(self._subject.bound.run))
-            if given.pixels is not None or not self._job.case.end_to_end:
+        references = self._spec.workspace.references()
+        # The photo comes last, because samples are taken on it. End to end, only inputs that are pictures count.
+        for index, given in reversed(list(enumerate(self._spec.workspace.inputs()))):
+            self._runtime.bound.upload(self._feeds(index))
+            taken.append(timing.time_once(self._runtime.bound.run))
+            if given.pixels is not None or not self._spec.case.end_to_end:
                 compared.append(self._compared(given.name, references[index]))
         return FirstRuns(taken[0], taken[-1], compared[::-1])
 
     def warm_up(self, seconds: float) -> int:
         """Run for a while without taking samples."""
-        return timing.warm_up(self._subject.bound.run, seconds)
+        return timing.warm_up(self._runtime.bound.run, seconds)
 
     def sample(self, seconds: float) -> Samples:
-        """One round of samples."""
-        taken = timing.sample(self._subject.bound.run, seconds)
-        case = self._job.case
-        if self._job.provider is Provider.CPU or case.end_to_end or case.session_run:
+        """Take the samples of one round."""
+        taken = timing.sample(self._runtime.bound.run, seconds)
+        case = self._spec.case
+        if self._spec.provider is Provider.CPU or case.end_to_end or case.session_run:
             return Samples(taken)
-        return Samples(taken, self._subject.phases(self._feeds(0), _PHASE_SECONDS))
+        return Samples(taken, self._runtime.phases(self._feeds(0), _PHASE_SECONDS))
 
     def profile(self) -> tuple[NodeTime, ...]:
-        """Times per node of a profiled session; empty where the runtime has none to read."""
-        found: tuple[NodeTime, ...] = self._subject.profile(PROFILED_RUNS)
+        """Return the time of each node in a profiled session; nothing where the runtime has no profile."""
+        found: tuple[NodeTime, ...] = self._runtime.profile(PROFILED_RUNS)
         return found
 
     def peak_bytes(self) -> int:
-        """The most memory this process ever had resident on the host; 0 where that is unknown."""
+        """Return the largest resident memory of this process on the host; 0 where it is unknown."""
+        # psutil does not know the peak, and Linux starts that of getrusage at the parent's size.
         status = Path("/proc/self/status")
         if not status.exists():
             return 0
         lines = dict(line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines() if ":" in line)
         return int(lines["VmHWM"].split()[0]) * 1024
 
-    def prepare(self, workspace: Workspace, graphs: frozenset[Graph], cores: tuple[int, ...]) -> None:
-        """Make what the rows of a bundle share."""
-        from benchmarks.engine.workspace import prepare
-
-        _stay_on(cores)
-        prepare(workspace, graphs)
-
-    def ceilings(
-        self, provider: Provider, precisions: tuple[Precision, ...], cores: tuple[int, ...], seconds: float
-    ) -> Any:
-        """What the device can do at best."""
-        from benchmarks.engine.ceilings import measure_ceilings
-
-        _stay_on(cores)
-        return measure_ceilings(provider, precisions, len(cores) or None, seconds)
-
-    def node_times(self, path: Path, options: OrtOptions, seconds: float, limit_s: float) -> "NodeTimes":
-        """Times of a model's nodes, each run alone."""
-        from benchmarks.stats.nodes import time_nodes
-
-        return time_nodes(path, options, seconds, limit_s)
-
-    def make_bundle(self, entry: "Entry", exports: "Exports", cores: tuple[int, ...]) -> Workspace:
-        """Export a bundle, and make what its rows share."""
-        import torch
-
-        from benchmarks.gpu.plan import make
-
-        _stay_on(cores)
-        torch.set_num_threads(len(cores))
-        return make(entry, exports)
-
     def _feeds(self, index: int) -> Arrays:
-        given = self._job.workspace.inputs()[index]
-        if self._job.case.end_to_end:
-            return {PIXELS_NAME: given.pixels if given.pixels is not None else self._job.workspace.pixels()}
-        if self._takes_pixels():
+        given, workspace = self._spec.workspace.inputs()[index], self._spec.workspace
+        if self._spec.case.end_to_end:
+            return {PIXELS_NAME: given.pixels if given.pixels is not None else workspace.pixels()}
+        bundled = self._spec.case.graph in (Graph.BUNDLE, Graph.ENGINE)
+        if bundled and workspace.info.image_input is ImageInput.UINT8:
             return {PIXELS_NAME: given.pixels}
         return {INPUT_NAME: given.image}
 
-    def _takes_pixels(self) -> bool:
-        bundled = self._job.case.graph in (Graph.BUNDLE, Graph.ENGINE)
-        return bundled and self._job.workspace.info.image_input is ImageInput.UINT8
-
     def _compared(self, name: str, reference: Any) -> LabelComparison:
-        outputs = self._subject.bound.download()
+        outputs = self._runtime.bound.download()
         if LABELS_NAME in outputs:
             return compare_labels(name, reference, outputs[LABELS_NAME])
         return compare_logits(name, reference, outputs[OUTPUT_NAME])
 
 
-def _stay_on(cores: tuple[int, ...]) -> None:
-    """Bind this process to `cores`, where the system knows such a thing; to none in particular when there are none."""
-    if cores and sys.platform == "linux":
-        os.sched_setaffinity(0, cores)
+def _bind_to(cores: tuple[int, ...]) -> None:
+    """Bind this process to `cores` where the system can do that; without cores it may use all of them."""
+    process = psutil.Process()
+    if cores and hasattr(process, "cpu_affinity"):
+        process.cpu_affinity(cores)
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
@@ -169,18 +136,18 @@ def _answer(method: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         return method(*arguments)
     except FcnDeployError as error:
         return failure_of(error) if ran_out_of_memory(error) else error
-    except Exception as error:  # whatever a runtime raises ends its row, not the benchmark
+    except Exception as error:  # an exception of a runtime ends its row, not the benchmark
         return failure_of(error)
 
 
-def failure_of(error: Exception) -> Failure:
-    """A runtime's exception in one line, with the memory it ran out of recognised."""
+def failure_of(error: Exception) -> WorkerFailure:
+    """Describe an exception in one line, and say whether it is a lack of memory."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return Failure(ran_out_of_memory(error), (lines[0] if lines else type(error).__name__)[:300])
+    return WorkerFailure(ran_out_of_memory(error), (lines[0] if lines else type(error).__name__)[:300])
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether an exception says, in whatever words its runtime has, that there was too little memory."""
+    """Say whether an exception means that there was too little memory, in the words of any runtime."""
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
 
 

@@ -1,7 +1,4 @@
-"""What the rows of one bundle share, in a temporary directory: graphs, inputs and the reference's outputs.
-
-`benchmarks.engine.workspace` makes its files.
-"""
+"""The files that the rows of one bundle share, in a temporary directory: graphs, inputs and the reference's outputs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +28,12 @@ class Workspace:
     Attributes:
         folder: where they are.
         model_path: the bundle's own model.
-        info: its facts.
+        info: facts about the bundle's network.
         shape: N x 3 x H x W.
-        opset: of the bundle's model, and so of the graphs exported anew.
-        checkpoint: what the network is rebuilt from; None for one from random weights.
-        photos: what the bundle was calibrated on; empty where it was not.
-        plan: where an engine of the bundle would lie.
+        opset: of the bundle's model, and of the graphs that are exported again.
+        checkpoint: the network's weights; None for random weights.
+        photos: the bundle's calibration images; empty without calibration.
+        plan: path of the bundle's engine, if it has one.
     """
 
     folder: Path
@@ -49,28 +46,28 @@ class Workspace:
     plan: Path = Path()
 
     def engine(self) -> Engine | None:
-        """The engine beside the bundle; None without one.
+        """Return the engine beside the bundle; None without one.
 
         Raises:
-            BundleError: it is damaged, or was built of another model.
+            BundleError: it is damaged, or was built from another model.
         """
         if not self.plan.is_file():
             return None
         engine = open_engine(self.plan)
         if engine.source_sha256 != file_sha256(self.model_path):
             raise BundleError(
-                f"{self.plan} was built of another model than {self.model_path}", remedy="Build it again."
+                f"{self.plan} was built from another model than {self.model_path}", remedy="Build it again."
             )
         return engine
 
     def graph_path(self, graph: Graph) -> Path:
-        """The file of a graph."""
+        """Return the file of a graph."""
         if graph is Graph.ENGINE:
             return self.plan
         return self.model_path if graph is Graph.BUNDLE else self.folder / f"{graph}.onnx"
 
     def pixels(self) -> Pixels:
-        """The first input as a batch: N x H x W x 3 uint8 RGB."""
+        """Return the first input as a batch: N x H x W x 3 uint8 RGB."""
         return rolled_batch(resize(read_image(self._photos[0]), *self.shape[2:]), self.shape[0])
 
     @property
@@ -82,12 +79,12 @@ class Workspace:
         return parity_inputs(self.info, self.shape, photo_inputs(self._photos, self.shape))
 
     def references(self) -> tuple[npt.NDArray[np.float32], ...]:
-        """The reference's logits for `inputs`, mapped from their files."""
+        """Return the reference's logits for `inputs`, mapped from their files."""
         return tuple(np.load(path, mmap_mode="r") for path in sorted(self.folder.glob("reference-*.npy")))
 
 
 def workspace_of(bundle: Bundle, folder: Path, checkpoint: Path | None) -> Workspace:
-    """The workspace of a bundle, its files not made yet."""
+    """Return the workspace of a bundle; `prepare` makes its files."""
     opset = bundle.model.opset_imports[""]
     model_path, photos = bundle.model_path.resolve(), tuple(path.resolve() for path in bundle.photos)
     plan = plan_beside(bundle.path).resolve()
@@ -95,7 +92,7 @@ def workspace_of(bundle: Bundle, folder: Path, checkpoint: Path | None) -> Works
 
 
 def prepare(workspace: Workspace, graphs: frozenset[Graph]) -> None:
-    """Make the files: the graphs asked for, and the reference's outputs.
+    """Write the files of a workspace: `graphs`, and the reference's outputs.
 
     Raises:
         CheckpointError: the bundle was made from another checkpoint than the workspace's.
@@ -105,7 +102,7 @@ def prepare(workspace: Workspace, graphs: frozenset[Graph]) -> None:
         np.save(workspace.folder / f"reference-{i}.npy", outputs[OUTPUT_NAME])
     if not graphs & {Graph.PLAIN, Graph.PLAIN_HALF, Graph.SIMPLIFIED}:
         return
-    # Here, because bundles that are measured alone do without the exporter.
+    # Imported here, because bundles that are measured alone need no exporter.
     from exporters.onnx import OnnxOptions, export_graph
     from exporters.precision.options import PrecisionOptions
     from exporters.precision.reduce import calibration_inputs, reduce_precision

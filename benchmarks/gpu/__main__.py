@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.engine.schedule import BenchOptions
+from benchmarks.engine.run import BenchOptions
 from benchmarks.gpu import figures
 from benchmarks.gpu.matrix import Matrix, MatrixOptions, doctor
 from benchmarks.gpu.plan import PLAN
 from benchmarks.report.page import write_markdown, write_page
-from benchmarks.report.results import BenchReport, Status, write_report
+from benchmarks.report.results import BenchReport, RowStatus, write_report
 from benchmarks.stats.timing import Protocol
 from fcn_deploy.choices import Provider
 from fcn_deploy.errors import FcnDeployError, MeasurementError, ParityError
@@ -23,12 +23,12 @@ from fcn_deploy.progress import Advance
 from fcn_deploy.storage import staged_file
 
 _MINUTES = 8.0
-# A row that has not answered for so long hangs: torch.compile's first run takes a minute or two.
+# A row that has not answered for this long has failed: torch.compile's first run takes a minute or two.
 _ANSWER_S = 180.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Parse, measure, print the figures; returns the exit code."""
+    """Measure, print the figures, and return the exit code."""
     given = _parser().parse_args(arguments)
     command = ("python", "-m", "benchmarks.gpu", *arguments)
     try:
@@ -46,9 +46,9 @@ def main(arguments: Sequence[str]) -> int:
         if options.checks:
             with _say_step("doctor"):
                 doctor(given.output)
-        matrix = Matrix(options, _say_step)
+        matrix = Matrix(options, write, _say_step)
         try:
-            matrix.measure(write)
+            matrix.measure()
         finally:
             if matrix.report.rows:
                 write_page([matrix.report], given.output / "latency.html")
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def write(matrix: Matrix) -> None:
-    """Everything that was measured so far but the page, which takes seconds; each file in one move."""
+    """Write all results so far, without the page, which takes seconds; each file in one move."""
     output, report = matrix.options.output, matrix.report
     if not report.rows:
         return
@@ -71,24 +71,24 @@ def write(matrix: Matrix) -> None:
 
 
 def exit_code(report: BenchReport) -> int:
-    """0 when every row was measured or could not run here, 5 when one computes something else, 6 when one failed."""
+    """Return 0 when every row was measured or skipped, 5 when one has wrong outputs, 6 when one failed."""
     statuses = {row.status for row in report.rows}
-    if Status.WRONG in statuses:
+    if RowStatus.WRONG in statuses:
         return ParityError.exit_code
-    failed = statuses & {Status.FAILED, Status.OUT_OF_MEMORY, Status.PENDING} or Status.MEASURED not in statuses
-    return MeasurementError.exit_code if failed else 0
+    fine = RowStatus.MEASURED in statuses and statuses <= {RowStatus.MEASURED, RowStatus.SKIPPED}
+    return 0 if fine else MeasurementError.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("output", type=Path, help="folder for what is written")
+    parser.add_argument("output", type=Path, help="folder for the files that are written")
     parser.add_argument("--minutes", type=float, default=_MINUTES, help="no bundle is begun that would end later")
     parser.add_argument("--duration", type=float, default=1.0, help="seconds of samples per row")
     parser.add_argument("--provider", type=Provider, choices=list(Provider), default=Provider.CUDA)
-    parser.add_argument("--bundles", type=int, default=len(PLAN), help="only so many of the plan's bundles")
+    parser.add_argument("--bundles", type=int, default=len(PLAN), help="measure only this many bundles of the plan")
     parser.add_argument("--size", type=int, default=500, help="height and width of the input")
-    parser.add_argument("--channel-divisor", type=int, default=1, help="more than 1 for a quick stand-in")
-    parser.add_argument("--no-checks", action="store_true", help="neither doctor nor the tests marked `gpu`")
+    parser.add_argument("--channel-divisor", type=int, default=1, help="more than 1 for narrow, quick networks")
+    parser.add_argument("--no-checks", action="store_true", help="skip doctor and the tests marked `gpu`")
     return parser
 
 

@@ -1,4 +1,7 @@
-"""What the rows measured on a GPU say: the figures to reach, errors by arithmetic, and where the time goes."""
+"""What rows on a GPU mean: the figures to reach, errors by precision, and the predicted limits of each part.
+
+Run as `python -m benchmarks.gpu.figures [fp32|fp16|bf16]` to print the predicted limits of FCN-8s.
+"""
 
 import re
 import sys
@@ -30,12 +33,12 @@ _NODE_COLUMNS = ("node", "operator", "time", "of the run", "multiply-adds", "of 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure, and what it is to reach.
+    """One figure, and the value it has to reach.
 
     Attributes:
         name: what is compared.
         least: the value to reach.
-        rows: the rows it comes from; empty where they were not measured.
+        rows: the rows it is computed from; empty where they were not measured.
         found: the value with its 95 % interval, or None.
     """
 
@@ -59,10 +62,10 @@ class Figure:
 
 
 def figures(report: BenchReport) -> tuple[Figure, ...]:
-    """The figures of FCN-8s, batch 1, medians of one run; times as fast, but for the last, a share of the ceiling.
+    """Return the figures of FCN-8s: ratios of medians at batch 1, and at batch 16 the share of the ceiling.
 
-    The first compares pixels to labels with a run that takes float images and leaves logits, which is less work; the
-    second with one that does the same.
+    The first compares pixels to labels with a run from float images to logits, which is less work; the second compares
+    it with a run of the same work.
     """
     compute, labels = _measured(report, 1, to_labels=False), _measured(report, 1, to_labels=True)
     ours, plain = _fastest_pair(compute)
@@ -77,15 +80,15 @@ def figures(report: BenchReport) -> tuple[Figure, ...]:
 
 
 def figure_table(report: BenchReport) -> list[str]:
-    """The figures as lines of Markdown."""
+    """Return the figures as lines of Markdown."""
     return markdown_lines(_COLUMNS, [figure.cells for figure in figures(report)])
 
 
 def markdown(report: BenchReport) -> str:
-    """Figures, tiers, nodes and what was not measured as Markdown."""
+    """Return figures, tiers, nodes and what was not measured as Markdown."""
     tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (
         ("Figures", _COLUMNS, [figure.cells for figure in figures(report)]),
-        ("Errors by arithmetic", ("tier", "rows", "largest error / range", "bound", "flips"), _tiers(report)),
+        ("Errors by precision", ("tier", "rows", "largest error / range", "bound", "flips"), _tiers(report)),
         *(
             (f"Nodes of {row.key.network}, {row.key.case}: {_sum_of_nodes(row)}", _NODE_COLUMNS, node_rows(report, row))
             for row in _measured(report, 1, to_labels=False).values()
@@ -100,7 +103,7 @@ def markdown(report: BenchReport) -> str:
 
 
 def _measured(report: BenchReport, batch: int, *, to_labels: bool) -> dict[str, Row]:
-    """The rows of FCN-8s in fp16 by the name of their case."""
+    """Return the rows of FCN-8s in fp16 by the name of their case."""
     return {
         row.key.case: row
         for row in report.rows
@@ -113,16 +116,16 @@ def _measured(report: BenchReport, batch: int, *, to_labels: bool) -> dict[str, 
 
 
 def _fastest_pair(rows: Mapping[str, Row]) -> tuple[str, str]:
-    """Our fastest row, and the plain graph's with the same options."""
+    """Return our fastest row, and the plain graph's row with the same options."""
     ours = fastest(rows[ours] for _, ours in PAIRS if ours in rows)
     return next(((o, p) for p, o in PAIRS if ours is not None and o == ours.key.case), (PAIRS[-1][1], PAIRS[-1][0]))
 
 
 def _times(name: str, least: float, rows: Mapping[str, Row], peer: str, *ours: str) -> Figure:
-    subject = fastest(rows[case] for case in ours if case in rows)
-    if subject is None or peer not in rows:
+    row = fastest(rows[case] for case in ours if case in rows)
+    if row is None or peer not in rows:
         return Figure(name, least)
-    return Figure(name, least, (peer, subject.key.case), Ratio.of_rows(rows[peer], subject))
+    return Figure(name, least, (peer, row.key.case), Ratio.of_rows(rows[peer], row))
 
 
 def _share_of_ceiling(report: BenchReport) -> Figure:
@@ -155,17 +158,8 @@ def _sum_of_nodes(row: Row) -> str:
 
 _GRAPH_BYTES = 4
 _PARTS = {"Relu": "ReLUs", "MaxPool": "pools", "Concat": "constants put around windows", "Expand": None}
-_PREDICTED_COLUMNS = (
-    "part",
-    "plain: nodes",
-    "G multiply-adds",
-    "MB",
-    "µs",
-    "ours: nodes",
-    "G multiply-adds",
-    "MB",
-    "µs",
-)
+_LIMITS = ("G multiply-adds", "MB", "µs")
+_PREDICTED_COLUMNS = ("part", "plain: nodes", *_LIMITS, "ours: nodes", *_LIMITS)
 
 
 @dataclass(frozen=True)
@@ -186,7 +180,7 @@ class Part:
 
     @classmethod
     def of(cls, found: Iterable[Layer], machine: Machine) -> "Part":
-        """The part that consists of these layers of a float32 graph, on a machine whose elements may be smaller."""
+        """Return the part of these layers of a float32 graph, on a machine whose elements may be smaller."""
         kept = list(found)
         elements = [layer.moved_bytes / _GRAPH_BYTES for layer in kept]
         each = [
@@ -208,7 +202,7 @@ class Part:
 
 
 def parts(graph: ir.Model, machine: Machine) -> Mapping[str, Part]:
-    """The limits of a graph's nodes by what they do, and of all of them."""
+    """Return the limits of a graph's nodes by what they do, and of all of them."""
     found: dict[str, list[Layer]] = {}
     for layer in layers(graph):
         name = part_of(layer)
@@ -219,7 +213,7 @@ def parts(graph: ir.Model, machine: Machine) -> Mapping[str, Part]:
 
 
 def part_of(layer: Layer) -> str | None:
-    """What a node does; None for constants, which are worked out once, when the graph is loaded."""
+    """Return what a node does; None for constants, which are computed once, when the graph is loaded."""
     if layer.operator in _PARTS:
         return _PARTS[layer.operator]
     block = re.match(r"conv\d|fc\d", layer.name) if layer.operator == "Conv" else None
@@ -227,7 +221,7 @@ def part_of(layer: Layer) -> str | None:
 
 
 def table(precision: Precision) -> list[str]:
-    """The plain graph and ours, part by part, as lines of Markdown."""
+    """Return the plain graph and ours, part by part, as lines of Markdown."""
     machine = machine_of(Target.CUDA, precision)
     plain = export_graph(random_network(NetworkSpec(Variant.FCN8S), 0), OnnxOptions())
     ours, _ = rewrite(simplify(plain)[0], Target.CUDA, exact_passes(Target.CUDA, precision))

@@ -1,7 +1,7 @@
-"""The rows of a plan on one GPU, bundle by bundle, in whatever time there is.
+"""Measures the rows of a plan on one GPU, bundle by bundle, within a given time.
 
-What was measured is written after every bundle, so that a run that is cut short keeps what it had. While the first rows
-run, later bundles are still being exported, on other cores; that pauses while rows work on the host.
+While the first rows run, later bundles are exported on other cores; exports pause while rows work on the host. The
+report is written while rows run, so that a run that is killed keeps what it had.
 """
 
 import contextlib
@@ -13,22 +13,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.engine import environment
-from benchmarks.engine.cases import Precision, Runtime
+from benchmarks.engine.cases import ComputePrecision, Runtime
 from benchmarks.engine.environment import available_cores, visible_gpus
-from benchmarks.engine.processes import Failure, same_packages
-from benchmarks.engine.schedule import BenchOptions, Schedule, network_name, own_process
+from benchmarks.engine.processes import WorkerFailure, WorkerProcess, network_name, same_packages
+from benchmarks.engine.run import BenchOptions, BenchProgress, Schedule
 from benchmarks.engine.workspace import Workspace
 from benchmarks.gpu.plan import PLAN, BundleMaker, Entry, Exports
-from benchmarks.readme import ROOT
-from benchmarks.report.results import BenchReport, Row, RowKey
-from benchmarks.stats.nodes import NodeTime
+from benchmarks.report.results import BenchReport, NodeTime, Row, RowKey
+from benchmarks.stats.nodes import NodeTimes, time_nodes
 from fcn_deploy.artifact.bundle import open_bundle
 from fcn_deploy.choices import Provider
 from fcn_deploy.errors import FcnDeployError
@@ -37,36 +36,32 @@ from fcn_deploy.runtime.ort import require_provider
 from fcn_deploy.runtime.ort_options import OrtOptions
 
 DOCTOR_FILE, TESTS_FILE = "doctor.txt", "gpu-tests.txt"
-# Import paths and warnings as on the host: its packages are of other versions than the project's own.
+# Without the project's own options, which expect its own versions of packages.
 _PYTEST = ("-m", "pytest", "-m", "gpu", "-q", "-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default")
-# They share the GPU; most of their time goes into exports.
-_MOST_PROCESSES = 4
-_FOLDERS = ("tests/fcn_deploy/runtime", "tests/benchmarks/stats/test_nodes.py")
+# The tests share the GPU; most of their time goes into exports.
+_TEST_PROCESSES = 4
+_TESTED = ("tests/fcn_deploy/runtime", "tests/benchmarks/stats/test_nodes.py")
 
 
 def doctor(output: Path, seconds: float = 60.0) -> None:
-    """Write what `fcn-deploy doctor` finds, or what it has printed within `seconds`."""
-    command = [sys.executable, "-m", "fcn_deploy", "doctor"]
-    with (output / DOCTOR_FILE).open("wb") as log, contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run(  # noqa: S603 - our own command
-            command,
-            env=os.environ | same_packages(),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            timeout=seconds,
-            check=False,
-        )
+    """Write the findings of `fcn-deploy doctor`, or as many as it prints within `seconds`."""
+    _run_into(output / DOCTOR_FILE, ("-m", "fcn_deploy", "doctor"), Path.cwd(), seconds)
 
 
 def run_gpu_tests(output: Path, seconds: float) -> None:
-    """Run the tests marked `gpu`, for at most `seconds`, and write what they print."""
-    processes = min(_MOST_PROCESSES, len(available_cores()) // 2)
+    """Run the tests marked `gpu` for at most `seconds`, and write what they print."""
+    processes = min(_TEST_PROCESSES, len(available_cores()) // 2)
     parallel = ("-n", str(processes)) if processes > 1 and importlib.util.find_spec("xdist") is not None else ()
-    command = [sys.executable, *_PYTEST, *parallel, "-p", "no:cacheprovider", *_FOLDERS]
-    with (output / TESTS_FILE).open("wb") as log:
-        running = subprocess.Popen(  # noqa: S603 - our own command
-            command,
-            cwd=ROOT,
+    repository = Path(__file__).parents[2]
+    _run_into(output / TESTS_FILE, (*_PYTEST, *parallel, "-p", "no:cacheprovider", *_TESTED), repository, seconds)
+
+
+def _run_into(path: Path, arguments: Sequence[str], folder: Path, seconds: float) -> None:
+    """Run Python for at most `seconds`, and write what it prints to a file."""
+    with path.open("wb") as log:
+        running = subprocess.Popen(  # noqa: S603 - our own commands
+            [sys.executable, *arguments],
+            cwd=folder,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | same_packages(),
@@ -84,12 +79,15 @@ def run_gpu_tests(output: Path, seconds: float) -> None:
 
 # Cores for the rows where there are enough for both; the others export.
 _ROW_CORES = 6
-# The tests for GPUs are not to take more than this share of the time.
+# The tests for GPUs may take this share of the time.
 _TESTS_SHARE = 0.4
-# Kept for the times of nodes, each of which is sampled twice for so long.
+# Reserved for the times of nodes; each node is sampled twice for the second time.
 _NODES_S, _NODE_SAMPLES_S = 45.0, 0.02
-# What a row takes until one is known to take longer, and what compiling one takes besides.
+# The estimated time of a row until one takes longer, and the additional time to compile one.
 _ROW_S, _COMPILING_S = 5.0, 60.0
+# While rows run, the report is written at most this often.
+_WRITE_EVERY_S = 2.0
+_NO_TIME = "there was no time for it"
 
 
 @dataclass(frozen=True)
@@ -97,13 +95,13 @@ class MatrixOptions:
     """What is measured, and how long it may take.
 
     Attributes:
-        output: folder of what is written.
+        output: folder for the files.
         bench: how rows are measured.
-        plan: bundles and rows, the most important first; the nodes of the first one's last row are timed one by one.
-        seconds: after which no further bundle is begun.
-        size: height and width of the input in pixels.
-        channel_divisor: more than 1 for a quick stand-in.
-        checks: first run the tests for GPUs, and write what they print.
+        plan: bundles and rows, most important first; the nodes of the first bundle's last row are timed one by one.
+        seconds: time after which no further bundle is begun.
+        size: height and width of the input.
+        channel_divisor: more than 1 for narrow, quick networks.
+        checks: run the tests for GPUs first.
     """
 
     output: Path
@@ -117,28 +115,30 @@ class MatrixOptions:
 
 @dataclass
 class Matrix:
-    """A run of a plan, and what is known so far.
+    """A run of a plan, and its results so far.
 
     Attributes:
         options: what was asked for.
-        on_step: told what is being done.
-        problems: why bundles, or nodes, were not measured, by name.
+        on_step: called with a description of each step.
+        write: called after every bundle, while rows run, and at the end.
+        problems: why bundles or nodes were not measured, by name.
     """
 
     options: MatrixOptions
+    write: "Callable[[Matrix], None]"
     on_step: OnStep = quietly
     problems: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        provider, cores = self.options.bench.provider, environment.available_cores()
+        provider, cores = self.options.bench.provider, available_cores()
         require_provider(provider)
-        self._begun = time.monotonic()
-        self._apart = provider is not Provider.CPU and len(cores) > _ROW_CORES
-        self._row_cores, self._other_cores = (cores[:_ROW_CORES], cores[_ROW_CORES:]) if self._apart else (cores, cores)
-        self._environment = environment.describe(self._row_cores, self.options.bench.command) | {"gpus": visible_gpus()}
-        self._ticks = environment.cpu_times()
+        self._begun = self._written = time.monotonic()
+        self._separate = provider is not Provider.CPU and len(cores) > _ROW_CORES
+        row_cores, self._export_cores = (cores[:_ROW_CORES], cores[_ROW_CORES:]) if self._separate else (cores, cores)
+        self._machine = environment.describe(row_cores, self.options.bench.command) | {"gpus": visible_gpus()}
+        self._times = environment.cpu_times()
         self._plan = [entry for entry in self.options.plan if entry.cases(provider)]
-        self._run = Schedule(self.options.bench, self._row_cores, len(self._plan), lambda _: None)
+        self._schedule = Schedule(self.options.bench, row_cores, len(self._plan), self._progress)
         self._nodes: tuple[NodeTime, ...] = ()
         self._profiled: RowKey | None = None
         self._row_s = _ROW_S
@@ -153,78 +153,88 @@ class Matrix:
     def report(self) -> BenchReport:
         """What was measured so far."""
         found = {
-            "gpus_during": self._run.gpus.summary(),
-            "stolen_share": environment.stolen_share(self._ticks),
+            "gpus_during": self._schedule.gpus.summary(),
+            "stolen_share": environment.stolen_share(self._times),
             "not_measured": self.problems,
         }
-        rows = tuple(self._with_nodes(row) for row in self._run.all_rows())
+        rows = tuple(self._with_nodes(row) for row in self._schedule.all_rows())
         protocol = asdict(self.options.bench.protocol)
-        return BenchReport(self._environment | found, protocol, rows, self._run.ceilings, self._interrupted)
+        return BenchReport(self._machine | found, protocol, rows, self._schedule.ceilings, self._interrupted)
 
-    def measure(self, on_bundle: "Callable[[Matrix], None]") -> None:
-        """Run the tests, measure, time nodes; `on_bundle` is called after every bundle, and at the end.
-
-        An interruption ends the run.
-        """
+    def measure(self) -> None:
+        """Run the tests, measure every bundle, time nodes. An interruption ends the run."""
         options, provider = self.options, self.options.bench.provider
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
             exports = Exports(folder, provider, options.size, options.channel_divisor)
-            maker = stack.enter_context(BundleMaker(self._plan, exports, self._other_cores))
-            gauge = stack.enter_context(own_process(folder / "ceilings.log"))
-            precisions = {case.precision for entry in self._plan for case in entry.cases(provider)}
-            if provider is not Provider.CPU:
-                precisions |= {Precision(entry.precision) for entry in self._plan}
+            maker = stack.enter_context(BundleMaker(self._plan, exports, self._export_cores))
+            process = stack.enter_context(WorkerProcess(folder / "ceilings.log"))
+            precisions = set(self._precisions())
             try:
                 if options.checks:
-                    with self.on_step("tests for GPUs; meanwhile the first exports"):
+                    with self.on_step("tests for GPUs, and the first exports"):
                         run_gpu_tests(options.output, self.left_s * _TESTS_SHARE)
-                with self.on_step("measure what the device can do at best"):
-                    self._run.measure_ceilings(gauge, precisions)
-                self._measure_all(maker, on_bundle)
+                with self.on_step("measure the ceilings of the device"):
+                    self._schedule.measure_ceilings(process, precisions)
+                self._measure_all(maker)
                 self._time_nodes(maker, folder)
-                self._run.measure_ceilings(gauge, precisions)
+                self._schedule.measure_ceilings(process, precisions)
             except KeyboardInterrupt:
                 self._interrupted = True
-            on_bundle(self)
+            self.write(self)
 
-    def _measure_all(self, maker: BundleMaker, on_bundle: "Callable[[Matrix], None]") -> None:
+    def _precisions(self) -> Iterator[ComputePrecision]:
+        """Yield the precisions whose ceilings are measured."""
+        provider = self.options.bench.provider
+        for entry in self._plan:
+            yield from (case.precision for case in entry.cases(provider))
+            if provider is not Provider.CPU:
+                yield ComputePrecision(entry.precision)
+
+    def _progress(self, progress: BenchProgress) -> None:
+        """Write the report now and then while rows take turns."""
+        if progress.remaining_s is not None and time.monotonic() > self._written + _WRITE_EVERY_S:
+            self.write(self)
+            self._written = time.monotonic()
+
+    def _measure_all(self, maker: BundleMaker) -> None:
         pending = list(self._plan)
         while pending and self.left_s > _NODES_S:
-            # Asked for once: the last may be finished between two looks, and the most important come first.
+            # Asked only once, because further bundles may be finished meanwhile, and the most important come first.
             made = [entry for entry in pending if maker.futures[entry].done()]
-            if not made or (not self._apart and len(made) < len(pending)):
+            if not made or (not self._separate and len(made) < len(pending)):
                 wait([maker.futures[e] for e in pending if e not in made], min(self.left_s, 1.0), FIRST_COMPLETED)
                 continue
             pending.remove(made[0])
             with maker.paused() if made[0].labels else nullcontext():
                 self._measure(made[0], maker.futures[made[0]].result())
-            on_bundle(self)
-        self.problems |= {str(entry): "there was no time for it" for entry in pending}
+            self.write(self)
+        self.problems |= {str(entry): _NO_TIME for entry in pending}
 
     def _measure(self, entry: Entry, made: Workspace | str) -> None:
         cases = entry.cases(self.options.bench.provider)
         compiling = _COMPILING_S * sum(case.runtime is Runtime.COMPILE for case in cases)
         if isinstance(made, str):
             self.problems[str(entry)] = f"it could not be made: {made}"
-        elif self.left_s - _NODES_S < self._row_s * len(cases) + compiling:
-            self.problems[str(entry)] = "there was no time for it"
-        else:
-            begun, before = time.monotonic(), len(self._run.all_rows())
-            with self.on_step(f"{entry}: {len(cases)} rows, {self.left_s:.0f} s left"):
-                try:
-                    self._run.measure_bundle(open_bundle(made.model_path.parent), cases, made)
-                except Exception as error:  # whatever goes wrong with one bundle leaves the others
-                    self.problems[str(entry)] = f"{type(error).__name__}: {error}"
-            first_s = [row.measurement.first_ns / 1e9 for row in self._run.all_rows()[before:] if row.measurement]
-            # Compiling is by far the longest of first runs, and says nothing about the next bundle.
-            taken = time.monotonic() - begun - (max(first_s, default=0.0) if compiling else 0.0)
-            self._row_s = max(self._row_s, taken / len(cases))
-            if entry is not self._plan[0]:
-                shutil.rmtree(made.folder, ignore_errors=True)
+            return
+        if self.left_s - _NODES_S < self._row_s * len(cases) + compiling:
+            self.problems[str(entry)] = _NO_TIME
+            return
+        begun, before = time.monotonic(), len(self._schedule.all_rows())
+        with self.on_step(f"{entry}: {len(cases)} rows, {self.left_s:.0f} s left"):
+            try:
+                self._schedule.measure_bundle(open_bundle(made.model_path.parent), cases, made)
+            except Exception as error:  # an error in one bundle must not end the others
+                self.problems[str(entry)] = f"{type(error).__name__}: {error}"
+        first_s = [row.measurement.first_ns / 1e9 for row in self._schedule.all_rows()[before:] if row.measurement]
+        # Compilation is by far the longest first run, and later bundles have none.
+        taken = time.monotonic() - begun - (max(first_s, default=0.0) if compiling else 0.0)
+        self._row_s = max(self._row_s, taken / len(cases))
+        if entry is not self._plan[0]:
+            shutil.rmtree(made.folder, ignore_errors=True)
 
     def _time_nodes(self, maker: BundleMaker, folder: Path) -> None:
-        """The nodes of the first bundle's last row."""
+        """Time the nodes of the first bundle's last row."""
         entry, provider = self._plan[0], self.options.bench.provider
         future, case = maker.futures[entry], entry.cases(provider)[-1]
         made = future.result() if future.done() else "not made in time"
@@ -233,14 +243,15 @@ class Matrix:
         with (
             self.on_step(f"times of the nodes of {entry}, {case.name}"),
             maker.paused(),
-            own_process(folder / "nodes.log", 2 * _NODES_S) as process,
+            WorkerProcess(folder / "nodes.log", limit_s=2 * _NODES_S) as process,
         ):
-            how = OrtOptions(provider, nhwc=case.nhwc)
+            options = OrtOptions(provider, nhwc=case.nhwc)
+            answer: NodeTimes | WorkerFailure
             try:
-                answer = process.call("node_times", made.model_path, how, _NODE_SAMPLES_S, _NODES_S)
+                answer = process.run(time_nodes, made.model_path, options, _NODE_SAMPLES_S, _NODES_S)
             except FcnDeployError as error:
-                answer = Failure(False, error.problem)
-        if isinstance(answer, Failure):
+                answer = WorkerFailure(False, error.problem)
+        if isinstance(answer, WorkerFailure):
             self.problems["times of nodes"] = answer.message
             return
         self.problems |= {f"node {name}": problem for name, problem in answer.problems.items()}

@@ -1,4 +1,4 @@
-"""Exports the bundles of a plan and makes what their rows share, in processes beside each other."""
+"""The bundles and rows that are measured on a GPU, and the processes that export them in parallel."""
 
 import contextlib
 import os
@@ -8,11 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import cast
+
+import torch
 
 from benchmarks.engine.cases import CASES, Case
-from benchmarks.engine.processes import Failure, Process
-from benchmarks.engine.schedule import graphs_of
+from benchmarks.engine.processes import WorkerFailure, WorkerProcess
+from benchmarks.engine.run import graphs_of
 from benchmarks.engine.workspace import Workspace, prepare, workspace_of
 from exporters.export import ExportOptions, export
 from exporters.onnx import OnnxOptions, default_opset
@@ -48,10 +49,10 @@ class Entry:
 
     Attributes:
         variant: which FCN.
-        precision: what the bundle computes in.
+        precision: of the bundle.
         rows: names of cases.
         batch: images per run.
-        labels: takes uint8 pixels and gives labels, instead of float images and logits.
+        labels: whether input and output are uint8 pixels and labels instead of float images and logits.
     """
 
     variant: Variant
@@ -61,16 +62,16 @@ class Entry:
     labels: bool = False
 
     def __str__(self) -> str:
-        ends = ", pixels to labels" if self.labels else ""
-        return f"FCN-{self.variant} {self.precision}, batch {self.batch}{ends}"
+        scope = ", pixels to labels" if self.labels else ""
+        return f"FCN-{self.variant} {self.precision}, batch {self.batch}{scope}"
 
     @property
     def name(self) -> str:
-        """For files, e.g. `fcn8s-fp16-b1-labels`."""
+        """Name of its folder, e.g. `fcn8s-fp16-b1-labels`."""
         return f"fcn{self.variant}-{self.precision}-b{self.batch}{'-labels' if self.labels else ''}"
 
     def cases(self, provider: Provider) -> tuple[Case, ...]:
-        """The rows that `provider` has."""
+        """Return the rows that `provider` has."""
         return tuple(case for case in CASES if case.name in self.rows and provider in case.providers)
 
 
@@ -94,7 +95,7 @@ PLAN: Sequence[Entry] = (
 
 
 CORES_PER_PROCESS = 4
-# So many of the plan's bundles are made before any other.
+# This many bundles of the plan are made before all others.
 _MADE_FIRST = 3
 _LARGE_BATCH = 8
 
@@ -104,10 +105,10 @@ class Exports:
     """How every bundle of a plan is exported.
 
     Attributes:
-        folder: where to.
+        folder: parent of the folders of all bundles.
         provider: where the bundles are measured.
         size: height and width of the input in pixels.
-        channel_divisor: more than 1 for a quick stand-in.
+        channel_divisor: more than 1 for narrow, quick networks.
     """
 
     folder: Path
@@ -116,7 +117,7 @@ class Exports:
     channel_divisor: int
 
     def options(self, entry: Entry) -> ExportOptions:
-        """Those of one bundle; its parity is checked where it is measured."""
+        """Return the export options of one bundle, whose parity is checked when it is measured."""
         return ExportOptions(
             entry.variant,
             self.folder / entry.name / "bundle",
@@ -130,12 +131,13 @@ class Exports:
         )
 
 
-def make(entry: Entry, exports: Exports) -> Workspace:
-    """Export one bundle, and make the graphs and references of its rows beside it.
+def make(entry: Entry, exports: Exports, threads: int) -> Workspace:
+    """Export one bundle with that many threads, and prepare the workspace of its rows beside it.
 
     Raises:
         FcnDeployError: it cannot be exported.
     """
+    torch.set_num_threads(threads)
     folder = exports.folder / entry.name
     folder.mkdir()
     bundle = open_bundle(export(exports.options(entry)).path)
@@ -145,21 +147,24 @@ def make(entry: Entry, exports: Exports) -> Workspace:
 
 
 class BundleMaker:
-    """Makes all bundles of a plan, each in a process of its own share of the cores; a context manager.
+    """Makes all bundles of a plan in several processes, each on its share of the cores; a context manager.
 
-    The first ones and those of large batches, which take longest, are begun first. A process that dies ends its bundle
-    and no other.
+    The first bundles and those of large batches, which take longest, are begun first. A process that dies loses only
+    its bundle.
 
     Args:
         plan: the bundles.
         exports: how they are exported.
-        cores: what may be used for it.
+        cores: the cores that the processes may use.
+
+    Attributes:
+        futures: for each bundle its workspace, or the reason why there is none.
     """
 
     def __init__(self, plan: Sequence[Entry], exports: Exports, cores: Sequence[int]) -> None:
         self._exports = exports
         self._shares: SimpleQueue[tuple[int, ...]] = SimpleQueue()
-        self._processes: dict[tuple[int, ...], Process] = {}
+        self._processes: dict[tuple[int, ...], WorkerProcess] = {}
         self._closed = False
         shares = [tuple(cores[i : i + CORES_PER_PROCESS]) for i in range(0, len(cores), CORES_PER_PROCESS)]
         for share in shares:
@@ -182,7 +187,7 @@ class BundleMaker:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing is being made for as long as the block lasts."""
+        """Pause all processes for as long as the block lasts."""
         self._signal(signal.SIGSTOP)
         try:
             yield
@@ -195,21 +200,21 @@ class BundleMaker:
                 os.kill(process.pid, number)
 
     def _made(self, entry: Entry) -> Workspace | str:
-        """The workspace of a bundle, or why there is none."""
+        """Return the workspace of a bundle, or why there is none."""
         share = self._shares.get()
         try:
             if self._closed:
                 return "the run is over"
-            process = self._processes.get(share) or Process(self._exports.folder / f"exports-{share[0]}.log")
+            process = self._processes.get(share) or WorkerProcess(self._exports.folder / f"exports-{share[0]}.log")
             self._processes[share] = process
-            answer = process.call("make_bundle", entry, self._exports, share)
-            if isinstance(answer, Failure):
-                # Whether it died or not, the next bundle gets a new one.
+            answer = process.run(make, entry, self._exports, len(share), cores=share)
+            if isinstance(answer, WorkerFailure):
+                # Whether the process died or not, the next bundle gets a new one.
                 self._processes.pop(share).close()
                 return answer.message
-            return cast("Workspace", answer)
+            return answer
         except FcnDeployError as error:
             return error.problem
         finally:
-            # Only now, because whoever takes the share takes its process too.
+            # Only now, because the next bundle on this share uses its process too.
             self._shares.put(share)

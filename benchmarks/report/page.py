@@ -1,43 +1,35 @@
-"""Reports for readers: a Markdown table, and one self-contained page."""
+"""Reports for readers: Markdown, and one self-contained HTML page."""
 
-import importlib.util
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine.ceilings import Work
 from benchmarks.report import table
-from benchmarks.report.results import BenchReport, Row, RowKey, Status
+from benchmarks.report.results import BenchReport, Row, RowKey, RowStatus, WorkEstimate
 from benchmarks.report.table import sentences
-from fcn_deploy.errors import UsageError
+from fcn_deploy.installation import require_extra
 from fcn_deploy.storage import staged_file
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _TEMPLATE = "report.html.jinja"
-_NEEDED = ("matplotlib", "jinja2")
-_ALARMING = ("unstable", str(Status.WRONG), str(Status.FAILED), str(Status.OUT_OF_MEMORY))
+_ALARMING = ("unstable", str(RowStatus.WRONG), str(RowStatus.FAILED), str(RowStatus.OUT_OF_MEMORY))
 
 
 def require_page() -> None:
-    """Check that pages can be made, without loading what makes them.
+    """Check that pages can be made, without loading the packages that make them.
 
     Raises:
-        UsageError: a package is missing; names the extra that brings it.
+        UsageError: a package is missing; names the extra that installs it.
     """
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"a page needs {' and '.join(missing)}, which is not installed",
-            remedy="pip install 'fcn-deploy[report]', or leave --report out.",
-        )
+    require_extra("a page", "report", ("matplotlib", "jinja2"))
 
 
 def write_page(reports: Sequence[BenchReport], path: Path) -> None:
-    """Write one page about one or several reports, plots inside, nothing fetched from anywhere.
+    """Write one HTML page about one or several reports, with its plots inside; it fetches nothing.
 
     Raises:
-        UsageError: a package for it is missing.
+        UsageError: a package that makes pages is missing.
         OutputError: it cannot be written.
     """
     require_page()
@@ -57,12 +49,12 @@ def write_markdown(reports: Sequence[BenchReport], path: Path) -> None:
 
 
 def markdown(report: BenchReport) -> str:
-    """A report as Markdown: summary, a table per network and shape, remarks, machine."""
+    """Return a report as Markdown: summary, a table per network and shape, remarks, machine."""
     lines = [f"# Benchmark: {report.machine}", "", *(f"{sentence}  " for sentence in sentences(report)), ""]
     for title, rows in table.groups(report):
         lines += [f"## {title}", "", *markdown_table(report, rows), ""]
-        apart = table.parts(rows)
-        lines += ["Parts of a run, medians:", "", *(f"- {part}" for part in apart), ""] if apart else []
+        phases = table.phases(rows)
+        lines += ["Parts of a run, medians:", "", *(f"- {line}" for line in phases), ""] if phases else []
     remarks = table.remarks(report)
     lines += ["## Remarks", "", *(f"- {remark}" for remark in remarks), ""] if remarks else []
     lines += ["## Where it was measured", "", *(f"- {name}: {value}" for name, value in facts(report))]
@@ -70,14 +62,14 @@ def markdown(report: BenchReport) -> str:
 
 
 def markdown_table(report: BenchReport, rows: Sequence[Row]) -> list[str]:
-    """The lines of one table."""
+    """Return the lines of one table."""
     baseline = table.baseline_of(rows)
     body = (table.cells(report, row, baseline) for row in rows)
     return table.markdown_lines(table.COLUMNS, body)
 
 
 def facts(report: BenchReport) -> list[tuple[str, str]]:
-    """The machine, its ceilings, its state and the software as pairs of texts."""
+    """Return the machine, its ceilings, its state and the software as pairs of name and text."""
     e = report.environment
     found = [("date", _date(report)), ("processor", f"{e['cpu']}, {e['cores']} cores used"), ("system", e["system"])]
     found += [("GPU", _gpu(gpu)) for gpu in e.get("gpus", [])]
@@ -97,7 +89,7 @@ def facts(report: BenchReport) -> list[tuple[str, str]]:
 
 
 def page(reports: Sequence[BenchReport]) -> str:
-    """The page's HTML."""
+    """Return the HTML of the page."""
     import jinja2
 
     loader = jinja2.FileSystemLoader(_TEMPLATES)
@@ -107,13 +99,13 @@ def page(reports: Sequence[BenchReport]) -> str:
         title=f"Latency of {', '.join(networks)}",
         columns=table.COLUMNS,
         alarming=_ALARMING,
-        parts=[_part(report) for report in reports],
+        reports=[_section(report) for report in reports],
         comparison=_side_by_side(reports) if len(reports) > 1 else None,
     )
 
 
 def side_by_side(reports: Sequence[BenchReport]) -> list[tuple[str, ...]]:
-    """Medians of every row of the first report that another has too, one column per report."""
+    """Return the medians of every row that the first report shares with another, one column per report."""
     found = [{row.key: row.measurement for row in report.rows} for report in reports]
     return [
         (str(key), *(table.duration(m.median_ns) if (m := other.get(key)) else table.NOTHING for other in found))
@@ -130,7 +122,7 @@ def _date(report: BenchReport) -> str:
     return datetime.fromisoformat(report.environment["date"]).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _part(report: BenchReport) -> dict[str, Any]:
+def _section(report: BenchReport) -> dict[str, Any]:
     from benchmarks.report import plots
 
     return {
@@ -151,8 +143,8 @@ def _group(report: BenchReport, title: str, rows: Sequence[Row]) -> dict[str, An
     return {
         "title": title,
         "baseline": baseline.key.case if baseline else table.NOTHING,
-        "rows": [{"cells": table.cells(report, row, baseline), "ours": row.key.case == table.SUBJECT} for row in rows],
-        "apart": table.parts(rows),
+        "rows": [{"cells": table.cells(report, row, baseline), "ours": row.key.case == table.OURS} for row in rows],
+        "phases": table.phases(rows),
         "distributions": plots.distributions(rows),
         "roofline": plots.roofline(report, rows),
         "nodes": [{"name": row.key.case, "rows": node_rows(report, row)} for row in rows if row.nodes],
@@ -160,13 +152,13 @@ def _group(report: BenchReport, title: str, rows: Sequence[Row]) -> dict[str, An
 
 
 def node_rows(report: BenchReport, row: Row) -> list[tuple[str, ...]]:
-    """The slowest nodes as texts: name, operator, time, share of the run, multiply-adds, share of its limit."""
+    """Return the slowest nodes as texts: name, operator, time, share of the run, multiply-adds, limit over time."""
     total = row.measurement.median_ns if row.measurement else float("nan")
     found: list[tuple[str, ...]] = []
     for node in row.nodes:
         limit = None
         if report.ceilings is not None:
-            limit = report.ceilings.limit_ns(Work(node.multiply_adds, node.moved_bytes), row.precision)
+            limit = report.ceilings.limit_ns(WorkEstimate(node.multiply_adds, node.moved_bytes), row.precision)
         work = f"{node.multiply_adds / 1e9:.2f} G" if node.multiply_adds else table.NOTHING
         share = f"{limit / node.time_ns:.0%}" if limit and node.time_ns else table.NOTHING
         time = table.duration(node.time_ns)

@@ -1,4 +1,4 @@
-"""Plots of a report as SVG text to be put into a page: they take their text colour from it, light or dark."""
+"""Plots of a report as SVG text for a page, whose text colour (light or dark) they adopt."""
 
 import io
 import re
@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.report.results import BenchReport, Row, RowKey
 
-# Stands for the page's own text colour until the picture is finished.
+# Replaced by the page's own text colour at the end.
 _INK = "#010203"
-# Okabe and Ito's colours, told apart by colour-blind readers too, on white and on black.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, on white and on black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _WIDTH_IN = 8.0
 _STYLE: Any = {
@@ -26,7 +26,7 @@ _MILLISECOND = 1e6
 
 
 def distributions(rows: Sequence[Row]) -> str:
-    """Every sample of every row as a point, the median as a bar, its 95 % interval behind it; milliseconds."""
+    """Plot every sample of every row as a point, the median as a bar, its 95 % interval behind it; milliseconds."""
     measured = [row for row in rows if row.measurement is not None]
 
     def draw(axes: Axes) -> None:
@@ -47,7 +47,7 @@ def distributions(rows: Sequence[Row]) -> str:
 
 
 def batch_scaling(rows: Sequence[Row]) -> str:
-    """Images per second over the batch, a line per case; empty unless some case was measured at several batches."""
+    """Plot images per second over the batch, a line per case; empty unless a case was measured at several batches."""
     by_case: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row.measurement is not None:
@@ -71,7 +71,7 @@ def batch_scaling(rows: Sequence[Row]) -> str:
 
 
 def roofline(report: BenchReport, rows: Sequence[Row]) -> str:
-    """Multiply-adds per second over multiply-adds per byte: the measured ceilings, the rows, the slowest nodes."""
+    """Plot multiply-adds per second over multiply-adds per byte: the ceilings, the rows, the slowest nodes."""
     ceilings = report.ceilings
     measured = [row for row in rows if row.measurement is not None and row.work.multiply_adds]
     if ceilings is None or not measured:
@@ -85,13 +85,13 @@ def roofline(report: BenchReport, rows: Sequence[Row]) -> str:
             axes.plot([edges[0], ridge, edges[1]], heights, color=_INK, lw=1.2)
             axes.text(edges[1], rate * 1.08, f"matrix product, {name}", ha="right", va="bottom", fontsize=9)
         profiled = [row for row in measured if row.nodes]
-        subject = profiled[-1] if profiled else None
-        if subject is not None:
-            nodes = [node for node in subject.nodes if node.multiply_adds and node.time_ns]
+        if profiled:
+            row = profiled[-1]
+            nodes = [node for node in row.nodes if node.multiply_adds and node.time_ns]
             axes.plot(
                 [node.multiply_adds / node.moved_bytes for node in nodes],
                 [node.multiply_adds / node.time_ns * 1e9 for node in nodes],
-                "o", color=_COLOURS[6], markersize=5, label=f"slowest nodes of {subject.key.case}", linestyle="none",
+                "o", color=_COLOURS[6], markersize=5, label=f"slowest nodes of {row.key.case}", linestyle="none",
             )  # fmt: skip
         for row, colour, marker in zip(measured, _COLOURS * len(measured), "sD^v<>P" * len(measured), strict=False):
             median = row.measurement.median_ns if row.measurement else 1.0
@@ -107,7 +107,7 @@ def roofline(report: BenchReport, rows: Sequence[Row]) -> str:
 
 
 def machines(reports: Sequence[BenchReport], names: Sequence[str], keys: Sequence[RowKey]) -> str:
-    """Medians of the rows `keys`, a bar per report, which is called as in `names`; milliseconds."""
+    """Plot medians of the rows `keys`, a bar per report, whose name is in `names`; milliseconds."""
 
     def draw(axes: Axes) -> None:
         height = 0.8 / len(reports)
@@ -125,7 +125,7 @@ def machines(reports: Sequence[BenchReport], names: Sequence[str], keys: Sequenc
 
 
 def _svg(draw: Callable[[Axes], None], *, height_in: float, salt: str) -> str:
-    """Draw into a new figure and give its SVG element, without a fixed size and with ids of its own."""
+    """Draw into a new figure and return its SVG element, without a fixed size and with unique ids."""
     with mpl.rc_context({**_STYLE, "svg.hashsalt": salt}):
         figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
         figure.patch.set_alpha(0)

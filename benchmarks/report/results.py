@@ -1,14 +1,14 @@
-"""A benchmark's outcome: one row per case and bundle, with raw samples, and the environment it was measured in."""
+"""The outcome of a benchmark: what a report consists of, and how it is written to and read from a JSON file."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine.ceilings import Ceilings, Work
-from benchmarks.stats.nodes import NodeTime
+import msgspec
+
 from benchmarks.stats.timing import Measurement
 from fcn_deploy.errors import InputFileError
 from fcn_deploy.parity.report import json_ready
@@ -18,11 +18,11 @@ SCHEMA = "fcn-deploy benchmark"
 SCHEMA_VERSION = 1
 
 
-class Status(StrEnum):
+class RowStatus(StrEnum):
     """How a row ended."""
 
     MEASURED = "measured"
-    WRONG = "wrong"  # its outputs are not the reference's: no latency is reported
+    WRONG = "wrong"  # its outputs differ from the reference's: no latency is reported
     OUT_OF_MEMORY = "out of memory"
     FAILED = "failed"
     SKIPPED = "skipped"  # cannot run here
@@ -31,7 +31,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class RowKey:
-    """What makes rows of two reports comparable: everything but versions and settings.
+    """What identifies a row across reports: everything but versions and settings.
 
     Attributes:
         network: e.g. `FCN-8s`, with its divisor when it is narrow.
@@ -51,26 +51,87 @@ class RowKey:
 
 
 @dataclass(frozen=True)
+class WorkEstimate:
+    """The least work of one run, whatever the runtime.
+
+    Attributes:
+        multiply_adds: of all convolutions.
+        least_bytes: input, weights and output, each moved once.
+    """
+
+    multiply_adds: int
+    least_bytes: int
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The highest rates that were measured on a device.
+
+    Attributes:
+        copied_bytes_per_s: bytes read plus bytes written by a large copy.
+        multiply_adds_per_s: of a large matrix product, by compute precision.
+    """
+
+    copied_bytes_per_s: float
+    multiply_adds_per_s: Mapping[str, float]
+
+    def limit_ns(self, work: WorkEstimate, precision: str) -> float | None:
+        """Return the shortest time `work` can take in that precision; None when its ceiling was not measured."""
+        rate = self.multiply_adds_per_s.get(precision)
+        if rate is None:
+            return None
+        return max(work.multiply_adds / rate, work.least_bytes / self.copied_bytes_per_s) * 1e9
+
+    def at_best(self, other: "Ceilings | None") -> "Ceilings":
+        """Return the higher of two measurements of the same device, rate by rate."""
+        if other is None:
+            return self
+        rates = {
+            name: max(rate, other.multiply_adds_per_s.get(name, 0.0)) for name, rate in self.multiply_adds_per_s.items()
+        }
+        return Ceilings(max(self.copied_bytes_per_s, other.copied_bytes_per_s), rates)
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """One node as a runtime ran it.
+
+    Attributes:
+        name: after the runtime's own fusions, so not always a name in the graph.
+        operator: ONNX's, or the runtime's own.
+        time_ns: median over the profiled runs.
+        multiply_adds: of a convolution or transposed convolution, with the channels that the runtime pads; else 0.
+        moved_bytes: inputs, weights and outputs, each once.
+    """
+
+    name: str
+    operator: str
+    time_ns: float
+    multiply_adds: int
+    moved_bytes: int
+
+
+@dataclass(frozen=True)
 class Row:
     """One row of a report.
 
     Attributes:
         key: what was measured.
-        runtime: what computed, with its version once it was loaded.
+        runtime: the runtime's name, with its version once it was loaded.
         graph: which graph.
-        precision: the arithmetic, and the parity tier.
-        options: what was set.
+        precision: the compute precision, and the parity tier.
+        options: the runtime's settings.
         end_to_end: from uint8 pixels to uint8 labels on the host.
-        work: what one run has to do.
+        work: the least work of one run.
         status: how it ended.
-        problem: why it has no latency, or the bounds of parity it breaks; empty otherwise.
+        problem: why it has no latency, or the parity bounds it exceeds; empty otherwise.
         load_ns: nanoseconds until it was ready to run.
-        peak_bytes: most resident memory of its process on the host; 0 when unknown.
+        peak_bytes: largest resident memory of its process on the host; 0 when unknown.
         placement: number of nodes per execution provider.
         parity: for every input, how its outputs differ from the reference's, as figures by name.
         measurement: its latencies, or None.
-        nodes: the slowest nodes, where the runtime has a profiler that can be read.
-        group: rows of one bundle and group took turns; there is more than one where memory was too short for all.
+        nodes: the slowest nodes, where the runtime's profile can be read.
+        group: rows of one bundle and group took turns; there are several where memory was too short for all rows.
     """
 
     key: RowKey
@@ -79,8 +140,8 @@ class Row:
     precision: str
     options: str
     end_to_end: bool
-    work: Work
-    status: Status = Status.PENDING
+    work: WorkEstimate
+    status: RowStatus = RowStatus.PENDING
     problem: str = ""
     load_ns: int = 0
     peak_bytes: int = 0
@@ -102,7 +163,7 @@ class Row:
 
     @property
     def worst_error(self) -> float | None:
-        """Largest logit error over the reference's logit range; None where only labels came out."""
+        """Largest logit error over the reference's logit range; None where the outputs are labels."""
         errors = [float(c["relative_error"]) for c in self.parity if "relative_error" in c]
         return max(errors) if errors else None
 
@@ -112,39 +173,11 @@ class Row:
         return sum(int(c["flips"]) for c in self.parity)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, for JSON."""
-        plain = {name: getattr(self, name) for name in ("runtime", "graph", "precision", "options", "end_to_end")}
-        return {
-            **vars(self.key),
-            **plain,
-            **vars(self.work),
-            "status": str(self.status),
-            "problem": self.problem,
-            "load_ns": self.load_ns,
-            "peak_bytes": self.peak_bytes,
-            "placement": dict(self.placement),
-            "parity": [json_ready(c) for c in self.parity],
-            "measurement": self.measurement.to_dict() if self.measurement else None,
-            "group": self.group,
-            "nodes": [node.to_dict() for node in self.nodes],
-        }
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> "Row":
-        """Read back what `to_dict` wrote."""
-        batch, channels, height, width = (int(n) for n in document["shape"])
-        measured = document["measurement"]
-        names = ("runtime", "graph", "precision", "options", "end_to_end", "problem", "load_ns", "peak_bytes", "group")
-        return cls(
-            key=RowKey(document["network"], (batch, channels, height, width), document["case"], document["provider"]),
-            work=Work(int(document["multiply_adds"]), int(document["least_bytes"])),
-            status=Status(document["status"]),
-            placement=dict(document["placement"]),
-            parity=tuple(document["parity"]),
-            measurement=Measurement.from_dict(measured) if measured else None,
-            nodes=tuple(NodeTime(**node) for node in document["nodes"]),
-            **{name: document[name] for name in names},
-        )
+        """Return every figure, for JSON; key and work are flattened into the row."""
+        document = asdict(self)
+        flat = {**document.pop("key"), **document.pop("work"), **document}
+        measurement = self.measurement.to_dict() if self.measurement else None
+        return {**flat, "parity": json_ready(document["parity"]), "measurement": measurement}
 
 
 @dataclass(frozen=True)
@@ -155,7 +188,7 @@ class BenchReport:
         environment: where it ran, JSON-ready.
         protocol: how samples were taken, JSON-ready.
         rows: what was measured, in order.
-        ceilings: what the device did at best, or None when that could not be measured.
+        ceilings: the highest rates of the device, or None when they could not be measured.
         interrupted: whether the user stopped it.
     """
 
@@ -166,7 +199,7 @@ class BenchReport:
     interrupted: bool = False
 
     def limit_share(self, row: Row) -> float | None:
-        """How much of what the device can do a row reached: its limit over its median; None when unknown."""
+        """Return the shortest possible time of a row over its median; None when either is unknown."""
         limit = self.ceilings.limit_ns(row.work, row.precision) if self.ceilings else None
         return limit / row.measurement.median_ns if limit and row.measurement else None
 
@@ -180,14 +213,14 @@ class BenchReport:
         return f"{self.environment['cpu']}, {self.environment['cores']} cores"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Return everything, for JSON."""
         return {
             "schema": SCHEMA,
             "schema_version": SCHEMA_VERSION,
             "interrupted": self.interrupted,
             "environment": dict(self.environment),
             "protocol": dict(self.protocol),
-            "ceilings": self.ceilings.to_dict() if self.ceilings else None,
+            "ceilings": asdict(self.ceilings) if self.ceilings else None,
             "rows": [row.to_dict() for row in self.rows],
         }
 
@@ -203,42 +236,33 @@ def write_report(report: BenchReport, path: Path) -> None:
 
 
 def read_report(path: Path) -> BenchReport:
-    """Read a report back.
+    """Read a report that `write_report` wrote. Fields that it does not know are ignored.
 
     Raises:
-        InputFileError: missing, damaged, no report, or one of another schema version.
+        InputFileError: missing, not JSON, not a report, of another schema version, or damaged (names the field).
     """
+    remedy = "Pass a file that `fcn-deploy bench --json` wrote."
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = msgspec.json.decode(path.read_bytes())
     except OSError as error:
-        raise InputFileError(
-            f"{path}: {error.strerror}", remedy="Pass what `fcn-deploy bench --json` wrote."
-        ) from error
-    except ValueError as error:
-        raise InputFileError(
-            f"{path} is no JSON: {error}", remedy="Pass what `fcn-deploy bench --json` wrote."
-        ) from error
+        raise InputFileError(f"{path}: {error.strerror}", remedy=remedy) from error
+    except msgspec.DecodeError as error:
+        raise InputFileError(f"{path} is not JSON: {error}", remedy=remedy) from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise InputFileError(f"{path} is no benchmark report", remedy="Pass what `fcn-deploy bench --json` wrote.")
+        raise InputFileError(f"{path} is not a benchmark report", remedy=remedy)
     if document.get("schema_version") != SCHEMA_VERSION:
         raise InputFileError(
             f"{path} has schema version {document.get('schema_version')}; this fcn-deploy reads {SCHEMA_VERSION}",
             remedy="Measure again with this version, or read it with the one that wrote it.",
         )
     try:
-        return _from_dict(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputFileError(
-            f"{path} is damaged: {type(error).__name__} {error}", remedy="Measure again, or copy it again."
-        ) from error
+        return msgspec.convert({**document, "rows": _nested(document.get("rows"))}, BenchReport)
+    except msgspec.ValidationError as error:
+        raise InputFileError(f"{path} is damaged: {error}", remedy="Measure again, or copy it again.") from error
 
 
-def _from_dict(document: Mapping[str, Any]) -> BenchReport:
-    ceilings = document["ceilings"]
-    return BenchReport(
-        environment=dict(document["environment"]),
-        protocol=dict(document["protocol"]),
-        rows=tuple(Row.from_dict(row) for row in document["rows"]),
-        ceilings=Ceilings.from_dict(ceilings) if ceilings is not None else None,
-        interrupted=bool(document["interrupted"]),
-    )
+def _nested(rows: Any) -> Any:
+    """Return rows with key and work as objects of their own; `Row.to_dict` flattens them."""
+    if not isinstance(rows, list):
+        return rows
+    return [{**row, "key": row, "work": row} if isinstance(row, dict) else row for row in rows]

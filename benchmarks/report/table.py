@@ -1,55 +1,55 @@
-"""A report's rows as text, the same for the terminal, Markdown and the page."""
+"""The rows of a report as text, and its summary in sentences: for the terminal, Markdown and the page."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from benchmarks.engine import environment
 from benchmarks.engine.cases import Graph
-from benchmarks.report.results import BenchReport, Row, RowKey, Status
+from benchmarks.report.results import BenchReport, Row, RowKey, RowStatus
 from benchmarks.stats.comparison import Ratio
 from benchmarks.stats.timing import Measurement
 
-# What is shipped, and what it is compared with: the first of these that was measured.
-SUBJECT, BASELINES = "ort", ("ort-plain", "ort-plain-half", "ort-plain-half-nhwc-graph")
+# The row of the artifact itself, and the rows that may be its baseline: the first one that was measured.
+OURS, BASELINES = "ort", ("ort-plain", "ort-plain-half", "ort-plain-half-nhwc-graph")
 COLUMNS = (
     "row", "computes", "median", "95 % interval", "time ratio", "images/s", "of limit", "tail", "first run", "memory",
     "parity", "note",
 )  # fmt: skip
-# Those that fit a terminal of 80 columns.
+# The columns that fit a terminal of 80 columns.
 NARROW = ("row", "median", "±", "time ratio", "limit", "parity", "note")
 NOTHING = "-"
 
 
 def groups(report: BenchReport) -> list[tuple[str, tuple[Row, ...]]]:
-    """Rows by what was run: (`FCN-8s, 1x3x500x500, cpu`, rows)."""
+    """Group rows by network, shape and provider: (`FCN-8s, 1x3x500x500, cpu`, rows)."""
     return [(name, tuple(rows)) for name, rows in groupby(report.rows, key=lambda row: title_of(row.key))]
 
 
 def title_of(key: RowKey) -> str:
-    """The network, the shape it takes, and where it ran."""
+    """Return the network, its input shape, and where it ran."""
     return f"{key.network}, {'x'.join(map(str, key.shape))}, {key.provider}"
 
 
 def baseline_of(rows: Sequence[Row]) -> Row | None:
-    """The row that the others are divided by: the plain graph in ONNX Runtime, or else the first that was measured."""
+    """Return the row that others are divided by: the plain graph in ONNX Runtime, or else the first measured row."""
     measured = {row.key.case: row for row in rows if row.measurement is not None}
     plain = [measured[case] for case in BASELINES if case in measured]
     return next(iter([*plain, *measured.values()]), None)
 
 
 def fastest(rows: Iterable[Row]) -> Row | None:
-    """The row of the lowest median among those that were measured."""
+    """Return the measured row with the lowest median."""
     found = [(row.measurement.median_ns, row) for row in rows if row.measurement is not None]
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def markdown_lines(columns: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table in Markdown."""
+    """Return the lines of a table in Markdown."""
     return [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *body)]
 
 
 def cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[str, ...]:
-    """One text per column."""
+    """Return one text per column."""
     measured = row.measurement
     if measured is None:
         return row.key.case, described(row), *(NOTHING,) * (len(COLUMNS) - 4), parity(row), str(row.status)
@@ -71,25 +71,25 @@ def cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[str, ...
 
 
 def narrow_cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[str, ...]:
-    """One text per column of `NARROW`."""
+    """Return one text per column of `NARROW`."""
     texts = dict(zip(COLUMNS, cells(report, row, baseline), strict=True))
     width = half_width(row.measurement) if row.measurement else NOTHING
     return tuple({**texts, "±": width, "limit": texts["of limit"]}[name] for name in NARROW)
 
 
 def computes(row: Row) -> str:
-    """What computes what: runtime, graph, arithmetic."""
-    ends = ", pixels to labels" if row.end_to_end else ""
-    return f"{row.runtime}, {row.graph}, {row.precision}{ends}"
+    """Return what computes what: runtime, graph, precision."""
+    scope = ", pixels to labels" if row.end_to_end else ""
+    return f"{row.runtime}, {row.graph}, {row.precision}{scope}"
 
 
 def described(row: Row) -> str:
-    """The same with what was set."""
+    """Return what computes what, with the runtime's settings."""
     return f"{computes(row)}; {row.options}" if row.options else computes(row)
 
 
 def tail(measured: Measurement) -> str:
-    """The highest percentile that enough samples lie beyond."""
+    """Return the highest percentile that enough samples lie beyond."""
     found = measured.percentiles_ns
     if not found:
         return NOTHING
@@ -97,8 +97,8 @@ def tail(measured: Measurement) -> str:
     return f"{name} {duration(found[name])}"
 
 
-def parts(rows: Sequence[Row]) -> list[str]:
-    """What was timed besides whole runs: moving data to a GPU and back, and the run between CUDA events."""
+def phases(rows: Sequence[Row]) -> list[str]:
+    """Return the phases that were timed separately: copies to a GPU and back, and the run between CUDA events."""
     found = []
     for row in rows:
         medians = row.measurement.phase_medians_ns if row.measurement else {}
@@ -108,15 +108,15 @@ def parts(rows: Sequence[Row]) -> list[str]:
 
 
 def duration(nanoseconds: float) -> str:
-    """With three digits, in the unit that suits."""
+    """Return a duration with three digits, in a suitable unit."""
     for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if nanoseconds >= size:
+        if abs(nanoseconds) >= size:
             return f"{_three_digits(nanoseconds / size)} {unit}"
     return f"{nanoseconds:.0f} ns"
 
 
 def rate(row: Row) -> str:
-    """Images per second with three digits at least."""
+    """Return images per second with at least three digits."""
     found = row.images_per_s
     if found is None:
         return NOTHING
@@ -124,19 +124,19 @@ def rate(row: Row) -> str:
 
 
 def bounds(measured: Measurement) -> str:
-    """The confidence interval of the median, in one unit where its ends have the same."""
+    """Return the confidence interval of the median, with one unit where both bounds have the same."""
     (low, unit), (high, other) = (duration(ns).split() for ns in measured.interval_ns)
     return f"{low} .. {high} {other}" if unit == other else f"{low} {unit} .. {high} {other}"
 
 
 def half_width(measured: Measurement) -> str:
-    """Half the confidence interval of the median, as a share of it."""
+    """Return half the confidence interval of the median, as a share of the median."""
     low, high = measured.interval_ns
     return f"{(high - low) / 2 / measured.median_ns:.1%}"
 
 
 def ratio(row: Row, baseline: Row | None) -> str:
-    """Time over the baseline's with half the width of its interval; 1 for the baseline itself."""
+    """Return the time over the baseline's, with half the width of its interval; 1 for the baseline itself."""
     if baseline is None or baseline is row:
         return "1"
     found = Ratio.of_rows(row, baseline)
@@ -144,7 +144,7 @@ def ratio(row: Row, baseline: Row | None) -> str:
 
 
 def parity(row: Row) -> str:
-    """How far its outputs are from the reference's."""
+    """Return how much its outputs differ from the reference's."""
     if not row.parity:
         return NOTHING
     flips = f"{row.flips} flips" if row.flips != 1 else "1 flip"
@@ -154,14 +154,14 @@ def parity(row: Row) -> str:
 
 
 def remarks(report: BenchReport) -> list[str]:
-    """What a reader has to know of single rows: why there is no figure, or why not to trust it."""
+    """Return why rows have no figure, or one that is not to be trusted."""
     found = []
     if any(row.group for row in report.rows):
         found.append("Memory was too short for all rows at once: rows of different groups did not take turns.")
     for row in report.rows:
         if row.problem:
             found.append(f"{row.key}: {row.status}: {row.problem}")
-        elif row.status is Status.PENDING:
+        elif row.status is RowStatus.PENDING:
             found.append(f"{row.key}: interrupted before its first sample")
         elif row.measurement is not None and not row.measurement.stable:
             found.append(f"{row.key}: unstable: {'; '.join(row.measurement.instabilities)}")
@@ -172,7 +172,7 @@ def _three_digits(value: float) -> str:
     return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}"
 
 
-# (how a case is called in a sentence, its name)
+# (name of a case, its description in a sentence)
 _PEERS = (
     ("ort-plain", "the plainly exported graph in the same runtime"),
     ("ort-plain-half", "the plainly exported graph in half precision"),
@@ -187,14 +187,14 @@ _PEERS = (
 
 
 def sentences(report: BenchReport) -> list[str]:
-    """One sentence per fact, most important first."""
+    """Summarise a report in sentences, most important first."""
     found = []
     for title, rows in groups(report):
         by_case = {row.key.case: row for row in rows if row.measurement is not None}
-        subject = by_case.get(SUBJECT) or fastest(row for row in rows if row.graph == Graph.BUNDLE) or fastest(rows)
-        if subject is not None:
-            found += [_headline(title, subject), *_against(subject, by_case), *_shares(report, subject, by_case)]
-    return [*found, *_doubts(report)]
+        ours = by_case.get(OURS) or fastest(row for row in rows if row.graph == Graph.BUNDLE) or fastest(rows)
+        if ours is not None:
+            found += [_headline(title, ours), *_comparisons(ours, by_case), *_limits(report, ours, by_case)]
+    return [*found, *_warnings(report)]
 
 
 def _headline(title: str, row: Row) -> str:
@@ -207,13 +207,13 @@ def _headline(title: str, row: Row) -> str:
     )
 
 
-def _against(subject: Row, by_case: Mapping[str, Row]) -> list[str]:
+def _comparisons(ours: Row, by_case: Mapping[str, Row]) -> list[str]:
     clauses = []
     for name, called in _PEERS:
         peer = by_case.get(name)
-        if peer is None or peer is subject or peer.measurement is None or subject.measurement is None:
+        if peer is None or peer is ours or peer.measurement is None or ours.measurement is None:
             continue
-        ratio = Ratio.of_rows(peer, subject)
+        ratio = Ratio.of_rows(peer, ours)
         if ratio.low <= 1 <= ratio.high:
             clauses.append(f"no measurable difference from {called}")
         else:
@@ -221,9 +221,9 @@ def _against(subject: Row, by_case: Mapping[str, Row]) -> list[str]:
     return [f"That is {_joined(clauses)}."] if clauses else []
 
 
-def _shares(report: BenchReport, subject: Row, by_case: Mapping[str, Row]) -> list[str]:
+def _limits(report: BenchReport, ours: Row, by_case: Mapping[str, Row]) -> list[str]:
     found = []
-    share = report.limit_share(subject)
+    share = report.limit_share(ours)
     if share is not None:
         found.append(
             f"It reaches {share:.0%} of what this device can do: the limit follows from its multiply-adds and bytes "
@@ -238,12 +238,12 @@ def _shares(report: BenchReport, subject: Row, by_case: Mapping[str, Row]) -> li
     return found
 
 
-def _doubts(report: BenchReport) -> list[str]:
+def _warnings(report: BenchReport) -> list[str]:
     unstable = sum(row.measurement is not None and not row.measurement.stable for row in report.rows)
     found = list(environment.notes(dict(report.environment)))
     if unstable:
-        found.append(f"{unstable} of {len(report.rows)} rows are unstable: do not build on their figures.")
-    wrong = [row.key.case for row in report.rows if row.status is Status.WRONG]
+        found.append(f"{unstable} of {len(report.rows)} rows are unstable: do not rely on their figures.")
+    wrong = [row.key.case for row in report.rows if row.status is RowStatus.WRONG]
     if wrong:
         found.append(f"Wrong outputs, so no latency: {', '.join(wrong)}.")
     if report.interrupted:

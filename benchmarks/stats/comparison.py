@@ -1,4 +1,4 @@
-"""Are the rows of one report faster or slower than those of another?"""
+"""Compares rows: ratios of medians with their intervals, and whether rows of one report are slower than another's."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _OTHER_SEED = 1
 
 
 class Verdict(StrEnum):
-    """What became of a row."""
+    """Whether a row became faster or slower."""
 
     FASTER = "faster"
     SLOWER = "slower"
@@ -25,7 +25,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Ratio:
-    """One median over another, with its 95 % confidence interval from both sides' bootstrap."""
+    """One median over another, with its 95 % confidence interval from the bootstrap of both."""
 
     value: float
     low: float
@@ -33,21 +33,21 @@ class Ratio:
 
     @classmethod
     def within(cls, measured: Measurement, baseline: Measurement) -> "Ratio":
-        """How many times as long `measured` takes as `baseline`, both rows of one report.
+        """Return the time of `measured` over that of `baseline`, both rows of one report.
 
-        The same rounds are drawn for both: what slowed a whole round down slowed both, and cancels.
+        The same rounds are drawn for both: what slowed a whole round down slowed both rows, and cancels.
         """
         return cls._of(measured, baseline, measured.bootstrap_ns)
 
     @classmethod
     def between(cls, measured: Measurement, baseline: Measurement) -> "Ratio":
-        """How many times as long `measured` takes as `baseline`, of another report, whose rounds were others."""
+        """Return the time of `measured` over that of `baseline`, a row of another report with other rounds."""
         # Another seed: two resamplings of the same samples must not move together.
         return cls._of(measured, baseline, statistics.bootstrap_medians(measured.rounds_ns, _OTHER_SEED))
 
     @classmethod
     def of_rows(cls, row: Row, baseline: Row) -> "Ratio":
-        """The same for two rows of one report that were both measured, whether they took turns or not."""
+        """Return the ratio of two measured rows of one report, whether they took turns or not."""
         if row.measurement is None or baseline.measurement is None:
             raise ValueError("a row without a measurement has no ratio")
         took_turns = row.group == baseline.group and row.key.shape == baseline.key.shape
@@ -61,7 +61,7 @@ class Ratio:
         return cls(value, *statistics.interval(resampled / baseline.bootstrap_ns, value, draws))
 
     def verdict(self, threshold: float = THRESHOLD) -> Verdict:
-        """Faster or slower when the interval leaves no doubt of it and the difference is worth mentioning."""
+        """Return faster or slower if the interval excludes 1 and the difference exceeds the threshold."""
         if self.low > 1 and self.value > 1 + threshold:
             return Verdict.SLOWER
         if self.high < 1 and self.value < 1 - threshold:
@@ -76,9 +76,9 @@ class RowChange:
     Attributes:
         key: which row.
         before: its latencies in the first report.
-        after: in the second.
+        after: its latencies in the second.
         ratio: the second's median over the first's.
-        verdict: what that means.
+        verdict: whether it became faster or slower.
     """
 
     key: RowKey
@@ -89,8 +89,14 @@ class RowChange:
 
     @property
     def stable(self) -> bool:
-        """Whether both sides can be relied on."""
+        """Whether both measurements are stable."""
         return self.before.stable and self.after.stable
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every figure, for JSON."""
+        interval, verdict = [self.ratio.low, self.ratio.high], str(self.verdict)
+        figures = {"ratio": self.ratio.value, "interval": interval, "verdict": verdict, "stable": self.stable}
+        return {"row": str(self.key), **figures}
 
 
 @dataclass(frozen=True)
@@ -110,16 +116,16 @@ class ReportComparison:
     machines: tuple[str, str]
 
     def require_no_regression(self) -> None:
-        """Do nothing when no row became slower and all can be relied on.
+        """Check that no row became slower and that all are stable.
 
         Raises:
-            RegressionError: rows became slower, or were measured before and are not any more.
-            MeasurementError: no row did, but some are too unstable to say so.
+            RegressionError: rows became slower, or are no longer measured.
+            MeasurementError: no row became slower, but some are unstable.
         """
         slower = [change for change in self.changes if change.verdict is Verdict.SLOWER]
         if slower or self.lost:
             problems = [f"{c.key} takes {c.ratio.value:.2f} times as long" for c in slower]
-            problems += [f"{key} is not measured any more" for key in self.lost]
+            problems += [f"{key} is no longer measured" for key in self.lost]
             raise RegressionError("; ".join(problems), remedy="Look at both with `fcn-deploy report A.json B.json`.")
         unstable = [change for change in self.changes if not change.stable]
         if unstable:
@@ -129,19 +135,10 @@ class ReportComparison:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, for JSON."""
+        """Return every figure, for JSON."""
         return {
             "machines": list(self.machines),
-            "rows": [
-                {
-                    "row": str(change.key),
-                    "ratio": change.ratio.value,
-                    "interval": [change.ratio.low, change.ratio.high],
-                    "verdict": str(change.verdict),
-                    "stable": change.stable,
-                }
-                for change in self.changes
-            ],
+            "rows": [change.to_dict() for change in self.changes],
             "lost": [str(key) for key in self.lost],
             "gained": [str(key) for key in self.gained],
         }
@@ -152,14 +149,16 @@ def compare_reports(before: BenchReport, after: BenchReport, threshold: float = 
 
     Args:
         before: the baseline.
-        after: what is judged.
+        after: the report that is judged.
         threshold: smallest difference of medians that counts, as a share.
 
     Raises:
-        UsageError: the threshold is negative or not a share, or the reports have no row in common.
+        UsageError: the threshold is not in 0..1 (1 excluded), or the reports have no row in common.
     """
     if not 0 <= threshold < 1:
-        raise UsageError(f"threshold {threshold:g} is not within 0..1", remedy="Pass a share, e.g. 0.02 for 2 %.")
+        raise UsageError(
+            f"threshold {threshold:g} is not in 0..1 (1 excluded)", remedy="Pass a share, e.g. 0.02 for 2 %."
+        )
     first, second = _measured(before), _measured(after)
     if not first.keys() & second.keys():
         raise UsageError(

@@ -1,9 +1,9 @@
-"""The time of each node of a graph on a GPU, where a runtime's own profile shows no more than launches.
+"""The time of each node of a graph: from ONNX Runtime's profile on a CPU, and by timing nodes alone on a GPU.
 
-Every node of the graph as ONNX Runtime runs it, after its fusions and in its layout, is run alone: once in a graph, and
-`COPIES` times. The difference over the further copies is what one takes without launching it and waiting for it; on a
-GPU both are captured CUDA graphs. Weights and inputs are noise of the node's shapes and types, and the inputs lie in
-the GPU's cache as far as they fit, as they do behind the node that makes them.
+A profile on a GPU shows only launches. `time_nodes` therefore runs every node alone, as ONNX Runtime runs it after its
+fusions and in its layout: once in a graph, and `COPIES` times. The difference divided by the number of further copies
+is the time of one node without launching and waiting; on a GPU both graphs are captured. Weights and inputs are noise
+of the node's shapes and types, and inputs are in the GPU's cache as far as they fit, as in the whole graph.
 """
 
 import json
@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from benchmarks.report.results import NodeTime
 from benchmarks.stats import timing
 from fcn_deploy.choices import Provider
+from fcn_deploy.graph import multiply_adds
 from fcn_deploy.runtime.ort import OrtRunner
 from fcn_deploy.runtime.ort_options import OrtOptions
 
@@ -30,36 +32,13 @@ _SUFFIX = "_kernel_time"
 _SIZES = ("activation_size", "parameter_size", "output_size")
 
 
-@dataclass(frozen=True)
-class NodeTime:
-    """One node as a runtime ran it.
-
-    Attributes:
-        name: after the runtime's own fusions, so not always one of the graph's.
-        operator: ONNX's, or the runtime's own.
-        time_ns: median over the profiled runs.
-        multiply_adds: of a convolution or transposed convolution; else 0. Channels the runtime pads with count.
-        moved_bytes: inputs, weights and outputs, each once.
-    """
-
-    name: str
-    operator: str
-    time_ns: float
-    multiply_adds: int
-    moved_bytes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every figure, for JSON."""
-        return asdict(self)
-
-
 def read_profile(path: Path, counted: Mapping[str, int], skip_runs: int) -> tuple[NodeTime, ...]:
-    """Every node of a profile, slowest first; the first `skip_runs` runs of each are left out.
+    """Return every node of a profile, slowest first.
 
     Args:
         path: ONNX Runtime's JSON file.
-        counted: multiply-adds of the graph's nodes by name, for those that the runtime left as they were.
-        skip_runs: how many runs warmed up.
+        counted: multiply-adds of the graph's nodes by name; used for nodes that kept their names.
+        skip_runs: how many warm-up runs come first, which do not count.
     """
     events = node_events(path)
     nodes = [_node(name, found[skip_runs:], counted) for name, found in events.items() if found[skip_runs:]]
@@ -67,7 +46,7 @@ def read_profile(path: Path, counted: Mapping[str, int], skip_runs: int) -> tupl
 
 
 def node_events(path: Path) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-    """The events of a profile that are runs of a node, by the node's name, in order."""
+    """Return the events of a profile that are runs of a node, by the node's name, in order."""
     events: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for event in json.loads(path.read_text(encoding="utf-8")):
         if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX):
@@ -87,18 +66,17 @@ def _node(name: str, events: Sequence[Mapping[str, Any]], counted: Mapping[str, 
 
 
 def _profiled_multiply_adds(arguments: Mapping[str, Any]) -> int:
-    """Of a convolution, fused or not: each weight is used once per output position of every image."""
+    """Count multiply-adds from the shapes of a profile, in which the runtime may have padded channels."""
     inputs, outputs = (
-        [next(iter(shape.values())) for shape in arguments[key]] for key in ("input_type_shape", "output_type_shape")
+        [tuple(next(iter(shape.values()))) for shape in arguments[key]]
+        for key in ("input_type_shape", "output_type_shape")
     )
-    if arguments["op_name"] not in ("Conv", "FusedConv") or len(inputs) < 2:
-        return 0
-    return int(prod(inputs[1]) * outputs[0][0] * prod(outputs[0][2:]))
+    return multiply_adds(arguments["op_name"], inputs[0], inputs[1], outputs[0]) if len(inputs) > 1 else 0
 
 
 COPIES = 9
 _WARM_UPS = 3
-# Domain of ONNX Runtime's own operators with channels last; files that it writes do not import it.
+# Domain of ONNX Runtime's channels-last operators; the files that it writes do not import it.
 CHANNELS_LAST = "com.ms.internal.nhwc"
 _NOISE = np.random.default_rng(0).standard_normal(2**12)
 
@@ -109,7 +87,7 @@ class NodeTimes:
 
     Attributes:
         nodes: those that could be timed, in the order they run in.
-        problems: why others could not, by name.
+        problems: why other nodes could not be timed, by name.
     """
 
     nodes: tuple[NodeTime, ...]
@@ -118,7 +96,7 @@ class NodeTimes:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """Element type (of ONNX) and shape of a value, and its content where that matters."""
+    """Element type (of ONNX) and shape of a value, and its content where that matters, e.g. for shapes."""
 
     kind: int
     shape: tuple[int, ...]
@@ -129,7 +107,7 @@ class _Tensor:
         return prod(self.shape) * int(helper.tensor_dtype_to_np_dtype(self.kind).itemsize)
 
     def noise(self) -> npt.NDArray[Any]:
-        """The content, or small noise of that shape and type."""
+        """Return the content, or small noise of that shape and type."""
         if self.content is not None:
             return self.content
         dtype = helper.tensor_dtype_to_np_dtype(self.kind)
@@ -139,13 +117,13 @@ class _Tensor:
 
 @dataclass(frozen=True)
 class _Graph:
-    """A graph as ONNX Runtime runs it, and what is known of its values by name."""
+    """A graph as ONNX Runtime runs it, and its values by name."""
 
     model: onnx.ModelProto
     values: Mapping[str, _Tensor]
 
     def named(self, names: Iterable[str]) -> list[tuple[str, _Tensor]]:
-        """These values, each once; names of inputs that are left out are empty."""
+        """Return these values, each once, without the empty names of omitted inputs."""
         return [(name, self.values[name]) for name in dict.fromkeys(names) if name]
 
 
@@ -154,9 +132,9 @@ def time_nodes(path: Path, options: OrtOptions, seconds: float, limit_s: float =
 
     Args:
         path: the model.
-        options: how it is run; on CUDA its nodes are captured in any case.
+        options: of the session; on CUDA the nodes are always captured.
         seconds: of samples, for each of a node's two graphs.
-        limit_s: after which no further node is begun.
+        limit_s: seconds after which no further node is begun.
 
     Raises:
         ProviderError: the provider asked for would not run.
@@ -181,27 +159,27 @@ def _as_run(path: Path, options: OrtOptions, folder: Path) -> _Graph:
     with OrtRunner(path, plain, profile=folder / "profile", optimized=folder / "optimized.onnx") as runner:
         runner.bind().run()
         events = node_events(runner.end_profiling())
-    # Large weights stay where the model has them; of these only type and shape are wanted.
+    # Large weights stay in their file: only their type and shape are needed.
     model = onnx.load(folder / "optimized.onnx", load_external_data=False)
-    values = {given.name: _of_type(given.type.tensor_type) for given in model.graph.input}
+    values = {value.name: _of_type(value.type.tensor_type) for value in model.graph.input}
     for tensor in model.graph.initializer:
         inline = tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.data_type == onnx.TensorProto.INT64
         content = numpy_helper.to_array(tensor) if inline else None
         values[tensor.name] = _Tensor(tensor.data_type, tuple(tensor.dims), content)
     for node in model.graph.node:
         for event in events.get(node.name, ())[:1]:
-            made = zip(node.output, event["args"]["output_type_shape"], strict=False)
-            values |= {name: _of_event(shape) for name, shape in made if name}
+            outputs = zip(node.output, event["args"]["output_type_shape"], strict=False)
+            values |= {name: _of_event(shape) for name, shape in outputs if name}
     return _Graph(model, values)
 
 
 def _timed(node: onnx.NodeProto, graph: _Graph, options: OrtOptions, seconds: float, folder: Path) -> NodeTime:
-    how = replace(options, cuda_graph=options.provider is Provider.CUDA, optimizations=False)
+    alone = replace(options, cuda_graph=options.provider is Provider.CUDA, optimizations=False)
     medians = []
     for copies in (1, COPIES):
         path = folder / f"node-{copies}.onnx"
         onnx.save(_repeated(node, copies, graph), path)
-        medians.append(_median_ns(path, graph, how, seconds))
+        medians.append(_median_ns(path, graph, alone, seconds))
     taken = max(0.0, (medians[1] - medians[0]) / (COPIES - 1))
     moved = sum(tensor.nbytes for _, tensor in graph.named((*node.input, *node.output)))
     return NodeTime(node.name, node.op_type, taken, _multiply_adds(node, graph.values), moved)
@@ -217,12 +195,12 @@ def _median_ns(path: Path, graph: _Graph, options: OrtOptions, seconds: float) -
 
 
 def _repeated(node: onnx.NodeProto, copies: int, graph: _Graph) -> onnx.ModelProto:
-    """A model of nothing but `copies` of a node, all of which read the same."""
+    """Build a model that consists of `copies` of a node, all with the same inputs."""
     constants = {tensor.name for tensor in graph.model.graph.initializer}
-    read, made = graph.named(node.input), graph.named(node.output)
-    inputs = [_value(name, tensor) for name, tensor in read if name not in constants]
-    outputs = [_value(f"{name}/{copy}", tensor) for copy in range(copies) for name, tensor in made]
-    weights = [numpy_helper.from_array(tensor.noise(), name) for name, tensor in read if name in constants]
+    node_inputs, node_outputs = graph.named(node.input), graph.named(node.output)
+    inputs = [_value(name, tensor) for name, tensor in node_inputs if name not in constants]
+    outputs = [_value(f"{name}/{copy}", tensor) for copy in range(copies) for name, tensor in node_outputs]
+    weights = [numpy_helper.from_array(tensor.noise(), name) for name, tensor in node_inputs if name in constants]
     nodes = [_copy(node, copy) for copy in range(copies)]
     version = next(entry.version for entry in graph.model.opset_import if entry.domain == "")
     opsets = [*graph.model.opset_import, helper.make_opsetid(CHANNELS_LAST, version)]
@@ -239,12 +217,10 @@ def _copy(node: onnx.NodeProto, number: int) -> onnx.NodeProto:
 
 
 def _multiply_adds(node: onnx.NodeProto, values: Mapping[str, _Tensor]) -> int:
-    """Each weight of a convolution is used once per output position, of a transposed one once per input position."""
-    if node.op_type not in ("Conv", "ConvTranspose", "FusedConv"):
+    if len(node.input) < 2 or not all(node.input[:2]):
         return 0
-    shape = values[node.input[0] if node.op_type == "ConvTranspose" else node.output[0]].shape
-    positions = shape[1:-1] if node.domain == CHANNELS_LAST else shape[2:]
-    return prod(values[node.input[1]].shape) * shape[0] * prod(positions)
+    image, weights, output = (values[name].shape for name in (*node.input[:2], node.output[0]))
+    return multiply_adds(node.op_type, image, weights, output, channels_last=node.domain == CHANNELS_LAST)
 
 
 def _value(name: str, tensor: _Tensor) -> onnx.ValueInfoProto:
@@ -256,6 +232,6 @@ def _of_type(kind: onnx.TypeProto.Tensor) -> _Tensor:
 
 
 def _of_event(shape: Mapping[str, Sequence[int]]) -> _Tensor:
-    """A value as a profile states it: its type's name in ONNX's text, and its shape."""
+    """Return a value from the notation of a profile: the name of its type in ONNX's text, and its shape."""
     ((name, sizes),) = shape.items()
     return _Tensor(onnx.TensorProto.DataType.Value(name.upper()), tuple(sizes))

@@ -1,6 +1,6 @@
-"""What a series of latencies says, and whether it can be believed. Pure functions of samples; nothing is measured here.
+"""Statistics of latencies, and whether they are stable: pure functions of samples.
 
-Samples come in rounds: one row is sampled for a while, then the others, then it again. What a machine does to all the
+Samples come in rounds: one row is sampled for a while, then the others, then the first one again. What affects all
 samples of a round (another process, a clock) shows as a difference between rounds.
 """
 
@@ -17,10 +17,10 @@ Floats = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-# Fewer rounds than this say little about each other; single samples are then resampled instead.
+# With fewer rounds than this, single samples are resampled instead.
 MIN_ROUNDS = 5
 MIN_SAMPLES = 3
-# A percentile needs this many samples beyond it: with fewer it is one sample's luck.
+# A percentile needs this many samples beyond it; with fewer it depends on single samples.
 SAMPLES_BEYOND = 10
 WINDOWS = 3
 WINDOW_SPREAD = 0.10
@@ -34,12 +34,12 @@ _SEED = 0
 
 
 def pooled(rounds: Rounds) -> Floats:
-    """All samples in the order in which they were taken."""
+    """Return all samples in the order in which they were taken."""
     return np.fromiter(chain.from_iterable(rounds), dtype=np.float64)
 
 
 def percentile(samples: Floats, share: float) -> float | None:
-    """The value below which `share` (0..1) of the samples lie, or None when too few of them lie beyond it to tell."""
+    """Return the value below which `share` (0..1) of the samples lie; None when too few samples lie beyond it."""
     # Rounded, because 100 * (1 - 0.9) is 9.999999999999998.
     if round(samples.size * (1 - share), 9) < SAMPLES_BEYOND:
         return None
@@ -47,16 +47,16 @@ def percentile(samples: Floats, share: float) -> float | None:
 
 
 def interquartile_range(samples: Floats) -> float:
-    """Third quartile less the first: the width of the middle half."""
+    """Return the third quartile minus the first: the width of the middle half."""
     first, third = np.quantile(samples, (0.25, 0.75))
     return float(third - first)
 
 
 def bootstrap_medians(rounds: Rounds, seed: int = _SEED) -> Floats:
-    """Medians of `RESAMPLES` resamples (Efron's bootstrap).
+    """Return medians of `RESAMPLES` resamples (Efron's bootstrap).
 
-    Whole rounds are drawn where there are enough of them, because the samples of one round resemble each other and
-    drawing them singly would promise too much; otherwise single samples.
+    Whole rounds are drawn where there are enough of them, because the samples of one round resemble each other, and
+    drawing them singly would give too narrow an interval; otherwise single samples are drawn.
     """
     generator = np.random.default_rng(seed)
     filled = [np.asarray(taken, dtype=np.float64) for taken in rounds if len(taken)]
@@ -69,15 +69,15 @@ def bootstrap_medians(rounds: Rounds, seed: int = _SEED) -> Floats:
 
 
 def draws(rounds: Rounds) -> int:
-    """How many things the bootstrap draws from: rounds where there are enough of them, else samples."""
+    """Return how many rounds the bootstrap draws from, or how many samples where there are too few rounds."""
     filled = sum(len(taken) > 0 for taken in rounds)
     return filled if filled >= MIN_ROUNDS else sum(len(taken) for taken in rounds)
 
 
 def interval(estimates: Floats, centre: float, drawn: int) -> tuple[float, float]:
-    """The `CONFIDENCE` interval about `centre`: Student's quantile times the bootstrap's standard error.
+    """Return the `CONFIDENCE` interval about `centre`: Student's quantile times the bootstrap's standard error.
 
-    Of n draws the bootstrap's error is too small by sqrt((n - 1) / n), which is made up for (Efron and Tibshirani, An
+    Of n draws the bootstrap's error is too small by sqrt((n - 1) / n), which is corrected (Efron and Tibshirani, An
     Introduction to the Bootstrap, chapters 5 and 12). With five rounds, percentiles of the bootstrap would cover the
     true median in 80 to 90 of 100 runs; this covers it in 93 to 98.
     """
@@ -88,7 +88,7 @@ def interval(estimates: Floats, centre: float, drawn: int) -> tuple[float, float
 
 
 def student_quantile(freedom: int) -> float:
-    """Student's t at `CONFIDENCE`, two-sided: the expansion of Abramowitz and Stegun 26.7.5, good to 1 % from 3 on."""
+    """Return Student's t at `CONFIDENCE`, two-sided (Abramowitz and Stegun 26.7.5; 1 % accurate from 3 on)."""
     z, n = _Z, freedom
     return (
         z
@@ -99,7 +99,7 @@ def student_quantile(freedom: int) -> float:
 
 
 def trend(samples: Floats) -> tuple[float, float]:
-    """How samples change from first to last: (change over the median, z of the Mann-Kendall test).
+    """Return how samples change from first to last: (change over the median, z of the Mann-Kendall test).
 
     The change is the median slope between all pairs (Theil and Sen) times the length. z = (S -+ 1) / sqrt(n (n - 1)
     (2 n + 5) / 18), where S counts rising less falling pairs; ties make it smaller, so it errs towards no trend.
@@ -118,7 +118,7 @@ def trend(samples: Floats) -> tuple[float, float]:
 
 
 def windows(rounds: Rounds) -> list[float]:
-    """Medians of stretches of time: of the rounds, or of tenths of the samples where the rounds are too few."""
+    """Return the medians of the rounds, or of tenths of the samples where there are too few rounds."""
     filled = [taken for taken in rounds if len(taken)]
     if len(filled) < WINDOWS:
         samples = pooled(rounds)
@@ -127,7 +127,7 @@ def windows(rounds: Rounds) -> list[float]:
 
 
 def instabilities(rounds: Rounds, bounds: tuple[float, float]) -> tuple[str, ...]:
-    """Every reason not to trust the median of these samples, whose interval is `bounds`; empty when there is none."""
+    """Return every reason not to trust the median of these samples, whose interval is `bounds`."""
     samples = pooled(rounds)
     if samples.size < MIN_SAMPLES:
         return (f"{samples.size} samples, fewer than {MIN_SAMPLES}",)

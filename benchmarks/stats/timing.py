@@ -1,6 +1,6 @@
-"""How latencies are taken: the first run apart, then warm-up by time, then rounds of samples.
+"""How latencies are measured: the first run separately, then warm-up by time, then rounds of samples.
 
-Every clock can be replaced, so that the protocol is tested without waiting for it.
+Tests replace the clock, so that they need not wait.
 """
 
 import time
@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.stats import statistics
 from benchmarks.stats.statistics import Floats
-from fcn_deploy.errors import UsageError
+from fcn_deploy.errors import check_range
 
 # Returns nanoseconds from any fixed point.
 Clock = Callable[[], int]
@@ -30,8 +30,8 @@ class Protocol:
     Attributes:
         duration_s: seconds of samples per row, over all rounds.
         warmup_s: seconds of runs before the first sample; the very first run counts towards them.
-        rounds: how often the rows take turns; each gives every row one sample at least.
-        ceiling_s: seconds for each of the device's ceilings, before the rows and once more after them.
+        rounds: how often the rows take turns; each row gets at least one sample per round.
+        ceiling_s: seconds for each of the device's ceilings, before the rows and again after them.
 
     Raises:
         UsageError: the duration is out of its bounds.
@@ -43,11 +43,7 @@ class Protocol:
     ceiling_s: float = 1.0
 
     def __post_init__(self) -> None:
-        if not MIN_DURATION_S <= self.duration_s <= MAX_DURATION_S:
-            raise UsageError(
-                f"{self.duration_s:g} seconds of samples per row: {MIN_DURATION_S:g} to {MAX_DURATION_S:g} make sense",
-                remedy="Pass a --duration within these bounds.",
-            )
+        check_range("seconds of samples per row", self.duration_s, MIN_DURATION_S, MAX_DURATION_S, option="--duration")
 
     @property
     def round_s(self) -> float:
@@ -56,14 +52,14 @@ class Protocol:
 
 
 def time_once(call: Call, clock: Clock = time.perf_counter_ns) -> int:
-    """Nanoseconds one call takes."""
+    """Return the nanoseconds that one call takes."""
     start = clock()
     call()
     return clock() - start
 
 
 def warm_up(call: Call, seconds: float, clock: Clock = time.perf_counter_ns) -> int:
-    """Call until `seconds` have passed; returns how often. Nothing is called when there are none left."""
+    """Call until `seconds` have passed; return how often. Without any seconds nothing is called."""
     end, calls = clock() + int(seconds * 1e9), 0
     while clock() < end:
         call()
@@ -72,7 +68,7 @@ def warm_up(call: Call, seconds: float, clock: Clock = time.perf_counter_ns) -> 
 
 
 def sample(call: Call, seconds: float, clock: Clock = time.perf_counter_ns) -> list[int]:
-    """Time single calls for `seconds`, one at least; nanoseconds each."""
+    """Time single calls for `seconds`, at least one; return the nanoseconds of each."""
     taken = [time_once(call, clock)]
     total = taken[0]
     while total < seconds * 1e9:
@@ -82,7 +78,7 @@ def sample(call: Call, seconds: float, clock: Clock = time.perf_counter_ns) -> l
 
 
 def clock_overhead_ns(clock: Clock = time.perf_counter_ns) -> float:
-    """What timing adds to a sample: the median of an empty call."""
+    """Return what timing adds to a sample: the median of an empty call."""
     return float(np.median([time_once(lambda: None, clock) for _ in range(1001)]))
 
 
@@ -93,7 +89,7 @@ class Measurement:
     Attributes:
         first_ns: the first run: allocation, algorithm search, compilation.
         rounds_ns: the samples, a tuple per round.
-        phases_ns: samples of what was timed besides, by name: `device` between CUDA events, `upload`, `download`.
+        phases_ns: samples of separately timed phases: `device` (between CUDA events), `upload`, `download`.
     """
 
     first_ns: int
@@ -107,12 +103,12 @@ class Measurement:
 
     @property
     def median_ns(self) -> float:
-        """The figure that is quoted."""
+        """The figure that reports quote."""
         return float(np.median(self.samples_ns))
 
     @property
     def phase_medians_ns(self) -> dict[str, float]:
-        """Medians of what was timed besides."""
+        """Medians of the phases that were timed separately."""
         return {name: float(np.median(taken)) for name, taken in self.phases_ns.items() if taken}
 
     @property
@@ -132,12 +128,12 @@ class Measurement:
 
     @property
     def draws(self) -> int:
-        """How many rounds, or samples where the rounds are few, the bootstrap drew from."""
+        """How many rounds the bootstrap drew from, or samples where there are few rounds."""
         return statistics.draws(self.rounds_ns)
 
     @property
     def percentiles_ns(self) -> dict[str, float]:
-        """p90, p95 and p99, those that enough samples lie beyond."""
+        """p90, p95 and p99, if enough samples lie beyond them."""
         found = {f"p{share * 100:.0f}": statistics.percentile(self.samples_ns, share) for share in PERCENTILES}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -148,11 +144,11 @@ class Measurement:
 
     @property
     def stable(self) -> bool:
-        """Whether there is no such reason."""
+        """Whether there is no reason not to trust the median."""
         return not self.instabilities
 
     def to_dict(self) -> dict[str, Any]:
-        """Raw samples and what follows from them, for JSON."""
+        """Return raw samples and the figures derived from them, for JSON; reading needs only the raw samples."""
         return {
             "first_ns": self.first_ns,
             "rounds_ns": [list(taken) for taken in self.rounds_ns],
@@ -163,10 +159,3 @@ class Measurement:
             "percentiles_ns": self.percentiles_ns,
             "instabilities": list(self.instabilities),
         }
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> "Measurement":
-        """Read back the raw part of what `to_dict` wrote; the rest is derived again."""
-        rounds = tuple(tuple(int(ns) for ns in taken) for taken in document["rounds_ns"])
-        phases = {name: tuple(int(ns) for ns in taken) for name, taken in document["phases_ns"].items()}
-        return cls(int(document["first_ns"]), rounds, phases)

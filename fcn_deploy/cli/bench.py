@@ -80,11 +80,11 @@ def _require_reliable(report: "BenchReport") -> None:
         MeasurementError: a row is unstable, or none was measured.
     """
     import fcn_deploy as fd
-    from benchmarks.report.results import Status
+    from benchmarks.report.results import RowStatus
 
     if report.interrupted:
         raise typer.Exit(_INTERRUPTED)
-    wrong = [f"{row.key}: {row.problem}" for row in report.rows if row.status is Status.WRONG]
+    wrong = [f"{row.key}: {row.problem}" for row in report.rows if row.status is RowStatus.WRONG]
     if wrong:
         raise fd.ParityError("; ".join(wrong), remedy="Run `fcn-deploy verify --exact` to see which side is off.")
     measured = [(row.key.case, row.measurement.stable) for row in report.rows if row.measurement is not None]

@@ -20,7 +20,7 @@ from fcn_deploy.choices import ImageInput
 from fcn_deploy.cli.console import err, folding, make_table, out, print_error, print_line, print_table, print_untrained
 
 if TYPE_CHECKING:
-    from benchmarks.engine.schedule import Progress as BenchProgress
+    from benchmarks.engine.run import BenchProgress
     from benchmarks.report.results import BenchReport, Row
     from benchmarks.stats.comparison import ReportComparison
     from exporters.export import ExportResult

@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from benchmarks.engine.ceilings import Ceilings, Work
-from benchmarks.report.results import BenchReport, Row, RowKey, Status
+from benchmarks.report.results import BenchReport, Ceilings, Row, RowKey, RowStatus, WorkEstimate
 from benchmarks.stats.timing import Measurement
 
 ENVIRONMENT = {
@@ -25,8 +24,8 @@ def row(case: str, *milliseconds: float, batch: int = 1, provider: str = "cpu") 
         precision="fp32",
         options="2 threads",
         end_to_end=False,
-        work=Work(175 * 10**9, 6 * 10**8),
-        status=Status.MEASURED if rounds else Status.PENDING,
+        work=WorkEstimate(175 * 10**9, 6 * 10**8),
+        status=RowStatus.MEASURED if rounds else RowStatus.PENDING,
         parity=({"input_name": "photo", "relative_error": 5e-7, "flips": 0},),
         measurement=Measurement(10**10, rounds) if rounds else None,
     )

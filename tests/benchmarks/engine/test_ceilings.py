@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 import fcn_deploy as fd
-from benchmarks.engine.cases import Precision
-from benchmarks.engine.ceilings import Ceilings, Work, product_graph, work_of
-from benchmarks.engine.schedule import own_process
+from benchmarks.engine.cases import ComputePrecision
+from benchmarks.engine.ceilings import measure_ceilings, product_graph, work_of
+from benchmarks.engine.processes import WorkerFailure, WorkerProcess
+from benchmarks.report.results import Ceilings, WorkEstimate
 from fcn_deploy.graph import layers
 from fcn_deploy.models.fcn import empty_network
 from fcn_deploy.onnx_file import write_model
@@ -18,9 +19,9 @@ CEILINGS = Ceilings(copied_bytes_per_s=1e9, multiply_adds_per_s={"fp32": 1e11})
 
 
 def test_the_larger_of_the_two_times_is_the_limit() -> None:
-    assert CEILINGS.limit_ns(Work(multiply_adds=10**11, least_bytes=10**6), "fp32") == 1e9
-    assert CEILINGS.limit_ns(Work(multiply_adds=10**6, least_bytes=10**9), "fp32") == 1e9
-    assert CEILINGS.limit_ns(Work(1, 1), "fp16") is None
+    assert CEILINGS.limit_ns(WorkEstimate(multiply_adds=10**11, least_bytes=10**6), "fp32") == 1e9
+    assert CEILINGS.limit_ns(WorkEstimate(multiply_adds=10**6, least_bytes=10**9), "fp32") == 1e9
+    assert CEILINGS.limit_ns(WorkEstimate(1, 1), "fp16") is None
 
 
 def test_the_better_of_two_measurements_counts() -> None:
@@ -28,10 +29,6 @@ def test_the_better_of_two_measurements_counts() -> None:
 
     assert CEILINGS.at_best(other) == Ceilings(1e9, {"fp32": 2e11})
     assert CEILINGS.at_best(None) is CEILINGS
-
-
-def test_ceilings_survive_json() -> None:
-    assert Ceilings.from_dict(CEILINGS.to_dict()) == CEILINGS
 
 
 def test_work_of_a_real_graph(tmp_path: Path) -> None:
@@ -53,13 +50,14 @@ def test_work_in_half_precision_moves_half_the_bytes(shared_bundle: Path) -> Non
 
     whole, half = (work_of(model, layers(model), size) for size in (4, 2))
 
-    assert half == Work(whole.multiply_adds, whole.least_bytes // 2)
+    assert half == WorkEstimate(whole.multiply_adds, whole.least_bytes // 2)
 
 
 def test_this_machines_ceilings_are_those_of_a_computer(tmp_path: Path) -> None:
-    with own_process(tmp_path / "log") as process:
-        found = process.call("ceilings", fd.Provider.CPU, (Precision.FP32,), (), 0.05)
+    with WorkerProcess(tmp_path / "log") as process:
+        found = process.run(measure_ceilings, fd.Provider.CPU, (ComputePrecision.FP32,), None, 0.05)
 
+    assert not isinstance(found, WorkerFailure)
     assert 1e8 < found.copied_bytes_per_s < 1e13
     assert 1e8 < found.multiply_adds_per_s["fp32"] < 1e14
 

@@ -81,7 +81,7 @@ def test_what_a_gpu_refuses_to_say_is_left_out(monkeypatch: pytest.MonkeyPatch) 
     assert environment.gpu_states() == [
         {
             "name": "NVIDIA H100", "driver": "580.1", "memory_bytes": 80, "used_bytes": 3, "sm_mhz": 1980,
-            "memory_mhz": 2619, "throttled_by": ["power cap"], "other_processes": 1,
+            "memory_mhz": 2619, "power_w": 98.5, "throttled_by": ["power cap"], "other_processes": 1,
             "other_processes_bytes": 2_000_000_000,
         }
     ]  # fmt: skip
@@ -112,7 +112,7 @@ def test_what_a_gpu_did_while_rows_ran_on_it(monkeypatch: pytest.MonkeyPatch) ->
     for clock, reasons in ((1980, []), (1200, ["power cap"]), (1500, ["power cap", "thermal (software)"])):
         state = {"name": "NVIDIA H100", "sm_mhz": clock, "throttled_by": reasons}
         monkeypatch.setattr(environment, "gpu_states", lambda state=state: [state])
-        watch.look()
+        watch.read()
 
     assert watch.summary() == [
         {"name": "NVIDIA H100", "sm_mhz": [1200, 1980], "throttled_by": ["power cap", "thermal (software)"]}
@@ -121,10 +121,16 @@ def test_what_a_gpu_did_while_rows_ran_on_it(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_stolen_time_is_a_share_of_all_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "cpu_times", lambda: [100, 0, 0, 70, 0, 0, 0, 30])
+    monkeypatch.setattr(environment, "cpu_times", lambda: {"user": 100.0, "idle": 70.0, "steal": 30.0})
 
-    assert environment.stolen_share([50, 0, 0, 40, 0, 0, 0, 10]) == 0.2
-    assert environment.stolen_share(None) is None
+    assert environment.stolen_share({"user": 50.0, "idle": 40.0, "steal": 10.0}) == 0.2
     assert environment.notes({"stolen_share": 0.2, "gpus": []}) == (
         "The hypervisor gave 20% of the processor's time to other machines.",
     )
+    monkeypatch.setattr(environment, "cpu_times", lambda: {"user": 100.0, "idle": 70.0})
+    assert environment.stolen_share({"user": 50.0, "idle": 40.0}) is None
+
+
+def test_times_of_guests_do_not_count_twice() -> None:
+    assert {"user", "idle"} <= environment.cpu_times().keys()
+    assert not any(name.startswith("guest") for name in environment.cpu_times())

@@ -1,6 +1,5 @@
 """Whole benchmarks of a narrow network: real processes, real runtimes."""
 
-import contextlib
 import importlib.util
 import os
 import shutil
@@ -9,12 +8,13 @@ import subprocess
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 import fcn_deploy as fd
 from benchmarks.engine import cases
-from benchmarks.engine.schedule import Progress, distinct
-from benchmarks.report.results import Row, Status
+from benchmarks.engine.run import BenchProgress, distinct
+from benchmarks.report.results import Row, RowStatus
 from fcn_deploy import BenchOptions, Protocol, Provider
 from tests.conftest import narrow_options
 from tests.messages import missing, states
@@ -117,7 +117,7 @@ def test_a_graph_that_the_bundle_has_itself_is_not_measured_twice(
 
 
 def test_a_row_that_dies_leaves_the_others_and_an_interruption_what_was_measured(shared_bundle: Path) -> None:
-    def kill_one(progress: Progress) -> None:
+    def kill_one(progress: BenchProgress) -> None:
         if progress.step.startswith("round 3"):
             raise KeyboardInterrupt
         if progress.step.startswith("round 2") and progress.step.endswith("ort-plain on cpu"):
@@ -126,7 +126,7 @@ def test_a_row_that_dies_leaves_the_others_and_an_interruption_what_was_measured
     report = fd.bench([shared_bundle], options("ort-plain", "ort"), kill_one)
     found = rows(report)
 
-    assert found["ort-plain"].status is Status.FAILED
+    assert found["ort-plain"].status is RowStatus.FAILED
     assert found["ort-plain"].problem.startswith("its process ended by SIGSEGV")
     assert found["ort-plain"].measurement is None
     assert found["ort"].measurement is not None
@@ -143,22 +143,22 @@ def test_a_bundle_without_a_reference_or_without_memory_leaves_the_others(tmp_pa
     large = fd.export(narrow_options_of_batch(tmp_path / "large", 16)).path
     killers: list[threading.Thread] = []
 
-    def disturb(progress: Progress) -> None:
+    def disturb(progress: BenchProgress) -> None:
         if progress.step.startswith("export the plain graph") and not killers:
             killers.append(threading.Thread(target=kill_second_worker))
             killers[0].start()
         if progress.step.startswith("first run") and "batch 16" in progress.step:
             for pid in workers()[1:]:
-                mapped = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-                subprocess.run([PRLIMIT, f"--pid={pid}", f"--as={mapped + 50_000_000}"], check=True, timeout=10)
+                mapped = psutil.Process(pid).memory_info().vms
+                subprocess.run([PRLIMIT, f"--pid={pid}", f"--as={mapped + 50_000_000}"], check=True)
 
     first, second, third = fd.bench([killed, large, shared_bundle], options("ort"), disturb).rows
 
-    assert first.status is Status.SKIPPED
+    assert first.status is RowStatus.SKIPPED
     assert first.problem.startswith("its reference could not be run: its process was killed")
-    assert second.status is Status.OUT_OF_MEMORY, second.problem
+    assert second.status is RowStatus.OUT_OF_MEMORY, second.problem
     assert second.measurement is None
-    assert third.status is Status.MEASURED
+    assert third.status is RowStatus.MEASURED
 
 
 def kill_second_worker() -> None:
@@ -180,15 +180,15 @@ def test_threads_are_kept_to_and_a_runtime_that_is_not_installed_is_skipped(
     monkeypatch.setattr(cases, "CASES", tuple(chosen))
     cores: list[set[int]] = []
 
-    def look(progress: Progress) -> None:
+    def look(progress: BenchProgress) -> None:
         if progress.step.startswith("round 1"):
             cores.extend(os.sched_getaffinity(pid) for pid in workers()[1:])
 
     found = rows(fd.bench([shared_bundle], BenchOptions(threads=1, protocol=QUICK), look))
 
-    assert found["openvino"].status is Status.SKIPPED
+    assert found["openvino"].status is RowStatus.SKIPPED
     assert missing("OpenVINO 'fcn-deploy[openvino]'", found["openvino"].problem or "") == []
-    assert found["ort"].status is Status.MEASURED
+    assert found["ort"].status is RowStatus.MEASURED
     assert found["ort"].options == "1 threads"
     assert [len(allowed) for allowed in cores] == [1]
 
@@ -260,24 +260,12 @@ def test_a_parent_that_is_killed_leaves_no_children(shared_bundle: Path) -> None
 
 def workers(parent: int | None = None) -> list[int]:
     """Process numbers of this process's children, oldest first: what measures the ceilings, then the rows."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError, ValueError):
-                command = (folder / "cmdline").read_bytes().split(b"\0")
-                status = (folder / "status").read_text()
-                of = int(status.split("PPid:")[1].split()[0])
-                if (
-                    b"benchmarks.engine.worker" in command
-                    and of == (parent or os.getpid())
-                    and "State:\tZ" not in status
-                ):
-                    found.append(int(folder.name))
-    return sorted(found)
+    return sorted(
+        child.pid
+        for child in psutil.Process(parent).children()
+        if alive(child.pid) and "benchmarks.engine.worker" in child.cmdline()
+    )
 
 
 def alive(pid: int) -> bool:
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
+    return bool(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 import fcn_deploy as fd
-from benchmarks.report.results import Status
-from benchmarks.sample_accuracy import write_scenes
-from benchmarks.train_sample import Split
+from benchmarks.report.results import RowStatus
+from benchmarks.train_sample import Split, write_scenes
 
 SIZE = 224
 QUICK = fd.Protocol(duration_s=0.05, warmup_s=0.01, rounds=3, ceiling_s=0.05)
@@ -31,7 +30,7 @@ def test_rows_say_what_they_compute_in_and_are_held_to_its_tier(
 
     rows = {row.key.case: row for row in fd.bench([bundle], options).rows}
 
-    assert {row.status for row in rows.values()} == {Status.MEASURED}
+    assert {row.status for row in rows.values()} == {RowStatus.MEASURED}
     assert {name: row.precision for name, row in rows.items()} == {
         "ort-plain": "fp32", "ort": precision, "ort-e2e": precision,
     }  # fmt: skip

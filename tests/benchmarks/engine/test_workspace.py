@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import fcn_deploy as fd
-from benchmarks.engine.cases import CASES, Graph, Precision
+from benchmarks.engine.cases import CASES, ComputePrecision, Graph
 from benchmarks.engine.workspace import workspace_of
 from fcn_deploy.artifact.bundle import open_bundle
 
@@ -24,8 +24,8 @@ def test_the_engine_beside_a_bundle_is_measured_in_its_own_precision(bundle: Pat
     engine = found.engine()
     assert engine is not None
     assert found.graph_path(Graph.ENGINE) == tmp_path / "bundle.plan"
-    case = ENGINE.on(found.info, engine.info)
-    assert case.precision is Precision.FP16
+    case = ENGINE.for_bundle(found.info, engine.info)
+    assert case.precision is ComputePrecision.FP16
     assert case.tier(found.info).name == "fp16"
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.engine.schedule import BenchOptions
+from benchmarks.engine.run import BenchOptions
 from benchmarks.gpu.__main__ import exit_code, main, write
 from benchmarks.gpu.matrix import Matrix, MatrixOptions
 from benchmarks.gpu.plan import Entry
-from benchmarks.report.results import Status, read_report
+from benchmarks.report.results import RowStatus, read_report
 from benchmarks.stats.timing import Protocol
 from fcn_deploy import Precision, Provider, Variant
 from fcn_deploy.runtime.ort import provider_problem
@@ -30,9 +30,9 @@ def options(output: Path, seconds: float = 600) -> MatrixOptions:
 
 
 def test_all_is_measured_in_order_and_a_bundle_that_fails_leaves_the_others(tmp_path: Path) -> None:
-    matrix = Matrix(options(tmp_path))
+    matrix = Matrix(options(tmp_path), write)
 
-    matrix.measure(write)
+    matrix.measure()
 
     rows = matrix.report.rows
     assert [(row.key.network, row.batch, row.key.case) for row in rows] == [
@@ -53,9 +53,9 @@ def test_all_is_measured_in_order_and_a_bundle_that_fails_leaves_the_others(tmp_
 
 
 def test_a_bundle_for_which_there_is_no_time_is_named(tmp_path: Path) -> None:
-    matrix = Matrix(options(tmp_path, seconds=0))
+    matrix = Matrix(options(tmp_path, seconds=0), write)
 
-    matrix.measure(write)
+    matrix.measure()
 
     assert matrix.report.rows == ()
     assert set(matrix.problems.values()) == {"there was no time for it"}
@@ -64,14 +64,15 @@ def test_a_bundle_for_which_there_is_no_time_is_named(tmp_path: Path) -> None:
 
 
 def test_an_interruption_keeps_what_is_known(tmp_path: Path) -> None:
-    matrix, calls = Matrix(replace(options(tmp_path), plan=PLAN[1:3])), []
+    calls = []
 
     def interrupt(running: Matrix) -> None:
         calls.append(dict(running.problems))
         if len(calls) == 1:
             raise KeyboardInterrupt
 
-    matrix.measure(interrupt)
+    matrix = Matrix(replace(options(tmp_path), plan=PLAN[1:3]), interrupt)
+    matrix.measure()
 
     assert matrix.report.interrupted
     assert [known.keys() for known in calls] == [{"FCN-8s fp32, batch 0"}] * 2
@@ -82,7 +83,7 @@ def test_an_interruption_keeps_what_is_known(tmp_path: Path) -> None:
     (("measured", "out of memory"), 6), (("skipped",), 6), ((), 6),
 ])  # fmt: skip
 def test_the_exit_code_says_what_went_wrong(statuses: tuple[str, ...], code: int) -> None:
-    rows = (replace(row("ort", 1.0), status=Status(status)) for status in statuses)
+    rows = (replace(row("ort", 1.0), status=RowStatus(status)) for status in statuses)
 
     assert exit_code(report(*rows)) == code
 

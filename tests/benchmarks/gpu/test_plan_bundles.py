@@ -48,7 +48,7 @@ def test_a_pause_stops_and_a_death_ends_one_bundle_alone(maker: BundleMaker) -> 
 
     died, other = (maker.futures[entry].result(timeout=60) for entry in PLAN)
 
-    assert died == "its process was killed, which is how Linux ends one when memory runs out"
+    assert died == "its process was killed, as Linux does when memory runs out"
     assert isinstance(other, Workspace)
     assert other.model_path.is_file()
     assert (other.folder / "reference-1.npy").is_file()

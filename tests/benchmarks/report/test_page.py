@@ -8,9 +8,8 @@ import pytest
 
 from benchmarks.report import table
 from benchmarks.report.page import markdown, markdown_table, page, require_page, write_page
-from benchmarks.report.results import Row, Status
+from benchmarks.report.results import NodeTime, Row, RowStatus
 from benchmarks.report.table import sentences
-from benchmarks.stats.nodes import NodeTime
 from benchmarks.stats.timing import Measurement
 from fcn_deploy import UsageError
 from tests.benchmarks.reports import ENVIRONMENT, half, report, row
@@ -78,7 +77,7 @@ def test_ids_of_several_plots_do_not_clash() -> None:
 
 
 def test_names_in_a_page_are_escaped() -> None:
-    strange = replace(ROWS[0], problem="<b>&", status=Status.FAILED, measurement=None)
+    strange = replace(ROWS[0], problem="<b>&", status=RowStatus.FAILED, measurement=None)
 
     text = page([report(strange, *ROWS[1:])])
 
@@ -110,13 +109,13 @@ def test_parts_of_a_run_are_listed_where_they_were_timed() -> None:
     assert measured is not None
     timed = replace(measured, phases_ns={"upload": (2_000_000, 1_000_000, 3_000_000), "device": (5_000_000,)})
 
-    assert table.parts([ROWS[1], replace(ROWS[2], measurement=timed)]) == ["ort: upload 2.00 ms, device 5.00 ms"]
+    assert table.phases([ROWS[1], replace(ROWS[2], measurement=timed)]) == ["ort: upload 2.00 ms, device 5.00 ms"]
     assert "Parts of a run" in markdown(report(replace(ROWS[2], measurement=timed)))
     assert "Parts of a run" not in markdown(REPORT)
 
 
 def test_every_line_of_a_table_has_its_columns() -> None:
-    failed = replace(ROWS[0], status=Status.OUT_OF_MEMORY, problem="too large", measurement=None)
+    failed = replace(ROWS[0], status=RowStatus.OUT_OF_MEMORY, problem="too large", measurement=None)
 
     for one in (*ROWS, failed):
         assert len(table.cells(REPORT, one, ROWS[1])) == len(table.COLUMNS)
@@ -176,7 +175,7 @@ def test_doubts_are_stated() -> None:
         ],
         "gpus_during": [{"name": "NVIDIA T4", "throttled_by": ["power cap"]}],
     }  # fmt: skip
-    unstable, wrong = row("ort", 100, 100, 150), replace(row("compile"), status=Status.WRONG, problem="worse")
+    unstable, wrong = row("ort", 100, 100, 150), replace(row("compile"), status=RowStatus.WRONG, problem="worse")
 
     found = sentences(report(unstable, wrong, environment=environment, interrupted=True))
 
@@ -184,14 +183,14 @@ def test_doubts_are_stated() -> None:
         "Before the run other processes kept 1.5 cores busy.",
         "NVIDIA T4: 2 other processes hold 3.0 GB on it.",
         "NVIDIA T4 was throttled: power cap.",
-        "1 of 2 rows are unstable: do not build on their figures.",
+        "1 of 2 rows are unstable: do not rely on their figures.",
         "Wrong outputs, so no latency: compile.",
         "The run was interrupted: what follows is what was measured until then.",
     ]
 
 
 def test_remarks_name_every_row_without_a_trustworthy_figure() -> None:
-    failed = replace(row("pytorch"), status=Status.FAILED, problem="its process ended by SIGSEGV")
+    failed = replace(row("pytorch"), status=RowStatus.FAILED, problem="its process ended by SIGSEGV")
 
     assert table.remarks(report(failed, row("compile"), row("ort", 100, 100, 150), row("ort-plain", 1, 1, 1))) == [
         "FCN-8s 500x500 batch 1 pytorch on cpu: failed: its process ended by SIGSEGV",
@@ -244,7 +243,7 @@ def test_nothing_half_written_stays(tmp_path: Path) -> None:
 
 
 def test_a_report_without_any_figure_still_makes_a_page() -> None:
-    empty: tuple[Row, ...] = (replace(row("ort"), status=Status.FAILED, problem="odd"),)
+    empty: tuple[Row, ...] = (replace(row("ort"), status=RowStatus.FAILED, problem="odd"),)
 
     assert Page(page([report(*empty, ceilings=None)])).open == []
     assert "odd" in markdown(report(*empty))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import fcn_deploy as fd
-from benchmarks.stats.nodes import NodeTime, read_profile
+from benchmarks.report.results import NodeTime
+from benchmarks.stats.nodes import read_profile
 from fcn_deploy.runtime.ort import OrtRunner
 from tests.conftest import narrow_options
 

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fcn_deploy as fd
-from benchmarks.sample_accuracy import write_scenes
-from benchmarks.train_sample import CLASSES, Split
+from benchmarks.train_sample import CLASSES, Split, write_scenes
 from fcn_deploy.artifact.bundle import open_bundle
 from fcn_deploy.parity.compare import Comparison
 from tests.conftest import Once, narrow_options

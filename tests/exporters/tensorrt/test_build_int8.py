@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 import fcn_deploy as fd
-from benchmarks.sample_accuracy import write_scenes
-from benchmarks.train_sample import Split
+from benchmarks.train_sample import Split, write_scenes
 from fcn_deploy.choices import Target
 from tests.engines import built
 

@@ -1,0 +1,336 @@
+"""The runtimes that rows compare: load one with a graph, and bind its inputs and outputs where it computes."""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.engine.cases import Case, ComputePrecision, Runtime
+from benchmarks.engine.workspace import Workspace
+from benchmarks.report.results import NodeTime
+from benchmarks.stats import timing
+from benchmarks.stats.nodes import read_profile
+from fcn_deploy.choices import Provider
+from fcn_deploy.graph import layers
+from fcn_deploy.images import Labels, Pixels
+from fcn_deploy.model_info import INPUT_NAME, LABELS_NAME, MEAN_BGR, OUTPUT_NAME, PIXELS_NAME, TensorSpec
+from fcn_deploy.models.fcn import FCN
+from fcn_deploy.models.weights import rebuild
+from fcn_deploy.onnx_file import read_model
+from fcn_deploy.parity.inputs import Shape
+from fcn_deploy.runtime.base import Arrays, Bound, feed_of, labels_of
+from fcn_deploy.runtime.ort import OrtRunner, preload_libraries
+from fcn_deploy.runtime.ort_options import OrtOptions
+
+
+@dataclass(frozen=True)
+class LoadedRuntime:
+    """A runtime with a graph, ready to be timed.
+
+    Attributes:
+        bound: the binding that is timed.
+        version: of the runtime.
+        options: the settings, for the report.
+        on_own_stream: whether CUDA events of this process can time it.
+        placement: number of nodes per execution provider; empty where the runtime has no providers.
+        profile: runs a profiled copy a number of times and returns the time of each node; by default there is none.
+    """
+
+    bound: Bound
+    version: str
+    options: str
+    on_own_stream: bool = True
+    placement: Mapping[str, int] = field(default_factory=dict)
+    profile: Callable[[int], tuple[NodeTime, ...]] = lambda _: ()
+
+    def phases(self, feeds: Arrays, seconds: float) -> dict[str, list[int]]:
+        """Return nanoseconds of copying inputs to a GPU, of the GPU's own work, and of copying outputs back.
+
+        Each is sampled for `seconds`, at least once.
+        """
+        found = {
+            "upload": timing.sample(lambda: self.bound.upload(feeds), seconds),
+            "download": timing.sample(self.bound.download, seconds),
+        }
+        if self.on_own_stream:
+            end, found["device"] = time.monotonic() + seconds, [between_events_ns(self.bound.launch)]
+            while time.monotonic() < end:
+                found["device"].append(between_events_ns(self.bound.launch))
+        return found
+
+
+def load(case: Case, workspace: Workspace, provider: Provider, threads: int | None) -> LoadedRuntime:
+    """Load the runtime and the graph of `case` onto the device of `provider`, without running them.
+
+    Raises:
+        ProviderError: the provider would not run it.
+    """
+    if case.runtime is Runtime.OPENVINO:
+        return _load_openvino(case, workspace, threads)
+    if case.runtime is Runtime.TENSORRT:
+        return _load_tensorrt(case, workspace)
+    if case.runtime is Runtime.ONNXRUNTIME:
+        return _load_onnxruntime(case, workspace, provider, threads)
+    return _load_pytorch(case, workspace, provider, threads)
+
+
+def _load_pytorch(case: Case, workspace: Workspace, provider: Provider, threads: int | None) -> LoadedRuntime:
+    torch.set_num_threads(threads or torch.get_num_threads())
+    device = torch.device("cpu" if provider is Provider.CPU else "cuda")
+    kind = TorchEndToEnd if case.end_to_end else TorchBound
+    bound = kind(rebuild(workspace.info, workspace.checkpoint), case, workspace.shape, device)
+    settings = (
+        f"{torch.get_num_threads()} threads" if device.type == "cpu" else "",
+        "channels last" if _channels_last(case) else "",
+        ("max-autotune" if case.autotune else "default mode") if case.runtime is Runtime.COMPILE else "",
+    )
+    return LoadedRuntime(bound, str(torch.__version__), ", ".join(filter(None, settings)))
+
+
+def _load_openvino(case: Case, workspace: Workspace, threads: int | None) -> LoadedRuntime:
+    bound = OpenVinoBound(workspace.graph_path(case.graph), threads)
+    return LoadedRuntime(bound, bound.version, f"{threads} threads, latency hint" if threads else "latency hint")
+
+
+def _load_tensorrt(case: Case, workspace: Workspace) -> LoadedRuntime:
+    from fcn_deploy.artifact.engine import open_engine
+    from fcn_deploy.runtime.tensorrt import TrtRunner
+
+    runner = TrtRunner(open_engine(workspace.plan), cuda_graph=case.cuda_graph)
+    runner.__enter__()  # stays open as long as its process lives
+    bound = HostEndToEnd(runner.bind(), runner.inputs[0]) if case.end_to_end else runner.bind()
+    placement = {name: len(nodes) for name, nodes in runner.placement.items()}
+    options = f"{runner.engine_file.flavour}{', CUDA graph' if case.cuda_graph else ''}"
+    # It runs on a stream of its own, and PyTorch's events are recorded on another one.
+    return LoadedRuntime(bound, runner.engine_file.version, options, on_own_stream=False, placement=placement)
+
+
+def _load_onnxruntime(case: Case, workspace: Workspace, provider: Provider, threads: int | None) -> LoadedRuntime:
+    on_cpu = provider is Provider.CPU
+    stream = None
+    if not on_cpu:
+        preload_libraries()
+        stream = None if case.cuda_graph else own_stream()
+    options = OrtOptions(
+        provider,
+        threads=threads if on_cpu else None,
+        tf32=case.precision is ComputePrecision.TF32,
+        cuda_graph=case.cuda_graph,
+        nhwc=case.nhwc,
+        stream=stream,
+    )
+    path = workspace.graph_path(case.graph)
+    runner = OrtRunner(path, options)
+    runner.__enter__()  # stays open as long as its process lives
+    bound: Bound = HostSession(runner) if case.session_run else runner.bind()
+    if case.end_to_end:
+        bound = HostEndToEnd(bound, runner.inputs[0])
+    placement = {name: len(nodes) for name, nodes in runner.placement.items()}
+    version = runner.name.split()[2]
+    # The rest of the runner's name says more about how it computes, e.g. that a CPU rounds half precision.
+    described = ", ".join([str(options), *runner.name.split(", ")[1:], *(["session.run"] if case.session_run else [])])
+    loaded = LoadedRuntime(bound, version, described, not case.cuda_graph, placement)
+    profiled = on_cpu and not case.end_to_end
+    return replace(loaded, profile=partial(_profile, path, options, workspace)) if profiled else loaded
+
+
+def _profile(path: Path, options: OrtOptions, workspace: Workspace, runs: int) -> tuple[NodeTime, ...]:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        OrtRunner(path, options, profile=Path(folder) / "profile") as runner,
+    ):
+        bound = runner.bind()
+        bound.upload({runner.inputs[0].name: workspace.inputs()[0].feed(runner.inputs[0])})
+        for _ in range(runs + 1):
+            bound.run()
+        counted = {layer.name: layer.multiply_adds for layer in layers(read_model(path))}
+        return read_profile(runner.end_profiling(), counted, skip_runs=1)
+
+
+class HostBound(Bound):
+    """A binding whose inputs and outputs are on the host, so that a run is complete when it returns."""
+
+    def wait(self) -> None:
+        """Return at once: nothing is left to do when a launch returns."""
+
+
+class HostEndToEnd(HostBound):
+    """Another binding with NumPy's pre-processing before it and the choice of the largest logit after it.
+
+    Either is left out where the model has pixels as input or labels as output.
+    """
+
+    def __init__(self, inner: Bound, spec: TensorSpec) -> None:
+        self._inner, self._spec = inner, spec
+        self._pixels: Pixels = np.empty(0, np.uint8)
+        self._labels: Labels = np.empty(0, np.uint8)
+
+    def upload(self, feeds: Arrays) -> None:
+        """Keep the N x H x W x 3 uint8 RGB pixels: everything else is part of the run."""
+        self._pixels = feeds[PIXELS_NAME]
+
+    def launch(self) -> None:
+        """Pre-process, upload, compute, download, and take the largest logit: N x H x W uint8."""
+        self._inner.upload(feed_of(self._spec, self._pixels))
+        self._inner.run()
+        self._labels = labels_of(self._inner.download())
+
+    def download(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the labels."""
+        return {LABELS_NAME: self._labels}
+
+
+class HostSession(HostBound):
+    """An open session that copies its input to the device and its output back in every run."""
+
+    def __init__(self, runner: OrtRunner) -> None:
+        self._runner = runner
+        self._feeds: Arrays = {}
+        self._outputs: dict[str, npt.NDArray[Any]] = {}
+
+    def upload(self, feeds: Arrays) -> None:
+        """Keep the input on the host: copying it is part of the run."""
+        self._feeds = feeds
+
+    def launch(self) -> None:
+        """Upload, compute, download."""
+        self._outputs = self._runner.run(self._feeds)
+
+    def download(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the outputs."""
+        return self._outputs
+
+
+class OpenVinoBound(HostBound):
+    """An ONNX file compiled for this CPU, in float32 arithmetic (on newer CPUs the default is bfloat16).
+
+    Attributes:
+        version: of OpenVINO.
+    """
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        import openvino
+
+        self.version: str = openvino.__version__.split("-")[0]
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        compiled = openvino.Core().compile_model(path, "CPU", settings)
+        self._request = compiled.create_infer_request()
+        self._names = [port.get_any_name() for port in compiled.inputs]
+        self._outputs = [port.get_any_name() for port in compiled.outputs]
+
+    def upload(self, feeds: Arrays) -> None:
+        """Copy the inputs to where OpenVINO reads them."""
+        for name in self._names:
+            self._request.get_tensor(name).data[:] = feeds[name]
+
+    def launch(self) -> None:
+        """Compute the outputs."""
+        self._request.infer()
+
+    def download(self) -> dict[str, npt.NDArray[Any]]:
+        """Return copies of the outputs."""
+        return {name: np.array(self._request.get_tensor(name).data) for name in self._outputs}
+
+
+class TorchBound(Bound):
+    """A PyTorch network, eager or compiled, with PyTorch's default kernels, unlike the parity reference.
+
+    Input and output are on `device`; the output stays there until it is downloaded.
+    """
+
+    def __init__(self, network: FCN, case: Case, shape: Shape, device: torch.device) -> None:
+        self._device = device
+        self._dtype = torch.float16 if case.precision is ComputePrecision.FP16 else torch.float32
+        self._format = torch.channels_last if _channels_last(case) else torch.contiguous_format
+        set_tf32(on=case.precision is ComputePrecision.TF32)
+        module = network.eval().to(device, self._dtype)
+        module = module.to(memory_format=self._format)  # type: ignore[call-overload] # not in PyTorch's stubs
+        self._call: Any = module
+        if case.runtime is Runtime.COMPILE:
+            self._call = torch.compile(module, mode="max-autotune" if case.autotune else None)
+        image = torch.empty(shape, dtype=self._dtype, device=device)
+        self._image = image.contiguous(memory_format=self._format)
+        self._logits = torch.empty(0)
+
+    def upload(self, feeds: Arrays) -> None:
+        """Copy the input to the device, in the network's precision and layout."""
+        self._image.copy_(torch.from_numpy(feeds[INPUT_NAME]))
+        self.wait()
+
+    def launch(self) -> None:
+        """Begin to compute the logits on the device."""
+        with torch.inference_mode():
+            self._logits = self._call(self._image)
+
+    def wait(self) -> None:
+        """Wait until the device has nothing left to do."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def download(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the logits as float32 on the host."""
+        return {OUTPUT_NAME: self._logits.float().contiguous().cpu().numpy()}
+
+
+class TorchEndToEnd(TorchBound):
+    """The same from uint8 RGB on the host to uint8 labels on the host; everything between runs on the device."""
+
+    def __init__(self, network: FCN, case: Case, shape: Shape, device: torch.device) -> None:
+        super().__init__(network, case, shape, device)
+        self._mean = torch.tensor(MEAN_BGR, device=device).view(1, 3, 1, 1)
+        self._pixels = torch.empty(0)
+        self._labels = torch.empty(0)
+
+    def upload(self, feeds: Arrays) -> None:
+        """Keep the pixels on the host: copying them is part of the run."""
+        self._pixels = torch.from_numpy(feeds[PIXELS_NAME])
+
+    def launch(self) -> None:
+        """Upload, pre-process, compute, take the largest logit, and download."""
+        with torch.inference_mode():
+            image = self._pixels.to(self._device).permute(0, 3, 1, 2).flip(1).float() - self._mean
+            image = image.to(self._dtype).contiguous(memory_format=self._format)
+            self._labels = self._call(image).argmax(1).to(torch.uint8).cpu()
+
+    def download(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the labels, which are on the host already."""
+        return {LABELS_NAME: self._labels.numpy()}
+
+
+def _channels_last(case: Case) -> bool:
+    return case.precision is ComputePrecision.FP16
+
+
+def set_tf32(*, on: bool) -> None:
+    """Let CUDA round float32 products to TF32, or not, and let cuDNN try several algorithms."""
+    # The older pair of switches: PyTorch refuses to read it once the newer ones disagree, and torch.export reads it.
+    torch.backends.cuda.matmul.allow_tf32 = on
+    torch.backends.cudnn.allow_tf32 = on
+    torch.backends.cudnn.benchmark = True
+
+
+def own_stream() -> int:
+    """Make a new stream PyTorch's current one and return its handle; PyTorch's events time what runs on it."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    torch.cuda.set_stream(stream)
+    return int(stream.cuda_stream)
+
+
+def between_events_ns(launch: Callable[[], object]) -> int:
+    """Return the nanoseconds the GPU needs for what `launch` puts on the current stream without waiting for it."""
+    start: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    start.record()
+    launch()
+    end.record()
+    end.synchronize()
+    return int(start.elapsed_time(end) * 1e6)
