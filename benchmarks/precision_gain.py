@@ -40,19 +40,12 @@ Labels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How well one artifact labels held-out scenes.
+    """How well one artifact labels held-out scenes."""
 
-    Attributes:
-        precision: of the artifact.
-        truth: scores against the true labels.
-        agreement: scores against the labels of the float32 artifact.
-        file_bytes: size of model.onnx.
-    """
-
-    precision: Precision
-    truth: Scores
-    agreement: Scores
-    file_bytes: int
+    precision: Precision  # of the artifact
+    truth: Scores  # scores against the true labels
+    agreement: Scores  # scores against the labels of the float32 artifact
+    file_bytes: int  # size of model.onnx
 
     def __str__(self) -> str:
         truth, same = self.truth, self.agreement

@@ -31,20 +31,13 @@ HEADINGS = ("network", "multiply-adds", "bytes moved", "nodes", "file", "live-wi
 
 @dataclass(frozen=True)
 class Gain:
-    """One network, plain (simplified) and rewritten.
+    """One network, plain (simplified) and rewritten."""
 
-    Attributes:
-        plain: one run of the plain graph.
-        fast: one run of the rewritten graph.
-        file_bytes: of the plain and of the rewritten file.
-        pass_s: seconds that the live window alone took.
-        error: largest difference over the range of the plain graph's logits, on a photo, by ONNX Runtime on the CPU.
-    """
-
-    plain: Totals
-    fast: Totals
-    file_bytes: tuple[int, int]
-    pass_s: float
+    plain: Totals  # one run of the plain graph
+    fast: Totals  # one run of the rewritten graph
+    file_bytes: tuple[int, int]  # of the plain and of the rewritten file
+    pass_s: float  # seconds that the live window alone took
+    # largest difference over the range of the plain graph's logits, on a photo, by ONNX Runtime on the CPU
     error: float
 
     def cells(self) -> tuple[str, ...]:

@@ -114,15 +114,10 @@ _BYTES_PER_MB = 1e6
 
 @dataclass
 class Latencies:
-    """One client's requests of one kind, in ms.
+    """One client's requests of one kind, in ms."""
 
-    Attributes:
-        total: from the call to the labels.
-        run: of that, the model's run.
-    """
-
-    total: list[float] = field(default_factory=list)
-    run: list[float] = field(default_factory=list)
+    total: list[float] = field(default_factory=list)  # from the call to the labels
+    run: list[float] = field(default_factory=list)  # of that, the model's run
 
     def cells(self) -> tuple[str, ...]:
         """For a table, in the order of `HEADINGS` after the first."""
@@ -136,17 +131,11 @@ HEADINGS = ("one client", "median", "p99", "run, median", "beside it, median", "
 
 @dataclass
 class Load:
-    """What many clients got.
+    """What many clients got."""
 
-    Attributes:
-        outcomes: answers by kind.
-        memory_bytes: of the server: before, at equal distances, at the end.
-        seconds: how long it took.
-    """
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    memory_bytes: tuple[float, ...] = ()
-    seconds: float = 0.0
+    outcomes: Counter[str] = field(default_factory=Counter)  # answers by kind
+    memory_bytes: tuple[float, ...] = ()  # of the server: before, at equal distances, at the end
+    seconds: float = 0.0  # how long it took
 
     def lines(self) -> list[str]:
         """For readers."""

@@ -51,15 +51,10 @@ class Split(StrEnum):
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture with its labels.
+    """A picture with its labels."""
 
-    Attributes:
-        pixels: H x W x 3 uint8, RGB.
-        labels: H x W uint8, indices of `CLASSES`.
-    """
-
-    pixels: Pixels
-    labels: Pixels
+    pixels: Pixels  # H x W x 3 uint8, RGB
+    labels: Pixels  # H x W uint8, indices of `CLASSES`
 
 
 def scene(split: Split, seed: int, height: int, width: int) -> Scene:

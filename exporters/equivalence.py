@@ -44,17 +44,12 @@ def check_graph(model: ir.Model) -> None:
 
 @dataclass(frozen=True)
 class Difference:
-    """The result of comparing two graphs.
+    """The result of comparing two graphs."""
 
-    Attributes:
-        compared_nodes: nodes of the rewritten graph that had to be run; 0 when the two are equal by structure.
-        relative_error: largest error over its value's range, of all values that were compared; 0 when none was.
-        inputs: what the graphs were run on; empty when nothing was run.
-    """
-
-    compared_nodes: int
+    compared_nodes: int  # nodes of the rewritten graph that had to be run; 0 when the two are equal by structure
+    # largest error over its value's range, of all values that were compared; 0 when none was
     relative_error: float = 0.0
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()  # what the graphs were run on; empty when nothing was run
 
 
 def compare_graphs(before: ir.Model, after: ir.Model) -> Difference:

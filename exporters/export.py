@@ -143,17 +143,11 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class _Reference:
-    """What PyTorch computed; the network itself may be gone from memory.
+    """What PyTorch computed; the network itself may be gone from memory."""
 
-    Attributes:
-        name: what it ran on.
-        inputs: what it was run on.
-        outputs: one per input.
-    """
-
-    name: str
-    inputs: tuple[ParityInput, ...]
-    outputs: list[Outputs]
+    name: str  # what it ran on
+    inputs: tuple[ParityInput, ...]  # what it was run on
+    outputs: list[Outputs]  # one per input
 
 
 def export(options: ExportOptions, on_step: OnStep = quietly) -> ExportResult:

@@ -24,38 +24,23 @@ from fcn_deploy.runtime.nvidia import driver_cuda_version
 
 @dataclass(frozen=True)
 class Totals:
-    """The cost of one run of a graph.
+    """The cost of one run of a graph."""
 
-    Attributes:
-        nodes: number of nodes.
-        multiply_adds: of all convolutions.
-        moved_bytes: of every node's inputs and outputs, weights among them, each once.
-    """
-
-    nodes: int
-    multiply_adds: int
-    moved_bytes: int
+    nodes: int  # number of nodes
+    multiply_adds: int  # of all convolutions
+    moved_bytes: int  # of every node's inputs and outputs, weights among them, each once
 
 
 @dataclass(frozen=True)
 class PassReport:
-    """The outcome of one rewrite.
+    """The outcome of one rewrite."""
 
-    Attributes:
-        name: of the rewrite.
-        sites: the places where its pattern was found, with what was done there or why nothing was.
-        undone: why the rewritten graph is not used, or None.
-        compared_nodes: nodes that differ in structure, and were run to compare them with the graph before.
-        difference: largest error over its value's range between the two graphs; 0 when equal by structure.
-        inputs: what both were run on.
-    """
-
-    name: str
-    sites: tuple[Site, ...]
-    undone: str | None = None
-    compared_nodes: int = 0
-    difference: float = 0.0
-    inputs: tuple[str, ...] = ()
+    name: str  # of the rewrite
+    sites: tuple[Site, ...]  # the places where its pattern was found, with what was done there or why nothing was
+    undone: str | None = None  # why the rewritten graph is not used, or None
+    compared_nodes: int = 0  # nodes that differ in structure, and were run to compare them with the graph before
+    difference: float = 0.0  # largest error over its value's range between the two graphs; 0 when equal by structure
+    inputs: tuple[str, ...] = ()  # what both were run on
 
     @property
     def applied(self) -> bool:

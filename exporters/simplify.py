@@ -18,21 +18,13 @@ MAX_GROWTH_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class Simplification:
-    """The outcome of simplifying a graph.
+    """The outcome of simplifying a graph."""
 
-    Attributes:
-        before: nodes per operator as exported.
-        after: nodes per operator as simplified.
-        refused: why the simplified graph is not used, or None when it is.
-        difference: max error / range between the two, where they are not equal by structure.
-        compared_nodes: nodes that differ in structure, and were run to compare them.
-    """
-
-    before: dict[str, int]
-    after: dict[str, int]
-    refused: str | None = None
-    difference: float | None = None
-    compared_nodes: int = 0
+    before: dict[str, int]  # nodes per operator as exported
+    after: dict[str, int]  # nodes per operator as simplified
+    refused: str | None = None  # why the simplified graph is not used, or None when it is
+    difference: float | None = None  # max error / range between the two, where they are not equal by structure
+    compared_nodes: int = 0  # nodes that differ in structure, and were run to compare them
 
     @property
     def nodes_before(self) -> int:

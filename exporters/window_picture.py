@@ -26,19 +26,12 @@ _PANEL_IN = 1.55
 
 @dataclass(frozen=True)
 class MapRegions:
-    """The regions of one map.
+    """The regions of one map."""
 
-    Attributes:
-        name: of the layer that computes it.
-        height: its regions along the height.
-        width: its regions along the width.
-        ends_block: whether it is the last of its block, as the map of a pool is.
-    """
-
-    name: str
-    height: Region
-    width: Region
-    ends_block: bool
+    name: str  # of the layer that computes it
+    height: Region  # its regions along the height
+    width: Region  # its regions along the width
+    ends_block: bool  # whether it is the last of its block, as the map of a pool is
 
     @property
     def live_share(self) -> float:

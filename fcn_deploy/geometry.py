@@ -20,19 +20,12 @@ FC6_KERNEL = 7
 
 @dataclass(frozen=True)
 class Upsampling:
-    """One transposed convolution (kernel 2 * stride, no padding) and what its output is added to.
+    """One transposed convolution (kernel 2 * stride, no padding) and what its output is added to."""
 
-    Attributes:
-        name: the layer's Caffe name, also its parameter prefix.
-        stride: output pixels per input pixel.
-        skip: the pool whose scores are added after up-sampling, or None for the last one.
-        skip_crop: rows and columns dropped from the top and left of that pool's scores.
-    """
-
-    name: str
-    stride: int
-    skip: str | None = None
-    skip_crop: int = 0
+    name: str  # the layer's Caffe name, also its parameter prefix
+    stride: int  # output pixels per input pixel
+    skip: str | None = None  # the pool whose scores are added after up-sampling, or None for the last one
+    skip_crop: int = 0  # rows and columns dropped from the top and left of that pool's scores
 
     @property
     def kernel(self) -> int:

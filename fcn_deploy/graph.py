@@ -18,23 +18,14 @@ _TRAINED = frozenset({"Conv", "ConvTranspose", "BatchNormalization", "Gemm", "Ma
 
 @dataclass(frozen=True)
 class Layer:
-    """One node of a graph.
+    """One node of a graph."""
 
-    Attributes:
-        name: the node's name.
-        operator: its ONNX operator.
-        shape: of its first output; empty when unknown.
-        parameters: elements of its trained weights.
-        multiply_adds: of a convolution or transposed convolution for the whole batch, padding included; else 0.
-        moved_bytes: of its inputs, weights among them, and outputs, each once; unknown ones count as none.
-    """
-
-    name: str
-    operator: str
-    shape: tuple[int, ...]
-    parameters: int
-    multiply_adds: int
-    moved_bytes: int
+    name: str  # the node's name
+    operator: str  # its ONNX operator
+    shape: tuple[int, ...]  # of its first output; empty when unknown
+    parameters: int  # elements of its trained weights
+    multiply_adds: int  # of a convolution or transposed convolution for the whole batch, padding included; else 0
+    moved_bytes: int  # of its inputs, weights among them, and outputs, each once; unknown ones count as none
 
 
 def layers(model: ir.Model) -> tuple[Layer, ...]:

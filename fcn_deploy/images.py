@@ -148,19 +148,12 @@ def mean_image(height: int, width: int) -> Pixels:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lies in the network's fixed input, in pixels, and its original size.
+    """Where an image lies in the network's fixed input, in pixels, and its original size."""
 
-    Attributes:
-        height: rows of the input that the image fills, from the top.
-        width: columns of the input that the image fills, from the left.
-        image_height: rows of the image itself.
-        image_width: columns of the image itself.
-    """
-
-    height: int
-    width: int
-    image_height: int
-    image_width: int
+    height: int  # rows of the input that the image fills, from the top
+    width: int  # columns of the input that the image fills, from the left
+    image_height: int  # rows of the image itself
+    image_width: int  # columns of the image itself
 
     def restore(self, labels: Labels) -> Labels:
         """Cut the input's label map to the image and resize it to the image's size with nearest neighbours."""

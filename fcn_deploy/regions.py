@@ -50,17 +50,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Region:
-    """The three parts of one axis of one map.
+    """The three parts of one axis of one map."""
 
-    Attributes:
-        size: pixels.
-        live: indices that depend on the image.
-        rim: number of indices that later padding touches, at the beginning and at the end.
-    """
-
-    size: int
-    live: Span
-    rim: tuple[int, int] = (0, 0)
+    size: int  # pixels
+    live: Span  # indices that depend on the image
+    rim: tuple[int, int] = (0, 0)  # number of indices that later padding touches, at the beginning and at the end
 
     @property
     def whole(self) -> Span:
@@ -83,23 +77,15 @@ class Sliding:
     """A convolution, a pool or a padding (kernel 1) along one axis.
 
     Output i reads inputs i * stride - begin to i * stride - begin + reach.
-
-    Attributes:
-        kernel: taps.
-        stride: input pixels per output pixel.
-        begin: padding before the map.
-        end: padding behind it.
-        dilation: input pixels between two taps.
-        ceil: whether the last output may reach beyond the padded map.
-        neutral: whether padding has the moat's own value: that of the image's frame, or nothing at all in a max pool.
     """
 
-    kernel: int
-    stride: int = 1
-    begin: int = 0
-    end: int = 0
-    dilation: int = 1
-    ceil: bool = False
+    kernel: int  # taps
+    stride: int = 1  # input pixels per output pixel
+    begin: int = 0  # padding before the map
+    end: int = 0  # padding behind it
+    dilation: int = 1  # input pixels between two taps
+    ceil: bool = False  # whether the last output may reach beyond the padded map
+    # whether padding has the moat's own value: that of the image's frame, or nothing at all in a max pool
     neutral: bool = False
 
     @property

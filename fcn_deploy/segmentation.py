@@ -25,17 +25,11 @@ from fcn_deploy.runtime.open import runner_for
 
 @dataclass(frozen=True)
 class Fitted:
-    """A photo fitted into a model's input.
+    """A photo fitted into a model's input."""
 
-    Attributes:
-        photo: h x w x 3 uint8 RGB, of any size.
-        canvas: H x W x 3 uint8 RGB, of the model's size.
-        placement: where the photo lies in the canvas.
-    """
-
-    photo: Pixels
-    canvas: Pixels
-    placement: Placement
+    photo: Pixels  # h x w x 3 uint8 RGB, of any size
+    canvas: Pixels  # H x W x 3 uint8 RGB, of the model's size
+    placement: Placement  # where the photo lies in the canvas
 
 
 def fit(photo: Pixels, height: int, width: int, *, keep_aspect: bool) -> Fitted:
@@ -114,13 +108,9 @@ class Segmenter:
 
 @dataclass(frozen=True)
 class PendingPhoto:
-    """A photo on its way to the model; subclasses add what their caller needs afterwards.
+    """A photo on its way to the model; subclasses add what their caller needs afterwards."""
 
-    Attributes:
-        fitted: its pixels, and the model's view of them.
-    """
-
-    fitted: Fitted
+    fitted: Fitted  # its pixels, and the model's view of them
 
 
 Photo = TypeVar("Photo", bound=PendingPhoto)
@@ -129,32 +119,20 @@ Other = TypeVar("Other")
 
 @dataclass(frozen=True)
 class Batch(Generic[Photo, Other]):
-    """Photos for one run of the model, in order, with entries between them that need no run.
+    """Photos for one run of the model, in order, with entries between them that need no run."""
 
-    Attributes:
-        entries: at most N photos, and entries that pass through as they are.
-        arrays: the model's input before the run, its outputs after it; None when no entry needs a run.
-        inference_ms: time the runtime took; 0 before the run.
-    """
-
-    entries: tuple[Photo | Other, ...]
-    arrays: Arrays | None
-    inference_ms: float = 0.0
+    entries: tuple[Photo | Other, ...]  # at most N photos, and entries that pass through as they are
+    arrays: Arrays | None  # the model's input before the run, its outputs after it; None when no entry needs a run
+    inference_ms: float = 0.0  # time the runtime took; 0 before the run
 
 
 @dataclass(frozen=True)
 class Labelled(Generic[Photo]):
-    """A photo with its labels.
+    """A photo with its labels."""
 
-    Attributes:
-        photo: the photo.
-        labels: H x W uint8, in the model's size.
-        inference_ms: time the runtime took for its batch, divided by the photos in that batch.
-    """
-
-    photo: Photo
-    labels: Labels
-    inference_ms: float
+    photo: Photo  # the photo
+    labels: Labels  # H x W uint8, in the model's size
+    inference_ms: float  # time the runtime took for its batch, divided by the photos in that batch
 
     def restore(self) -> Labels:
         """Return the labels as h x w uint8, in the photo's own size."""

@@ -51,32 +51,21 @@ CPU, CUDA, TENSORRT = Provider.CPU, Provider.CUDA, Provider.TENSORRT
 
 @dataclass(frozen=True)
 class Case:
-    """One row.
+    """One row."""
 
-    Attributes:
-        name: the name on the command line and in reports.
-        runtime: runs the graph.
-        graph: the graph that is run.
-        providers: the providers that this case applies to.
-        precision: the compute precision; PyTorch runs half precision channels last.
-        end_to_end: times N x H x W x 3 uint8 RGB to N x H x W uint8 labels, both on the host, instead of float32 input
-            to logits, both on the device.
-        cuda_graph: the run is captured once and replayed.
-        nhwc: ONNX Runtime computes channels last.
-        session_run: times `session.run`, with input and output as arrays on the host.
-        autotune: torch.compile tries several kernels (`max-autotune`).
-    """
-
-    name: str
-    runtime: Runtime
-    graph: Graph
-    providers: tuple[Provider, ...]
+    name: str  # the name on the command line and in reports
+    runtime: Runtime  # runs the graph
+    graph: Graph  # the graph that is run
+    providers: tuple[Provider, ...]  # the providers that this case applies to
+    # the compute precision; PyTorch runs half precision channels last
     precision: ComputePrecision = ComputePrecision.FP32
+    # times N x H x W x 3 uint8 RGB to N x H x W uint8 labels, both on the host, instead of float32 input to logits,
+    # both on the device
     end_to_end: bool = False
-    cuda_graph: bool = False
-    nhwc: bool = False
-    session_run: bool = False
-    autotune: bool = False
+    cuda_graph: bool = False  # the run is captured once and replayed
+    nhwc: bool = False  # ONNX Runtime computes channels last
+    session_run: bool = False  # times `session.run`, with input and output as arrays on the host
+    autotune: bool = False  # torch.compile tries several kernels (`max-autotune`)
 
     def for_bundle(self, info: ModelInfo, engine: ModelInfo | None) -> "Case":
         """Return the case in the precision of the bundle, or of its engine, where the case runs one of them."""

@@ -32,22 +32,15 @@ from fcn_deploy.runtime.ort_options import OrtOptions
 
 @dataclass(frozen=True)
 class LoadedRuntime:
-    """A runtime with a graph, ready to be timed.
+    """A runtime with a graph, ready to be timed."""
 
-    Attributes:
-        bound: the binding that is timed.
-        version: of the runtime.
-        options: the settings, for the report.
-        on_own_stream: whether CUDA events of this process can time it.
-        placement: number of nodes per execution provider; empty where the runtime has no providers.
-        profile: runs a profiled copy a number of times and returns the time of each node; by default there is none.
-    """
-
-    bound: Bound
-    version: str
-    options: str
-    on_own_stream: bool = True
+    bound: Bound  # the binding that is timed
+    version: str  # of the runtime
+    options: str  # the settings, for the report
+    on_own_stream: bool = True  # whether CUDA events of this process can time it
+    # number of nodes per execution provider; empty where the runtime has no providers
     placement: Mapping[str, int] = field(default_factory=dict)
+    # runs a profiled copy a number of times and returns the time of each node; by default there is none
     profile: Callable[[int], tuple[NodeTime, ...]] = lambda _: ()
 
     def phases(self, feeds: Arrays, seconds: float) -> dict[str, list[int]]:

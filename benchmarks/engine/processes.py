@@ -65,15 +65,10 @@ class Samples:
 
 @dataclass(frozen=True)
 class WorkerFailure:
-    """Why a worker gave no answer.
+    """Why a worker gave no answer."""
 
-    Attributes:
-        out_of_memory: whether there was too little memory.
-        message: the runtime's message, in one line.
-    """
-
-    out_of_memory: bool
-    message: str
+    out_of_memory: bool  # whether there was too little memory
+    message: str  # the runtime's message, in one line
 
 
 _KEPT_NODES = 12

@@ -58,17 +58,11 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class BenchProgress:
-    """The state of a running benchmark.
+    """The state of a running benchmark."""
 
-    Attributes:
-        step: what is being done.
-        rows: every row so far, finished or not.
-        remaining_s: estimated seconds until the end; None before there is an estimate.
-    """
-
-    step: str
-    rows: tuple[Row, ...]
-    remaining_s: float | None = None
+    step: str  # what is being done
+    rows: tuple[Row, ...]  # every row so far, finished or not
+    remaining_s: float | None = None  # estimated seconds until the end; None before there is an estimate
 
 
 OnProgress = Callable[[BenchProgress], None]

@@ -23,27 +23,16 @@ from fcn_deploy.storage import file_sha256
 
 @dataclass(frozen=True)
 class Workspace:
-    """Files that the rows of one bundle share.
+    """Files that the rows of one bundle share."""
 
-    Attributes:
-        folder: where they are.
-        model_path: the bundle's own model.
-        info: facts about the bundle's network.
-        shape: N x 3 x H x W.
-        opset: of the bundle's model, and of the graphs that are exported again.
-        checkpoint: the network's weights; None for random weights.
-        photos: the bundle's calibration images; empty without calibration.
-        plan: path of the bundle's engine, if it has one.
-    """
-
-    folder: Path
-    model_path: Path
-    info: ModelInfo
-    shape: Shape
-    opset: int
-    checkpoint: Path | None
-    photos: tuple[Path, ...] = ()
-    plan: Path = Path()
+    folder: Path  # where they are
+    model_path: Path  # the bundle's own model
+    info: ModelInfo  # facts about the bundle's network
+    shape: Shape  # N x 3 x H x W
+    opset: int  # of the bundle's model, and of the graphs that are exported again
+    checkpoint: Path | None  # the network's weights; None for random weights
+    photos: tuple[Path, ...] = ()  # the bundle's calibration images; empty without calibration
+    plan: Path = Path()  # path of the bundle's engine, if it has one
 
     def engine(self) -> Engine | None:
         """Return the engine beside the bundle; None without one.

@@ -33,19 +33,12 @@ _NODE_COLUMNS = ("node", "operator", "time", "of the run", "multiply-adds", "of 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure, and the value it has to reach.
+    """One figure, and the value it has to reach."""
 
-    Attributes:
-        name: what is compared.
-        least: the value to reach.
-        rows: the rows it is computed from; empty where they were not measured.
-        found: the value with its 95 % interval, or None.
-    """
-
-    name: str
-    least: float
-    rows: tuple[str, ...] = ()
-    found: Ratio | None = None
+    name: str  # what is compared
+    least: float  # the value to reach
+    rows: tuple[str, ...] = ()  # the rows it is computed from; empty where they were not measured
+    found: Ratio | None = None  # the value with its 95 % interval, or None
 
     @property
     def met(self) -> bool | None:
@@ -164,19 +157,12 @@ _PREDICTED_COLUMNS = ("part", "plain: nodes", *_LIMITS, "ours: nodes", *_LIMITS)
 
 @dataclass(frozen=True)
 class Part:
-    """Nodes of one kind.
+    """Nodes of one kind."""
 
-    Attributes:
-        nodes: how many.
-        multiply_adds: of all of them.
-        moved_bytes: of their inputs, weights and outputs, each once per node.
-        limit_s: seconds of all of them, each at its limit.
-    """
-
-    nodes: int
-    multiply_adds: int
-    moved_bytes: float
-    limit_s: float
+    nodes: int  # how many
+    multiply_adds: int  # of all of them
+    moved_bytes: float  # of their inputs, weights and outputs, each once per node
+    limit_s: float  # seconds of all of them, each at its limit
 
     @classmethod
     def of(cls, found: Iterable[Layer], machine: Machine) -> "Part":

@@ -92,42 +92,26 @@ _NO_TIME = "there was no time for it"
 
 @dataclass(frozen=True)
 class MatrixOptions:
-    """What is measured, and how long it may take.
+    """What is measured, and how long it may take."""
 
-    Attributes:
-        output: folder for the files.
-        bench: how rows are measured.
-        plan: bundles and rows, most important first; the nodes of the first bundle's last row are timed one by one.
-        seconds: time after which no further bundle is begun.
-        size: height and width of the input.
-        channel_divisor: more than 1 for narrow, quick networks.
-        checks: run the tests for GPUs first.
-    """
-
-    output: Path
-    bench: BenchOptions
+    output: Path  # folder for the files
+    bench: BenchOptions  # how rows are measured
+    # bundles and rows, most important first; the nodes of the first bundle's last row are timed one by one
     plan: Sequence[Entry] = PLAN
-    seconds: float = 480.0
-    size: int = 500
-    channel_divisor: int = 1
-    checks: bool = True
+    seconds: float = 480.0  # time after which no further bundle is begun
+    size: int = 500  # height and width of the input
+    channel_divisor: int = 1  # more than 1 for narrow, quick networks
+    checks: bool = True  # run the tests for GPUs first
 
 
 @dataclass
 class Matrix:
-    """A run of a plan, and its results so far.
+    """A run of a plan, and its results so far."""
 
-    Attributes:
-        options: what was asked for.
-        on_step: called with a description of each step.
-        write: called after every bundle, while rows run, and at the end.
-        problems: why bundles or nodes were not measured, by name.
-    """
-
-    options: MatrixOptions
-    write: "Callable[[Matrix], None]"
-    on_step: OnStep = quietly
-    problems: dict[str, str] = field(default_factory=dict)
+    options: MatrixOptions  # what was asked for
+    write: "Callable[[Matrix], None]"  # called after every bundle, while rows run, and at the end
+    on_step: OnStep = quietly  # called with a description of each step
+    problems: dict[str, str] = field(default_factory=dict)  # why bundles or nodes were not measured, by name
 
     def __post_init__(self) -> None:
         provider, cores = self.options.bench.provider, available_cores()

@@ -45,21 +45,13 @@ _FEW_LABELS = ("session-run-e2e", "ort-e2e", "ort-graph-e2e")
 
 @dataclass(frozen=True)
 class Entry:
-    """One bundle and its rows.
+    """One bundle and its rows."""
 
-    Attributes:
-        variant: which FCN.
-        precision: of the bundle.
-        rows: names of cases.
-        batch: images per run.
-        labels: whether input and output are uint8 pixels and labels instead of float images and logits.
-    """
-
-    variant: Variant
-    precision: Precision
-    rows: tuple[str, ...]
-    batch: int = 1
-    labels: bool = False
+    variant: Variant  # which FCN
+    precision: Precision  # of the bundle
+    rows: tuple[str, ...]  # names of cases
+    batch: int = 1  # images per run
+    labels: bool = False  # whether input and output are uint8 pixels and labels instead of float images and logits
 
     def __str__(self) -> str:
         scope = ", pixels to labels" if self.labels else ""
@@ -102,19 +94,12 @@ _LARGE_BATCH = 8
 
 @dataclass(frozen=True)
 class Exports:
-    """How every bundle of a plan is exported.
+    """How every bundle of a plan is exported."""
 
-    Attributes:
-        folder: parent of the folders of all bundles.
-        provider: where the bundles are measured.
-        size: height and width of the input in pixels.
-        channel_divisor: more than 1 for narrow, quick networks.
-    """
-
-    folder: Path
-    provider: Provider
-    size: int
-    channel_divisor: int
+    folder: Path  # parent of the folders of all bundles
+    provider: Provider  # where the bundles are measured
+    size: int  # height and width of the input in pixels
+    channel_divisor: int  # more than 1 for narrow, quick networks
 
     def options(self, entry: Entry) -> ExportOptions:
         """Return the export options of one bundle, whose parity is checked when it is measured."""

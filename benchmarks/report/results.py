@@ -31,19 +31,12 @@ class RowStatus(StrEnum):
 
 @dataclass(frozen=True)
 class RowKey:
-    """What identifies a row across reports: everything but versions and settings.
+    """What identifies a row across reports: everything but versions and settings."""
 
-    Attributes:
-        network: e.g. `FCN-8s`, with its divisor when it is narrow.
-        shape: N x 3 x H x W.
-        case: name of the case.
-        provider: where it ran.
-    """
-
-    network: str
-    shape: tuple[int, int, int, int]
-    case: str
-    provider: str
+    network: str  # e.g. `FCN-8s`, with its divisor when it is narrow.
+    shape: tuple[int, int, int, int]  # N x 3 x H x W
+    case: str  # name of the case
+    provider: str  # where it ran
 
     def __str__(self) -> str:
         batch, _, height, width = self.shape
@@ -52,28 +45,18 @@ class RowKey:
 
 @dataclass(frozen=True)
 class WorkEstimate:
-    """The least work of one run, whatever the runtime.
+    """The least work of one run, whatever the runtime."""
 
-    Attributes:
-        multiply_adds: of all convolutions.
-        least_bytes: input, weights and output, each moved once.
-    """
-
-    multiply_adds: int
-    least_bytes: int
+    multiply_adds: int  # of all convolutions
+    least_bytes: int  # input, weights and output, each moved once
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The highest rates that were measured on a device.
+    """The highest rates that were measured on a device."""
 
-    Attributes:
-        copied_bytes_per_s: bytes read plus bytes written by a large copy.
-        multiply_adds_per_s: of a large matrix product, by compute precision.
-    """
-
-    copied_bytes_per_s: float
-    multiply_adds_per_s: Mapping[str, float]
+    copied_bytes_per_s: float  # bytes read plus bytes written by a large copy
+    multiply_adds_per_s: Mapping[str, float]  # of a large matrix product, by compute precision
 
     def limit_ns(self, work: WorkEstimate, precision: str) -> float | None:
         """Return the shortest time `work` can take in that precision; None when its ceiling was not measured."""
@@ -94,21 +77,13 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class NodeTime:
-    """One node as a runtime ran it.
+    """One node as a runtime ran it."""
 
-    Attributes:
-        name: after the runtime's own fusions, so not always a name in the graph.
-        operator: ONNX's, or the runtime's own.
-        time_ns: median over the profiled runs.
-        multiply_adds: of a convolution or transposed convolution, with the channels that the runtime pads; else 0.
-        moved_bytes: inputs, weights and outputs, each once.
-    """
-
-    name: str
-    operator: str
-    time_ns: float
-    multiply_adds: int
-    moved_bytes: int
+    name: str  # after the runtime's own fusions, so not always a name in the graph
+    operator: str  # ONNX's, or the runtime's own
+    time_ns: float  # median over the profiled runs
+    multiply_adds: int  # of a convolution or transposed convolution, with the channels that the runtime pads; else 0
+    moved_bytes: int  # inputs, weights and outputs, each once
 
 
 @dataclass(frozen=True)

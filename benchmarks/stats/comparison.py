@@ -71,21 +71,13 @@ class Ratio:
 
 @dataclass(frozen=True)
 class RowChange:
-    """A row that both reports have.
+    """A row that both reports have."""
 
-    Attributes:
-        key: which row.
-        before: its latencies in the first report.
-        after: its latencies in the second.
-        ratio: the second's median over the first's.
-        verdict: whether it became faster or slower.
-    """
-
-    key: RowKey
-    before: Measurement
-    after: Measurement
-    ratio: Ratio
-    verdict: Verdict
+    key: RowKey  # which row
+    before: Measurement  # its latencies in the first report
+    after: Measurement  # its latencies in the second
+    ratio: Ratio  # the second's median over the first's
+    verdict: Verdict  # whether it became faster or slower
 
     @property
     def stable(self) -> bool:

@@ -83,15 +83,10 @@ _NOISE = np.random.default_rng(0).standard_normal(2**12)
 
 @dataclass(frozen=True)
 class NodeTimes:
-    """The nodes of one graph.
+    """The nodes of one graph."""
 
-    Attributes:
-        nodes: those that could be timed, in the order they run in.
-        problems: why other nodes could not be timed, by name.
-    """
-
-    nodes: tuple[NodeTime, ...]
-    problems: Mapping[str, str]
+    nodes: tuple[NodeTime, ...]  # those that could be timed, in the order they run in
+    problems: Mapping[str, str]  # why other nodes could not be timed, by name
 
 
 @dataclass(frozen=True)

@@ -11,30 +11,21 @@ from fcn_deploy.choices import Precision, Target
 
 @dataclass(frozen=True)
 class Machine:
-    """The peak rates of a target.
+    """The peak rates of a target."""
 
-    Attributes:
-        multiply_adds_per_s: of large convolutions.
-        bytes_per_s: of large copies, bytes read plus bytes written.
-        element_bytes: of an activation in the arithmetic the target is used with.
-        node_s: seconds that a further node takes whatever its size.
-        copies_per_widening: times a map is read and written where constants are put around it between two convolutions.
-        copies_per_deconvolution: times the products of a transposed convolution are written and read before they
-            are summed; 0 where the sum is made in place.
-        crops_deconvolutions: whether a transposed convolution is no slower for leaving out a border.
-        fuses_relus: whether a ReLU runs within the convolution before it, instead of in a pass over memory of its own.
-        source: where the figures are from.
-    """
-
-    multiply_adds_per_s: float
-    bytes_per_s: float
-    element_bytes: int
-    node_s: float
+    multiply_adds_per_s: float  # of large convolutions
+    bytes_per_s: float  # of large copies, bytes read plus bytes written
+    element_bytes: int  # of an activation in the arithmetic the target is used with
+    node_s: float  # seconds that a further node takes whatever its size
+    # times a map is read and written where constants are put around it between two convolutions
     copies_per_widening: int
+    # times the products of a transposed convolution are written and read before they are summed; 0 where the sum is
+    # made in place
     copies_per_deconvolution: int
-    crops_deconvolutions: bool
+    crops_deconvolutions: bool  # whether a transposed convolution is no slower for leaving out a border
+    # whether a ReLU runs within the convolution before it, instead of in a pass over memory of its own
     fuses_relus: bool
-    source: str
+    source: str  # where the figures are from
 
     def seconds(self, multiply_adds: float, elements: float) -> float:
         """Return the time of one node: of its multiply-adds or of moving its elements, whichever is longer."""

@@ -215,40 +215,26 @@ def replace_value(old: ir.Value, new: ir.Value) -> None:
 
 @dataclass(frozen=True)
 class Site:
-    """The outcome at one place where a pattern was found.
+    """The outcome at one place where a pattern was found."""
 
-    Attributes:
-        node: name of the node at the place.
-        applied: whether it was rewritten.
-        reason: what the rewrite does there, or why it is refused.
-    """
-
-    node: str
-    applied: bool
-    reason: str
+    node: str  # name of the node at the place
+    applied: bool  # whether it was rewritten
+    reason: str  # what the rewrite does there, or why it is refused
 
 
 @dataclass
 class RewriteResult(ir.passes.PassResult):
-    """The result of a rewrite.
+    """The result of a rewrite."""
 
-    Attributes:
-        sites: every place where the pattern was found, in graph order; empty when it was found nowhere.
-    """
-
+    # every place where the pattern was found, in graph order; empty when it was found nowhere
     sites: tuple[Site, ...] = field(default=())
 
 
 class Rewrite(ir.passes.InPlacePass):
-    """A pass of onnx_ir that finds places, checks each, and rewrites those that pass the check.
+    """A pass of onnx_ir that finds places, checks each, and rewrites those that pass the check."""
 
-    Attributes:
-        name: its name in reports.
-        pattern: what it looks for, in words.
-    """
-
-    name: str
-    pattern: str
+    name: str  # its name in reports
+    pattern: str  # what it looks for, in words
 
     def call(self, model: ir.Model) -> RewriteResult:
         """Rewrite `model` in place wherever the pattern is found and the check passes."""

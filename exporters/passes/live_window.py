@@ -26,17 +26,11 @@ Constants = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame of constants around the image.
+    """A frame of constants around the image."""
 
-    Attributes:
-        trace: how far it reaches.
-        plan: the cheapest windows.
-        gain: share of the time of all maps of the trace that the plan saves.
-    """
-
-    trace: Trace
-    plan: WindowPlan
-    gain: float
+    trace: Trace  # how far it reaches
+    plan: WindowPlan  # the cheapest windows
+    gain: float  # share of the time of all maps of the trace that the plan saves
 
     @property
     def node(self) -> ir.Node:

@@ -19,19 +19,12 @@ Regions = tuple[Region, Region]
 
 @dataclass(frozen=True)
 class Step:
-    """One node of a trace, from `source` to `output`.
+    """One node of a trace, from `source` to `output`."""
 
-    Attributes:
-        node: the node.
-        source: the map it reads.
-        output: the map it computes.
-        slidings: how it slides along height and width, or None when it treats every pixel alike.
-    """
-
-    node: ir.Node
-    source: ir.Value
-    output: ir.Value
-    slidings: Slidings | None
+    node: ir.Node  # the node
+    source: ir.Value  # the map it reads
+    output: ir.Value  # the map it computes
+    slidings: Slidings | None  # how it slides along height and width, or None when it treats every pixel alike
 
     def read_by(self, outputs: Window) -> Window:
         """Return the window of the source that a window of the output is computed from."""
@@ -47,23 +40,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Trace:
-    """The maps of a graph between its image and the last map with a constant part.
+    """The maps of a graph between its image and the last map with a constant part."""
 
-    Attributes:
-        steps: nodes in order; the first frames the image.
-        regions: of every map of the trace, height then width; the last of each branch may be all live.
-        slices: the Slices that keep a static window of a map, each with that window.
-        whole_readers: the other nodes outside the trace that read a map, all of it.
-        outputs: the maps that are outputs of the graph.
-        stops: why the trace stops, one reason per place.
-    """
-
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Step, ...] = ()  # nodes in order; the first frames the image
+    # of every map of the trace, height then width; the last of each branch may be all live
     regions: Mapping[ir.Value, Regions] = field(default_factory=dict)
+    # the Slices that keep a static window of a map, each with that window
     slices: Mapping[ir.Value, tuple[tuple[ir.Node, Window], ...]] = field(default_factory=dict)
+    # the other nodes outside the trace that read a map, all of it
     whole_readers: Mapping[ir.Value, tuple[ir.Node, ...]] = field(default_factory=dict)
-    outputs: frozenset[ir.Value] = frozenset()
-    stops: tuple[str, ...] = ()
+    outputs: frozenset[ir.Value] = frozenset()  # the maps that are outputs of the graph
+    stops: tuple[str, ...] = ()  # why the trace stops, one reason per place
 
     def whole(self, value: ir.Value) -> Window:
         """Return all of a map, or of the image."""

@@ -21,19 +21,12 @@ Place = int | ir.Value
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Windows of the maps of a trace.
+    """Windows of the maps of a trace."""
 
-    Attributes:
-        trace: the maps.
-        reads: the window each step reads of its source, by the step's index; never beyond the source.
-        windows: the window of each map that is computed.
-        completed: maps that are computed in part and read whole by nodes outside the trace.
-    """
-
-    trace: Trace
-    reads: tuple[Window, ...]
-    windows: Mapping[ir.Value, Window]
-    completed: tuple[ir.Value, ...]
+    trace: Trace  # the maps
+    reads: tuple[Window, ...]  # the window each step reads of its source, by the step's index; never beyond the source
+    windows: Mapping[ir.Value, Window]  # the window of each map that is computed
+    completed: tuple[ir.Value, ...]  # maps that are computed in part and read whole by nodes outside the trace
 
     @property
     def widened(self) -> int:

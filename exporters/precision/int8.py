@@ -46,19 +46,12 @@ Attempt = Callable[[Collection[str]], Attempted]
 
 @dataclass(frozen=True)
 class LayerNoise:
-    """The noise that one convolution has from rounding its weights and input to 8 bits.
+    """The noise that one convolution has from rounding its weights and input to 8 bits."""
 
-    Attributes:
-        name: of the convolution.
-        weights: noise over signal, both as sums of squares.
-        input: likewise, of the map it reads.
-        in_float: whether it was kept in float.
-    """
-
-    name: str
-    weights: float
-    input: float
-    in_float: bool = False
+    name: str  # of the convolution
+    weights: float  # noise over signal, both as sums of squares
+    input: float  # likewise, of the map it reads
+    in_float: bool = False  # whether it was kept in float
 
     @property
     def sqnr_db(self) -> float:
@@ -94,15 +87,10 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Scale:
-    """How a map is quantized: value = scale * (integer - zero point).
+    """How a map is quantized: value = scale * (integer - zero point)."""
 
-    Attributes:
-        scale: size of one step.
-        zero_point: the integer that stands for 0; its type is that of the map.
-    """
-
-    scale: np.float32
-    zero_point: np.uint8 | np.int8
+    scale: np.float32  # size of one step
+    zero_point: np.uint8 | np.int8  # the integer that stands for 0; its type is that of the map
 
 
 def quantize(

@@ -33,18 +33,12 @@ _STEP = 16
 
 @dataclass
 class Activation:
-    """The values of one map over all images.
+    """The values of one map over all images."""
 
-    Attributes:
-        low: the smallest value.
-        high: the largest.
-        width: of a bin of the histogram; a power of two.
-        counts: values by magnitude, `BINS` bins from 0 upwards.
-    """
-
-    low: float = float("inf")
-    high: float = float("-inf")
-    width: float = 0.0
+    low: float = float("inf")  # the smallest value
+    high: float = float("-inf")  # the largest
+    width: float = 0.0  # of a bin of the histogram; a power of two
+    # values by magnitude, `BINS` bins from 0 upwards
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     @property

@@ -40,17 +40,11 @@ _LISTED_NODES = 10
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of a build.
+    """A phase of a build."""
 
-    Attributes:
-        name: as TensorRT calls it.
-        steps: how many it has.
-        done: how many are done.
-    """
-
-    name: str
-    steps: int
-    done: int = 0
+    name: str  # as TensorRT calls it
+    steps: int  # how many it has
+    done: int = 0  # how many are done
 
     def __str__(self) -> str:
         return f"{self.name} {self.done}/{self.steps}"
@@ -111,25 +105,15 @@ def build_engine(
 
 @dataclass(frozen=True)
 class EngineJob:
-    """Everything that decides what is built.
+    """Everything that decides what is built."""
 
-    Attributes:
-        options: what was asked for.
-        bundle: the source.
-        precision: what the engine is to compute in.
-        source_sha256: of the source's ONNX file.
-        flavour: the TensorRT that builds.
-        device: the GPU to build for; None when compute capabilities are named instead.
-        key: hash of all of it.
-    """
-
-    options: EngineOptions
-    bundle: Bundle
-    precision: Precision
-    source_sha256: str
-    flavour: Flavour
-    device: Device | None
-    key: str
+    options: EngineOptions  # what was asked for
+    bundle: Bundle  # the source
+    precision: Precision  # what the engine is to compute in
+    source_sha256: str  # of the source's ONNX file
+    flavour: Flavour  # the TensorRT that builds
+    device: Device | None  # the GPU to build for; None when compute capabilities are named instead
+    key: str  # hash of all of it
 
 
 def _device_for(flavour: Flavour, options: EngineOptions) -> Device | None:
@@ -257,21 +241,13 @@ def _graph(job: EngineJob, folder: Path, on_step: OnStep) -> Path:
 
 @dataclass(frozen=True)
 class BuiltPlan:
-    """A serialised engine, still in memory.
+    """A serialised engine, still in memory."""
 
-    Attributes:
-        plan: TensorRT's own buffer.
-        inputs: of the engine.
-        outputs: of the engine.
-        layers: types of the engine's layers as the builder lists them, or else of the network's.
-        seconds: how long the builder took.
-    """
-
-    plan: Any
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    layers: LayerTypes
-    seconds: float
+    plan: Any  # TensorRT's own buffer
+    inputs: tuple[TensorSpec, ...]  # of the engine
+    outputs: tuple[TensorSpec, ...]  # of the engine
+    layers: LayerTypes  # types of the engine's layers as the builder lists them, or else of the network's
+    seconds: float  # how long the builder took
 
 
 def _build(job: EngineJob, path: Path, on_phases: OnPhases) -> BuiltPlan:

@@ -40,17 +40,11 @@ _MODEL_PY = Path(__file__).parent / "python_backend" / "model.py"
 
 @dataclass(frozen=True)
 class TritonTensor:
-    """An input or output as Triton's clients see it.
+    """An input or output as Triton's clients see it."""
 
-    Attributes:
-        spec: name, sizes without the batch that Triton forms (`ANY` where they are free), and NumPy dtype.
-        model_shape: the model's own shape where that is not `spec.shape`.
-        ragged: whether requests of different sizes may run together.
-    """
-
-    spec: TensorSpec
-    model_shape: tuple[int, ...] | None = None
-    ragged: bool = False
+    spec: TensorSpec  # name, sizes without the batch that Triton forms (`ANY` where they are free), and NumPy dtype
+    model_shape: tuple[int, ...] | None = None  # the model's own shape where that is not `spec.shape`
+    ragged: bool = False  # whether requests of different sizes may run together
 
     @classmethod
     def of(cls, spec: TensorSpec) -> "TritonTensor":
@@ -62,72 +56,45 @@ class TritonTensor:
 
 @dataclass(frozen=True)
 class Batching:
-    """How Triton puts requests together.
+    """How Triton puts requests together."""
 
-    Attributes:
-        size: the most images per run.
-        queue_delay_us: how long a request may wait for others, microseconds.
-    """
-
-    size: int
-    queue_delay_us: int
+    size: int  # the most images per run
+    queue_delay_us: int  # how long a request may wait for others, microseconds
 
 
 @dataclass(frozen=True)
 class InstancePlacement:
-    """Where copies of a model run.
+    """Where copies of a model run."""
 
-    Attributes:
-        instances: number of copies.
-        gpu: whether on GPUs.
-        first_gpu_only: the runtime uses the first GPU only; Triton would use all.
-        accelerators: ONNX Runtime's providers, most wanted first, and their options by Triton's names.
-    """
-
-    instances: int = 1
-    gpu: bool = False
-    first_gpu_only: bool = False
+    instances: int = 1  # number of copies
+    gpu: bool = False  # whether on GPUs
+    first_gpu_only: bool = False  # the runtime uses the first GPU only; Triton would use all
+    # ONNX Runtime's providers, most wanted first, and their options by Triton's names
     accelerators: tuple[tuple[str, Mapping[str, str]], ...] = ()
 
 
 @dataclass(frozen=True)
 class TritonModel:
-    """A model of a repository.
+    """A model of a repository."""
 
-    Attributes:
-        name: for clients and ensembles.
-        backend: what runs it.
-        inputs: as clients see them.
-        outputs: likewise.
-        warm_up: shapes of the images that it is warmed up with, one a run, batch included.
-        placement: where it runs.
-        batching: how Triton puts requests together; None where it does not.
-        parameters: facts that travel with the configuration.
-    """
-
-    name: str
-    backend: TritonBackend
-    inputs: tuple[TritonTensor, ...]
-    outputs: tuple[TritonTensor, ...]
+    name: str  # for clients and ensembles
+    backend: TritonBackend  # what runs it
+    inputs: tuple[TritonTensor, ...]  # as clients see them
+    outputs: tuple[TritonTensor, ...]  # likewise
+    # shapes of the images that it is warmed up with, one a run, batch included
     warm_up: tuple[tuple[int, ...], ...] = ()
-    placement: InstancePlacement = InstancePlacement()
-    batching: Batching | None = None
-    parameters: Mapping[str, str] = field(default_factory=dict)
+    placement: InstancePlacement = InstancePlacement()  # where it runs
+    batching: Batching | None = None  # how Triton puts requests together; None where it does not
+    parameters: Mapping[str, str] = field(default_factory=dict)  # facts that travel with the configuration
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Models that run one after the other, the output of each being the input of the next.
+    """Models that run one after the other, the output of each being the input of the next."""
 
-    Attributes:
-        name: for clients.
-        steps: the models, in order.
-        parameters: facts that travel with the configuration.
-    """
-
-    name: str
-    steps: tuple[TritonModel, ...]
-    parameters: Mapping[str, str] = field(default_factory=dict)
+    name: str  # for clients
+    steps: tuple[TritonModel, ...]  # the models, in order
+    parameters: Mapping[str, str] = field(default_factory=dict)  # facts that travel with the configuration
 
     @property
     def inputs(self) -> tuple[TritonTensor, ...]:
@@ -142,19 +109,12 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class PackageJob:
-    """An artifact that is being packaged.
+    """An artifact that is being packaged."""
 
-    Attributes:
-        options: what was asked for.
-        artifact: the source, opened and checked.
-        repository: the directory for Triton.
-        on_step: called with what is being done.
-    """
-
-    options: PackageOptions
-    artifact: Bundle | Engine
-    repository: Path
-    on_step: OnStep
+    options: PackageOptions  # what was asked for
+    artifact: Bundle | Engine  # the source, opened and checked
+    repository: Path  # the directory for Triton
+    on_step: OnStep  # called with what is being done
 
     @property
     def name(self) -> str:

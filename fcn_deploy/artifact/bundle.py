@@ -33,34 +33,21 @@ _FILE_NAME = re.compile(rf"{re.escape(MODEL_FILE)}|{PHOTOS_FOLDER}/(?!\.\.?\Z)[^
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a manifest states about a file.
+    """What a manifest states about a file."""
 
-    Attributes:
-        bytes: its size.
-        sha256: in hex.
-    """
-
-    bytes: Annotated[int, msgspec.Meta(ge=0)]
-    sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    bytes: Annotated[int, msgspec.Meta(ge=0)]  # its size
+    sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # in hex
 
 
 @dataclass(frozen=True)
 class _Manifest:
-    """The fields of a manifest that are read back; all others are a record for people.
+    """The fields of a manifest that are read back; all others are a record for people."""
 
-    Attributes:
-        schema_version: of these fields.
-        files: by relative POSIX name: `model.onnx`, and `calibration/NAME` for each photo.
-        model: the metadata of the ONNX file.
-        optimize: how far the graph was rewritten.
-        parity: the record of the parity check; None when it was left out.
-    """
-
-    schema_version: int
-    files: dict[str, FileRecord]
-    model: dict[str, str]
-    optimize: str
-    parity: dict[str, Any] | None
+    schema_version: int  # of these fields
+    files: dict[str, FileRecord]  # by relative POSIX name: `model.onnx`, and `calibration/NAME` for each photo
+    model: dict[str, str]  # the metadata of the ONNX file
+    optimize: str  # how far the graph was rewritten
+    parity: dict[str, Any] | None  # the record of the parity check; None when it was left out
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,11 @@ from fcn_deploy.storage import file_sha256
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU.
+    """A GPU."""
 
-    Attributes:
-        name: as the driver calls it.
-        capability: its compute capability, e.g. `8.9`.
-        driver: the newest CUDA its driver runs, e.g. `13.0`.
-    """
-
-    name: str
-    capability: str
-    driver: str
+    name: str  # as the driver calls it
+    capability: str  # its compute capability, e.g. `8.9`.
+    driver: str  # the newest CUDA its driver runs, e.g. `13.0`.
 
     def __str__(self) -> str:
         return f"{self.name} (compute capability {self.capability})"
@@ -48,15 +42,12 @@ _BUILD_AGAIN = "Build the engine again with `fcn-deploy tensorrt`."
 
 @dataclass(frozen=True)
 class LayerTypes:
-    """How many layers compute in which type.
+    """How many layers compute in which type."""
 
-    Attributes:
-        seen_in: `engine`, as its inspector reports it on a GPU; `builder`, as that lists the engine in its log; or
-            `network`, as TensorRT's parser typed it, before layers were fused.
-        counts: layers by type, e.g. `{"fp16": 31, "fp32": 2}`; layers of shapes and indices are left out.
-    """
-
+    # `engine`, as its inspector reports it on a GPU; `builder`, as that lists the engine in its log; or `network`, as
+    # TensorRT's parser typed it, before layers were fused
     seen_in: str
+    # layers by type, e.g. `{"fp16": 31, "fp32": 2}`; layers of shapes and indices are left out.
     counts: Mapping[str, int]
 
     def share(self, precision: str) -> float:

@@ -237,30 +237,19 @@ def _check_values(labels: Labels, name: str, num_classes: int) -> None:
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that has no score.
+    """An image that has no score."""
 
-    Attributes:
-        name: name of its pair.
-        error: the problem with the photo or its labels.
-    """
-
-    name: str
-    error: FcnDeployError
+    name: str  # name of its pair
+    error: FcnDeployError  # the problem with the photo or its labels
 
 
 @dataclass(frozen=True)
 class Files:
-    """The contents of the two files of a pair.
+    """The contents of the two files of a pair."""
 
-    Attributes:
-        pair: their paths.
-        photo: the photo's bytes.
-        labels: the label map's bytes.
-    """
-
-    pair: Pair
-    photo: bytes
-    labels: bytes
+    pair: Pair  # their paths
+    photo: bytes  # the photo's bytes
+    labels: bytes  # the label map's bytes
 
     @cached_property
     def sha256(self) -> tuple[str, str]:

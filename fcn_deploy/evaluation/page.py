@@ -44,19 +44,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image on the page.
+    """An image on the page."""
 
-    Attributes:
-        score: its name and scores.
-        panels: photo, truth, PyTorch's labels where there are any, the artifact's labels.
-        classes: those in it, with their position among the K, the worst first.
-        void_share: share of its pixels that are void in the truth.
-    """
-
-    score: ImageScore
-    panels: tuple[Panel, ...]
-    classes: tuple[tuple[int, ClassScore], ...]
-    void_share: float
+    score: ImageScore  # its name and scores
+    panels: tuple[Panel, ...]  # photo, truth, PyTorch's labels where there are any, the artifact's labels
+    classes: tuple[tuple[int, ClassScore], ...]  # those in it, with their position among the K, the worst first
+    void_share: float  # share of its pixels that are void in the truth
 
 
 def draw(shown: Shown, score: ImageScore, counts: Confusions, info: ModelInfo) -> Picture:

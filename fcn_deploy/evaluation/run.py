@@ -80,17 +80,11 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class LabelSources:
-    """The artifact and, for a comparison, the PyTorch network it was exported from.
+    """The artifact and, for a comparison, the PyTorch network it was exported from."""
 
-    Attributes:
-        artifact: the artifact.
-        pytorch: the network; None when the artifact is scored alone.
-        keep_aspect: whether photos are padded instead of stretched.
-    """
-
-    artifact: Segmenter
-    pytorch: "EagerRunner | None"
-    keep_aspect: bool
+    artifact: Segmenter  # the artifact
+    pytorch: "EagerRunner | None"  # the network; None when the artifact is scored alone
+    keep_aspect: bool  # whether photos are padded instead of stretched
 
     @property
     def num_classes(self) -> int:

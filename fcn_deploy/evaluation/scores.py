@@ -17,16 +17,11 @@ from fcn_deploy.model_info import ModelInfo
 
 @dataclass(frozen=True)
 class Confusions:
-    """Pixel counts of one image or of many, each K x K.
+    """Pixel counts of one image or of many, each K x K."""
 
-    Attributes:
-        artifact: rows the truth, columns the artifact's labels.
-        pytorch: rows the truth, columns PyTorch's labels; None without PyTorch.
-        both: rows PyTorch's labels, columns the artifact's, of all pixels including void; None without PyTorch.
-    """
-
-    artifact: Counts
-    pytorch: Counts | None = None
+    artifact: Counts  # rows the truth, columns the artifact's labels
+    pytorch: Counts | None = None  # rows the truth, columns PyTorch's labels; None without PyTorch
+    # rows PyTorch's labels, columns the artifact's, of all pixels including void; None without PyTorch
     both: Counts | None = None
 
     def __add__(self, other: "Confusions") -> "Confusions":
@@ -43,21 +38,13 @@ class Confusions:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One scored image.
+    """One scored image."""
 
-    Attributes:
-        name: name of its pair.
-        photo_sha256: hash of the photo's file.
-        labels_sha256: hash of the label map's file.
-        pixels: number of the photo's pixels, including void.
-        confusions: its pixel counts.
-    """
-
-    name: str
-    photo_sha256: str
-    labels_sha256: str
-    pixels: int
-    confusions: Confusions
+    name: str  # name of its pair
+    photo_sha256: str  # hash of the photo's file
+    labels_sha256: str  # hash of the label map's file
+    pixels: int  # number of the photo's pixels, including void
+    confusions: Confusions  # its pixel counts
 
     def to_json(self) -> bytes:
         """Return one line of JSON: of each matrix the cells that are not zero, as pairs of position and count."""
@@ -113,21 +100,13 @@ def _dense(cells: list[tuple[int, int]], num_classes: int) -> Counts:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """The scores of one class; each is 0..1, NaN where it is undefined, None without PyTorch.
+    """The scores of one class; each is 0..1, NaN where it is undefined, None without PyTorch."""
 
-    Attributes:
-        name: of the class.
-        iu: intersection over union; NaN for a class neither in the truth nor among the labels.
-        accuracy: share of its pixels labelled right; NaN for a class that is not in the truth.
-        truth_share: its share of the truth, void left out.
-        pytorch_iu: PyTorch's IU.
-    """
-
-    name: str
-    iu: float
-    accuracy: float
-    truth_share: float
-    pytorch_iu: float | None = None
+    name: str  # of the class
+    iu: float  # intersection over union; NaN for a class neither in the truth nor among the labels
+    accuracy: float  # share of its pixels labelled right; NaN for a class that is not in the truth
+    truth_share: float  # its share of the truth, void left out
+    pytorch_iu: float | None = None  # PyTorch's IU
 
     @property
     def occurs(self) -> bool:
@@ -144,21 +123,13 @@ def class_scores(names: Sequence[str], scores: Scores, pytorch: Scores | None) -
 
 @dataclass(frozen=True)
 class ImageScore:
-    """The scores of one image; each is 0..1, NaN where it is undefined, None without PyTorch.
+    """The scores of one image; each is 0..1, NaN where it is undefined, None without PyTorch."""
 
-    Attributes:
-        name: name of its pair.
-        mean_iu: of the artifact's labels with the truth.
-        pixel_accuracy: share of its pixels that the artifact labels right, void left out.
-        pytorch_mean_iu: of PyTorch's labels with the truth.
-        agreement: share of its pixels with the same label from both.
-    """
-
-    name: str
-    mean_iu: float
-    pixel_accuracy: float
-    pytorch_mean_iu: float | None = None
-    agreement: float | None = None
+    name: str  # name of its pair
+    mean_iu: float  # of the artifact's labels with the truth
+    pixel_accuracy: float  # share of its pixels that the artifact labels right, void left out
+    pytorch_mean_iu: float | None = None  # of PyTorch's labels with the truth
+    agreement: float | None = None  # share of its pixels with the same label from both
 
     @classmethod
     def of(cls, record: ImageRecord) -> Self:
@@ -172,23 +143,14 @@ class ImageScore:
 
 @dataclass(frozen=True)
 class Source:
-    """The artifact, the runtimes and the data set of an evaluation.
+    """The artifact, the runtimes and the data set of an evaluation."""
 
-    Attributes:
-        artifact: the artifact's path.
-        model_sha256: hash of its model's file.
-        runtime: name of the runtime.
-        pytorch: name of the PyTorch runtime for the comparison, or None.
-        dataset: kind and path of the data set.
-        fitting: how photos were fitted into the input.
-    """
-
-    artifact: Path
-    model_sha256: str
-    runtime: str
-    pytorch: str | None
-    dataset: str
-    fitting: str
+    artifact: Path  # the artifact's path
+    model_sha256: str  # hash of its model's file
+    runtime: str  # name of the runtime
+    pytorch: str | None  # name of the PyTorch runtime for the comparison, or None
+    dataset: str  # kind and path of the data set
+    fitting: str  # how photos were fitted into the input
 
     @property
     def conditions(self) -> dict[str, str]:

@@ -35,23 +35,14 @@ _REFETCH = "Copy or download it again, and compare its size with the original."
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file's tensors under this toolkit's names.
+    """A checkpoint file's tensors under this toolkit's names."""
 
-    Attributes:
-        path: the file.
-        sha256: of the file, in hex.
-        family: the naming family of the file.
-        state: float32 tensors by this toolkit's parameter names.
-        dropped: names in the file that have no place in an FCN.
-        class_names: names of the classes, in order; empty when the file has none.
-    """
-
-    path: Path
-    sha256: str
-    family: Family
-    state: Mapping[str, Tensor]
-    dropped: tuple[str, ...]
-    class_names: tuple[str, ...] = ()
+    path: Path  # the file
+    sha256: str  # of the file, in hex
+    family: Family  # the naming family of the file
+    state: Mapping[str, Tensor]  # float32 tensors by this toolkit's parameter names
+    dropped: tuple[str, ...]  # names in the file that have no place in an FCN
+    class_names: tuple[str, ...] = ()  # names of the classes, in order; empty when the file has none
 
     @property
     def num_classes(self) -> int | None:

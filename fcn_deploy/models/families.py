@@ -22,24 +22,16 @@ _FC_KERNELS = {"fc6": FC6_KERNEL, "fc7": 1}
 
 @dataclass(frozen=True)
 class Family:
-    """One way of naming an FCN's parameters.
+    """One way of naming an FCN's parameters."""
 
-    Attributes:
-        name: name shown to the user.
-        keys: parameter names that all have to be present.
-        geometry: default geometry of its networks.
-        layers: maps its layer names to this toolkit's; layers not listed keep their name.
-        dropped: layers that an FCN does not have; they are reported as dropped.
-        starting_point: whether the file has only the trunk, so that the heads are untrained.
-        reshape: reshapes a weight, by this toolkit's layer name, to that of a convolution.
-    """
-
-    name: str
-    keys: frozenset[str]
-    geometry: Geometry
+    name: str  # name shown to the user
+    keys: frozenset[str]  # parameter names that all have to be present
+    geometry: Geometry  # default geometry of its networks
+    # maps its layer names to this toolkit's; layers not listed keep their name
     layers: Mapping[str, str] = field(default_factory=dict)
-    dropped: frozenset[str] = frozenset()
-    starting_point: bool = False
+    dropped: frozenset[str] = frozenset()  # layers that an FCN does not have; they are reported as dropped
+    starting_point: bool = False  # whether the file has only the trunk, so that the heads are untrained
+    # reshapes a weight, by this toolkit's layer name, to that of a convolution
     reshape: Callable[[str, Tensor], Tensor] = lambda _layer, weight: weight
 
     def recognises(self, state: StateDict) -> bool:

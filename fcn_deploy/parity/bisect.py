@@ -32,21 +32,13 @@ _ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 
 @dataclass(frozen=True)
 class LayerComparison:
-    """The difference between one layer's map and PyTorch's.
+    """The difference between one layer's map and PyTorch's."""
 
-    Attributes:
-        name: name of the layer.
-        max_abs_error: largest absolute difference.
-        extent: the reference's largest value minus its smallest.
-        error_energy: sum of the squared differences.
-        energy: sum of the reference's squares.
-    """
-
-    name: str
-    max_abs_error: float
-    extent: float
-    error_energy: float
-    energy: float
+    name: str  # name of the layer
+    max_abs_error: float  # largest absolute difference
+    extent: float  # the reference's largest value minus its smallest
+    error_energy: float  # sum of the squared differences
+    energy: float  # sum of the reference's squares
 
     @property
     def relative_error(self) -> float:
@@ -70,17 +62,11 @@ class LayerComparison:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """Every layer that can be compared, in the graph's order.
+    """Every layer that can be compared, in the graph's order."""
 
-    Attributes:
-        input_name: the input both ran on.
-        bound: the largest relative error that is accepted; None when the arithmetic has no such bound.
-        layers: the comparisons.
-    """
-
-    input_name: str
-    bound: float | None
-    layers: tuple[LayerComparison, ...]
+    input_name: str  # the input both ran on
+    bound: float | None  # the largest relative error that is accepted; None when the arithmetic has no such bound
+    layers: tuple[LayerComparison, ...]  # the comparisons
 
     @property
     def first_wrong(self) -> LayerComparison | None:

@@ -19,27 +19,16 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class LabelComparison:
-    """The difference between a candidate's labels and the reference's, for one input.
+    """The difference between a candidate's labels and the reference's, for one input."""
 
-    Attributes:
-        input_name: the input both ran on.
-        logit_range: the reference's largest logit minus its smallest.
-        pixels: number of labels compared.
-        flips: labels that differ.
-        clear_flips: flips where the reference's margin over the candidate's label exceeds CLEAR_MARGIN of the range.
-        largest_flip_margin: the largest such margin, in logits; 0 without flips.
-        intersections: pixels per class where both have that label.
-        unions: pixels per class where either has that label.
-    """
-
-    input_name: str
-    logit_range: float
-    pixels: int
-    flips: int
-    clear_flips: int
-    largest_flip_margin: float
-    intersections: tuple[int, ...]
-    unions: tuple[int, ...]
+    input_name: str  # the input both ran on
+    logit_range: float  # the reference's largest logit minus its smallest
+    pixels: int  # number of labels compared
+    flips: int  # labels that differ
+    clear_flips: int  # flips where the reference's margin over the candidate's label exceeds CLEAR_MARGIN of the range
+    largest_flip_margin: float  # the largest such margin, in logits; 0 without flips
+    intersections: tuple[int, ...]  # pixels per class where both have that label
+    unions: tuple[int, ...]  # pixels per class where either has that label
 
     @property
     def severity(self) -> float:

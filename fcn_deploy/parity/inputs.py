@@ -27,17 +27,11 @@ _EXTREMES_SEED = 255
 
 @dataclass(frozen=True)
 class ParityInput:
-    """One named input.
+    """One named input."""
 
-    Attributes:
-        name: its name in reports.
-        image: N x 3 x H x W float32, the network's input.
-        pixels: the same as N x H x W x 3 uint8 RGB; None for inputs that are not pictures.
-    """
-
-    name: str
-    image: FloatArray
-    pixels: Pixels | None = None
+    name: str  # its name in reports
+    image: FloatArray  # N x 3 x H x W float32, the network's input
+    pixels: Pixels | None = None  # the same as N x H x W x 3 uint8 RGB; None for inputs that are not pictures
 
     def feed(self, spec: TensorSpec) -> npt.NDArray[Any]:
         """Return the input in the form that a model with input `spec` takes.

@@ -61,28 +61,18 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class Task:
-    """A photo to segment.
+    """A photo to segment."""
 
-    Attributes:
-        image: the photo's file.
-        name: name of its results, without a suffix.
-    """
-
-    image: Path
-    name: str
+    image: Path  # the photo's file
+    name: str  # name of its results, without a suffix
 
 
 @dataclass(frozen=True)
 class Decoded(PendingPhoto):
-    """A photo that is ready for the model.
+    """A photo that is ready for the model."""
 
-    Attributes:
-        task: which photo.
-        key: hash of everything its results depend on: content, model and options.
-    """
-
-    task: Task
-    key: str
+    task: Task  # which photo
+    key: str  # hash of everything its results depend on: content, model and options
 
 
 @dataclass(frozen=True)
@@ -140,27 +130,16 @@ _RESULTS_VERSION = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """What every stage of a run needs to know; travels between processes.
+    """What every stage of a run needs to know; travels between processes."""
 
-    Attributes:
-        folder: base of relative paths, for workers that run elsewhere.
-        artifact: the artifact that segments.
-        options: the options of the run.
-        info: the model's facts.
-        model_sha256: hash of the model's file.
-        batch: N, photos per run of the model.
-        height: H of its input.
-        width: W of its input.
-    """
-
-    folder: Path
-    artifact: Path
-    options: PredictOptions
-    info: ModelInfo
-    model_sha256: str
-    batch: int
-    height: int
-    width: int
+    folder: Path  # base of relative paths, for workers that run elsewhere
+    artifact: Path  # the artifact that segments
+    options: PredictOptions  # the options of the run
+    info: ModelInfo  # the model's facts
+    model_sha256: str  # hash of the model's file
+    batch: int  # N, photos per run of the model
+    height: int  # H of its input
+    width: int  # W of its input
 
     def key(self, photo: bytes) -> str:
         """Return the SHA-256, in hex, of everything the results of a photo with this content depend on."""

@@ -29,16 +29,12 @@ _PARSER = threading.Lock()
 
 @dataclass(frozen=True)
 class FileFormat:
-    """A format with some files for each photo.
+    """A format with some files for each photo."""
 
-    Attributes:
-        suffixes: of the files, in the order they are written; the last file holds the key.
-        encode: returns the files' contents, from the plan, the photo and its h x w labels in the photo's own size.
-        key_of: returns the key in the last file, or None when it has none because something else wrote it.
-    """
-
-    suffixes: tuple[str, ...]
+    suffixes: tuple[str, ...]  # of the files, in the order they are written; the last file holds the key
+    # returns the files' contents, from the plan, the photo and its h x w labels in the photo's own size
     encode: Callable[[Plan, Decoded, Labels], tuple[bytes, ...]]
+    # returns the key in the last file, or None when it has none because something else wrote it
     key_of: Callable[[bytes], str | None]
 
 
@@ -118,17 +114,12 @@ _UNREADABLE = (OSError, ValueError, SyntaxError, KeyError, EOFError, zlib.error)
 
 @dataclass(frozen=True)
 class Encoded:
-    """A result that is not written yet.
+    """A result that is not written yet."""
 
-    Attributes:
-        prediction: the prediction, complete but for the names of its files.
-        files: names and contents, in the order they are to be written; empty for a row of a table.
-        row: a row of a table; empty for files.
-    """
-
-    prediction: Prediction
+    prediction: Prediction  # the prediction, complete but for the names of its files
+    # names and contents, in the order they are to be written; empty for a row of a table
     files: tuple[tuple[str, bytes], ...] = ()
-    row: dict[str, Any] = field(default_factory=dict)
+    row: dict[str, Any] = field(default_factory=dict)  # a row of a table; empty for files
 
 
 class Sink(ABC):

@@ -15,16 +15,12 @@ from fcn_deploy.storage import sole_writer, staged_file
 class Store:
     """Files by name in one folder; travels between processes.
 
-    Attributes:
-        output: the directory or address, as the user wrote it.
-        directory: absolute path of the directory; None for an address.
-
     Raises:
         UsageError: on first use, when there is no such protocol or its package is not installed.
     """
 
-    output: str
-    directory: Path | None = None
+    output: str  # the directory or address, as the user wrote it
+    directory: Path | None = None  # absolute path of the directory; None for an address
 
     def location(self, name: str) -> str:
         """Return the path or address of a file, as the user would write it."""

@@ -16,15 +16,10 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Runner(ABC):
-    """Runs one model: a context manager from arrays by name to arrays by name.
+    """Runs one model: a context manager from arrays by name to arrays by name."""
 
-    Attributes:
-        name: what runs, for reports, e.g. `ONNX Runtime 1.31.1 CPU`.
-        inputs: names, shapes and types for `run`, known once the runner is open.
-    """
-
-    name: str
-    inputs: tuple[TensorSpec, ...]
+    name: str  # what runs, for reports, e.g. `ONNX Runtime 1.31.1 CPU`.
+    inputs: tuple[TensorSpec, ...]  # names, shapes and types for `run`, known once the runner is open
 
     def __enter__(self) -> Self:
         self._open()

@@ -24,15 +24,10 @@ _MEMBER = "SM"
 
 @dataclass(frozen=True)
 class Message:
-    """One line of TensorRT's log.
+    """One line of TensorRT's log."""
 
-    Attributes:
-        severity: 0 internal error, 1 error, 2 warning, 3 information, 4 the list of an engine's layers.
-        text: as TensorRT words it.
-    """
-
-    severity: int
-    text: str
+    severity: int  # 0 internal error, 1 error, 2 warning, 3 information, 4 the list of an engine's layers
+    text: str  # as TensorRT words it
 
 
 class Log:
@@ -85,19 +80,12 @@ def _logger(trt: Any, log: Log) -> Any:
 
 @dataclass(frozen=True)
 class Flavour:
-    """An installed TensorRT.
+    """An installed TensorRT."""
 
-    Attributes:
-        name: which of the two.
-        version: of its package.
-        trt: the package itself.
-        log: its log; TensorRT accepts one logger per process and keeps the first.
-    """
-
-    name: FlavourName
-    version: str
-    trt: Any
-    log: Log
+    name: FlavourName  # which of the two
+    version: str  # of its package
+    trt: Any  # the package itself
+    log: Log  # its log; TensorRT accepts one logger per process and keeps the first
 
     def __str__(self) -> str:
         return f"{'TensorRT' if self.name is FlavourName.TENSORRT else 'TensorRT-RTX'} {self.version}"

@@ -209,17 +209,11 @@ def _decode_values(data: msgspec.Raw, shape: Sequence[int]) -> bytes | memoryvie
 
 @dataclass(frozen=True)
 class ModelInterface:
-    """The input and output of every served model: `pixels` n x H x W x 3 RGB to `labels` n x H x W, both UINT8.
+    """The input and output of every served model: `pixels` n x H x W x 3 RGB to `labels` n x H x W, both UINT8."""
 
-    Attributes:
-        batch: N, the largest n; smaller ones are filled up.
-        height: H, pixels.
-        width: W, pixels.
-    """
-
-    batch: int
-    height: int
-    width: int
+    batch: int  # N, the largest n; smaller ones are filled up
+    height: int  # H, pixels
+    width: int  # W, pixels
 
     def describe(self) -> dict[str, list[dict[str, Any]]]:
         """Return inputs and outputs as the protocol describes them; -1 stands for 1 to N photos."""
@@ -263,17 +257,11 @@ class ModelInterface:
 
 @dataclass(frozen=True)
 class InferResult:
-    """The labels of a request.
+    """The labels of a request."""
 
-    Attributes:
-        labels: n x H x W uint8.
-        queue_s: seconds from its arrival to the beginning of its run.
-        run_s: seconds of its run, of the model alone.
-    """
-
-    labels: Labels
-    queue_s: float
-    run_s: float
+    labels: Labels  # n x H x W uint8
+    queue_s: float  # seconds from its arrival to the beginning of its run
+    run_s: float  # seconds of its run, of the model alone
 
     def describe(self, model_name: str, request_id: str) -> dict[str, Any]:
         """Return the response but for the labels themselves and the parameters; a request without id gets one."""
