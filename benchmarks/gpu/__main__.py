@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.engine.run import BenchOptions
 from benchmarks.gpu import figures
 from benchmarks.gpu.matrix import Matrix, MatrixOptions, doctor
-from benchmarks.gpu.plan import PLAN
+from benchmarks.gpu.plan import PLAN, plan_for
 from benchmarks.report.page import write_markdown, write_page
 from benchmarks.report.results import BenchReport, RowStatus, write_report
 from benchmarks.stats.timing import Protocol
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         options = MatrixOptions(
             given.output,
             BenchOptions(given.provider, protocol=protocol, command=command, answer_s=_ANSWER_S),
-            PLAN[: given.bundles],
+            plan_for(given.minutes)[: given.bundles],
             given.minutes * 60,
             given.size,
             given.channel_divisor,
