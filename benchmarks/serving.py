@@ -70,27 +70,26 @@ def plain_asker(server: dict[str, Any], pixels: Pixels) -> Iterator[Ask]:
 def http_asker(server: dict[str, Any], pixels: Pixels) -> Ask:
     """Requests over HTTP from tritonclient, tensors as bytes."""
     client = tritonclient.http.InferenceServerClient(server["http"].removeprefix("http://"))
-
-    def ask() -> float:
-        given = tritonclient.http.InferInput("pixels", list(pixels.shape), "UINT8")
-        given.set_data_from_numpy(pixels)
-        result = client.infer(server["name"], [given])
-        _check(result.as_numpy("labels"), pixels)
-        return float(result.get_response()["parameters"]["run_us"]) / _US_PER_MS
-
-    return ask
+    ask = _triton_request(tritonclient.http, client, server["name"], pixels)
+    return lambda: float(ask()["parameters"]["run_us"]) / _US_PER_MS
 
 
 def grpc_asker(server: dict[str, Any], pixels: Pixels) -> Ask:
     """Requests over gRPC from tritonclient, tensors as bytes."""
     client = tritonclient.grpc.InferenceServerClient(server["grpc"], channel_args=CHANNEL)
+    ask = _triton_request(tritonclient.grpc, client, server["name"], pixels)
+    return lambda: float(ask().parameters["run_us"].int64_param) / _US_PER_MS
 
-    def ask() -> float:
-        given = tritonclient.grpc.InferInput("pixels", list(pixels.shape), "UINT8")
+
+def _triton_request(protocol: Any, client: Any, name: str, pixels: Pixels) -> Callable[[], Any]:
+    """Return a function that sends one request, checks the labels and returns the response."""
+
+    def ask() -> Any:
+        given = protocol.InferInput("pixels", list(pixels.shape), "UINT8")
         given.set_data_from_numpy(pixels)
-        result = client.infer(server["name"], [given])
+        result = client.infer(name, [given])
         _check(result.as_numpy("labels"), pixels)
-        return float(result.get_response().parameters["run_us"].int64_param) / _US_PER_MS
+        return result.get_response()
 
     return ask
 

@@ -149,7 +149,7 @@ class Matrix:
     def report(self) -> BenchReport:
         """What was measured so far."""
         found = {
-            "gpus_during": self._schedule.gpus.summary(),
+            "gpus_during": environment.ranges_of(self._schedule.gpu_readings),
             "stolen_share": environment.stolen_share(self._times),
             "not_measured": self.problems,
         }
