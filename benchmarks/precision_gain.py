@@ -126,14 +126,12 @@ def _interleaved(paths: Mapping[Precision, Path], rounds: int) -> dict[Precision
 def main(arguments: Sequence[str]) -> None:
     """Print both tables, row by row."""
     scenes, rounds = [*map(int, arguments), *(SCENES, ROUNDS)[len(arguments) :]]
-    sys.stdout.write(f"{ACCURACY}\n")
+    print(ACCURACY)
     for row in accuracies(scenes):
-        sys.stdout.write(f"{row}\n")
-        sys.stdout.flush()
-    sys.stdout.write(f"\n{SPEED}\n")
+        print(row, flush=True)
+    print(f"\n{SPEED}")
     for variant in Variant:
-        sys.stdout.write(f"{speed(variant, rounds)}\n")
-        sys.stdout.flush()
+        print(speed(variant, rounds), flush=True)
 
 
 if __name__ == "__main__":

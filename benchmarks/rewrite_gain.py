@@ -78,11 +78,10 @@ def _logits(model: ir.Model) -> tuple[npt.NDArray[np.float64], int]:
 def main(arguments: Sequence[str]) -> None:
     """Measure every variant in both geometries."""
     target = Target(arguments[0]) if arguments else Target.CPU
-    sys.stdout.write(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}\n")
+    print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
     for geometry, variant in itertools.product(Geometry, Variant):
         cells = measure(variant, geometry, target).cells()
-        sys.stdout.write(f"| FCN-{variant} {geometry} | {' | '.join(cells)} |\n")
-        sys.stdout.flush()
+        print(f"| FCN-{variant} {geometry} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

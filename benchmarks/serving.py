@@ -28,6 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
 import fcn_deploy as fd
+from benchmarks.report.table import markdown_lines
 from fcn_deploy.images import Pixels
 from fcn_deploy.segmentation import Segmenter
 from fcn_deploy.serving.protocol import JSON_LENGTH_HEADER
@@ -252,10 +253,9 @@ def main(arguments: Sequence[str]) -> None:
             askers["HTTP, tritonclient"] = http_asker(server, pixels)
             askers["gRPC, tritonclient"] = grpc_asker(server, pixels)
             found = take_turns(askers, ROUNDS)
-            sys.stdout.write(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}\n")
-            sys.stdout.writelines(f"| {name}, ms | {' | '.join(row.cells())} |\n" for name, row in found.items())
-            sys.stdout.write("\n")
-            sys.stdout.writelines(f"{line}  \n" for line in under_load(server, pixels, seconds).lines())
+            lines = markdown_lines(HEADINGS, ((f"{name}, ms", *row.cells()) for name, row in found.items()))
+            print("\n".join(lines), end="\n\n")
+            print("  \n".join(under_load(server, pixels, seconds).lines()))
 
 
 if __name__ == "__main__":

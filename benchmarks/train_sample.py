@@ -205,8 +205,7 @@ def train(steps: int = STEPS) -> FCN:
         optimiser.step()
         schedule.step()
         if step % 100 == 0 or step == steps - 1:
-            sys.stdout.write(f"step {step}: loss {loss.item():.3f}\n")
-            sys.stdout.flush()
+            print(f"step {step}: loss {loss.item():.3f}", flush=True)
     return network.eval()
 
 

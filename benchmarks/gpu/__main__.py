@@ -53,9 +53,9 @@ def main(arguments: Sequence[str]) -> int:
             if matrix.report.rows:
                 write_page([matrix.report], given.output / "latency.html")
     except FcnDeployError as error:
-        _say(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    sys.stdout.write(figures.markdown(matrix.report) + "\n")
+    print(figures.markdown(matrix.report))
     return exit_code(matrix.report)
 
 
@@ -98,12 +98,7 @@ def _say_step(step: str, _parts: int = 1, /) -> Iterator[Advance]:
     try:
         yield lambda: None
     finally:
-        _say(f"{time.monotonic() - begun:6.1f} s  {step}")
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+        print(f"{time.monotonic() - begun:6.1f} s  {step}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
