@@ -6,6 +6,7 @@ report is written while rows run, so that a run that is killed keeps what it had
 
 import contextlib
 import importlib.util
+import math
 import os
 import shutil
 import signal
@@ -170,11 +171,9 @@ class Matrix:
                 precisions |= {ComputePrecision(entry.precision) for entry in self._plan}
             try:
                 if options.checks:
+                    seconds = min(_QUICK_TESTS_S if options.short else math.inf, self.left_s * _TESTS_SHARE)
                     with self.on_step("tests for GPUs, and the first exports"):
-                        seconds, selected = self.left_s * _TESTS_SHARE, ""
-                        if options.short:
-                            seconds, selected = min(seconds, _QUICK_TESTS_S), QUICK_TESTS
-                        run_gpu_tests(options.output, seconds, selected)
+                        run_gpu_tests(options.output, seconds, QUICK_TESTS if options.short else "")
                 with self.on_step("measure the ceilings of the device"):
                     self._schedule.measure_ceilings(process, precisions)
                 self._measure_all(maker)

@@ -1,6 +1,5 @@
 """Compares rows: ratios of medians with their intervals, and whether rows of one report are slower than another's."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -145,8 +144,9 @@ def compare_reports(before: BenchReport, after: BenchReport, threshold: float = 
         )
     first, second = _measured(before), _measured(after)
     if not first.keys() & second.keys():
+        names = (", ".join(map(str, keys)) or "nothing" for keys in (first, second))
         raise UsageError(
-            f"no row in common: {_listed(first)} against {_listed(second)}",
+            f"no row in common: {' against '.join(names)}",
             remedy="Compare reports of the same bundles, sizes and provider.",
         )
     changes = []
@@ -160,7 +160,3 @@ def compare_reports(before: BenchReport, after: BenchReport, threshold: float = 
 
 def _measured(report: BenchReport) -> dict[RowKey, Measurement]:
     return {row.key: row.measurement for row in report.rows if row.measurement is not None}
-
-
-def _listed(keys: Iterable[RowKey]) -> str:
-    return ", ".join(str(key) for key in keys) or "nothing"
