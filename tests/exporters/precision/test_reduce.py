@@ -94,7 +94,7 @@ def test_int8_without_images_is_refused() -> None:
 
 @pytest.mark.parametrize("least", [0.0, -0.1, 1.001, float("nan"), float("inf")])
 def test_an_agreement_out_of_its_bounds_is_refused(least: float) -> None:
-    with pytest.raises(UsageError, match=r"0 .*1"):
+    with pytest.raises(UsageError, match=r"\b0, .*\b1\b"):
         PrecisionOptions(Precision.INT8, (SAMPLE_PHOTO,), min_agreement=least)
 
 
