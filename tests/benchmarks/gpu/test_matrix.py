@@ -1,5 +1,7 @@
 """The whole way on a CPU, with narrow networks: exported beside each other, measured one after the other."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from benchmarks.gpu.plan import Entry
 from benchmarks.report.results import RowStatus, read_report
 from benchmarks.stats.timing import Protocol
 from fcn_deploy import Precision, Provider, Variant
+from fcn_deploy.progress import Advance
 from fcn_deploy.runtime.ort import provider_problem
 from tests.benchmarks.reports import report, row
 
@@ -63,14 +66,25 @@ def test_a_bundle_for_which_there_is_no_time_is_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_in_a_short_run_rows_are_measured_without_nodes_and_what_compiles_is_left_out_first(tmp_path: Path) -> None:
+def test_a_short_run_times_no_nodes_and_first_leaves_out_what_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.gpu.matrix._COMPILING_S", 1000.0)
+    steps = []
+
+    @contextlib.contextmanager
+    def record(step: str, _parts: int = 1, /) -> Iterator[Advance]:
+        steps.append(step.partition(",")[0])
+        yield lambda: None
+
     plan = (Entry(Variant.FCN8S, FP32, ("compile", "ort")),)
-    matrix = Matrix(replace(options(tmp_path, seconds=60), plan=plan), write)
+    matrix = Matrix(replace(options(tmp_path, seconds=200), plan=plan), write, record)
 
     matrix.measure()
 
-    assert [(row.key.case, row.status, row.nodes) for row in matrix.report.rows] == [("ort", "measured", ())]
+    assert [(row.key.case, row.status) for row in matrix.report.rows] == [("ort", "measured")]
     assert matrix.problems == {"FCN-8s fp32, batch 1: compile": "there was no time for it"}
+    assert steps == ["measure the ceilings of the device", "FCN-8s fp32"]
 
 
 def test_an_interruption_keeps_what_is_known(tmp_path: Path) -> None:
