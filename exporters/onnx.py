@@ -167,7 +167,9 @@ def name_after_nodes(model: ir.Model) -> None:
                 output.name = node.name
     for node in graph:
         for formal, value in zip(_formal_inputs(node), node.inputs, strict=False):
-            if value is not None and value.is_initializer() and _is_first_reader(node, value) and _is_index(value):
+            if value is None or not value.is_initializer() or value.dtype != ir.DataType.INT64:
+                continue
+            if next(iter(value.uses())).node is node:
                 value.name = f"{node.name}/{formal}"
 
 
@@ -193,14 +195,6 @@ def _layer_of(node: ir.Node) -> str:
     scopes = ast.literal_eval(node.metadata_props[_SCOPES])
     # The last scope is the operation itself, the first the wrapper.
     return str(scopes[-2]).removeprefix(f"{_WRAPPER}.").replace(".", "/")
-
-
-def _is_first_reader(node: ir.Node, value: ir.Value) -> bool:
-    return next(iter(value.uses())).node is node
-
-
-def _is_index(value: ir.Value) -> bool:
-    return value.dtype == ir.DataType.INT64
 
 
 def _formal_inputs(node: ir.Node) -> list[str]:

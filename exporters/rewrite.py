@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
-from exporters.equivalence import SAME_GRAPH_ERROR, check_graph, compare_graphs
+from exporters.equivalence import check_graph, compare_graphs
 from exporters.passes.cost import machine_of
 from exporters.passes.edit import Rewrite, RewriteResult, Site
 from exporters.passes.fold_crop import FoldCrop
@@ -116,12 +116,8 @@ def _applied(one: Rewrite, model: ir.Model) -> tuple[ir.Model, PassReport]:
         found = compare_graphs(model, candidate)
     except (ParityError, BundleError) as error:
         return model, PassReport(one.name, sites, undone=error.problem)
-    undone = None
-    if not found.relative_error <= SAME_GRAPH_ERROR:
-        undone = (
-            f"the rewritten graph differs from the one before by {found.relative_error:.2g} of the range; "
-            f"at most {SAME_GRAPH_ERROR:g} is rounding"
-        )
+    wrong = found.beyond_rounding
+    undone = f"the rewritten graph differs from the one before by {wrong}" if wrong else None
     report = PassReport(one.name, sites, undone, found.compared_nodes, found.relative_error, found.inputs)
     return model if undone else candidate, report
 

@@ -6,7 +6,7 @@ import onnx
 import onnx_ir as ir
 import onnxsim
 
-from exporters.equivalence import SAME_GRAPH_ERROR, compare_graphs
+from exporters.equivalence import compare_graphs
 from exporters.onnx import name_after_outputs, node_names
 from fcn_deploy.errors import BundleError, ParityError
 from fcn_deploy.graph import operator_counts, typed_skeleton
@@ -60,12 +60,8 @@ def _compared(model: ir.Model, simplified: ir.Model) -> tuple[ir.Model, Simplifi
         found = compare_graphs(model, simplified)
     except (ParityError, BundleError) as error:
         return _refused(model, error.problem)
-    if not found.relative_error <= SAME_GRAPH_ERROR:
-        return _refused(
-            model,
-            f"the graph differs from the plain one by {found.relative_error:.2g} of its range; "
-            f"at most {SAME_GRAPH_ERROR:g} is rounding",
-        )
+    if found.beyond_rounding:
+        return _refused(model, f"the graph differs from the plain one by {found.beyond_rounding}")
     name_after_outputs(simplified, node_names(model))
     difference = found.relative_error if found.compared_nodes else None
     counts = operator_counts(model), operator_counts(simplified)

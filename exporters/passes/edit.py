@@ -234,20 +234,19 @@ class Rewrite(ir.passes.InPlacePass):
     """A pass of onnx_ir that finds places, checks each, and rewrites those that pass the check."""
 
     name: str  # its name in reports
-    pattern: str  # what it looks for, in words
 
     def call(self, model: ir.Model) -> RewriteResult:
         """Rewrite `model` in place wherever the pattern is found and the check passes."""
         sites = []
         for found in self.find(model):
-            name, refusal = self.node_name(found), self.check(found)
+            name, refusal = str(getattr(found, "node", found).name), self.check(found)
             done = self.rewrite(model, found) if refusal is None else None
             sites.append(Site(name, refusal is None, str(done if refusal is None else refusal)))
         return RewriteResult(model, any(site.applied for site in sites), tuple(sites))
 
     @abstractmethod
     def find(self, model: ir.Model) -> Sequence[Any]:
-        """Return every place where the pattern occurs."""
+        """Return every place where the pattern occurs: a node, a value, or a record with an attribute `node`."""
 
     @abstractmethod
     def check(self, found: Any) -> str | None:
@@ -256,7 +255,3 @@ class Rewrite(ir.passes.InPlacePass):
     @abstractmethod
     def rewrite(self, model: ir.Model, found: Any) -> str:
         """Rewrite the place; returns what was done, in a few words."""
-
-    def node_name(self, found: Any) -> str:
-        """Return the name of the place in reports: `found` is a node, a value, or has an attribute `node`."""
-        return str(getattr(found, "node", found).name)

@@ -18,7 +18,6 @@ class PixelHead(Rewrite):
     """the input, N x 3 x H x W float BGR less the mean, becomes `pixels`, N x H x W x 3 uint8 RGB."""
 
     name = "pixels"
-    pattern = "the graph's only input, N x 3 x H x W float, read by one Conv, perhaps through one Pad"
 
     def find(self, model: ir.Model) -> Sequence[ir.Value]:
         """Return the inputs that are not pixels yet."""
@@ -86,7 +85,6 @@ class LabelHead(Rewrite):
     """
 
     name = "labels"
-    pattern = "the graph's only output, N x K x H x W float logits"
 
     def find(self, model: ir.Model) -> Sequence[ir.Value]:
         """Return the outputs that are not labels yet."""

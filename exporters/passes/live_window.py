@@ -42,7 +42,6 @@ class LiveWindow(Rewrite):
     """Computes windows of maps, chosen for `machine`."""
 
     name = "live-window"
-    pattern = "a Conv or Pad that frames the image, and what follows it up to where nothing constant is left"
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine

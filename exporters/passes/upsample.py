@@ -68,7 +68,6 @@ class Upsample(Rewrite):
     """Replaces transposed convolutions where a convolution is cheaper on `machine`."""
 
     name = "upsample"
-    pattern = "a ConvTranspose of kernel 2s and stride s"
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
