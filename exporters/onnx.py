@@ -173,21 +173,18 @@ def name_after_nodes(model: ir.Model) -> None:
                 value.name = f"{node.name}/{formal}"
 
 
-def name_after_outputs(model: ir.Model, names: dict[str, str]) -> None:
-    """Name each node after the one that computed its first output before a rewrite (`names`: output to node).
+def name_as_before(model: ir.Model, before: ir.Model) -> None:
+    """Name each node after the one that computed its first output in the graph `before` a rewrite.
 
-    A node the rewrite brought in is named after its reader and its operator.
+    Nodes of one layer that were split share the layer's name. A node the rewrite brought in is named after its reader
+    and its operator.
     """
+    names = {node.outputs[0].name or "": (node.name or "").partition("/slice_")[0] for node in before.graph}
     for node in reversed(model.graph):
         readers = [use.node.name for use in node.outputs[0].uses()]
         made_up = f"{readers[0]}/{node.op_type.lower()}" if readers else node.name
         node.name = names.get(node.outputs[0].name or "", made_up)
     name_after_nodes(model)
-
-
-def node_names(model: ir.Model) -> dict[str, str]:
-    """Return node names by first output; nodes of one layer that were split share the layer's name."""
-    return {node.outputs[0].name or "": (node.name or "").partition("/slice_")[0] for node in model.graph}
 
 
 def _layer_of(node: ir.Node) -> str:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnxsim
 
 from exporters.equivalence import compare_graphs
-from exporters.onnx import name_after_outputs, node_names
+from exporters.onnx import name_as_before
 from fcn_deploy.errors import BundleError, ParityError
 from fcn_deploy.graph import operator_counts, typed_skeleton
 from fcn_deploy.onnx_file import large_initializers
@@ -62,7 +62,7 @@ def _compared(model: ir.Model, simplified: ir.Model) -> tuple[ir.Model, Simplifi
         return _refused(model, error.problem)
     if found.beyond_rounding:
         return _refused(model, f"the graph differs from the plain one by {found.beyond_rounding}")
-    name_after_outputs(simplified, node_names(model))
+    name_as_before(simplified, model)
     difference = found.relative_error if found.compared_nodes else None
     counts = operator_counts(model), operator_counts(simplified)
     return simplified, Simplification(*counts, difference=difference, compared_nodes=found.compared_nodes)

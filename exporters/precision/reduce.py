@@ -52,12 +52,9 @@ def reduce_precision(
 ) -> tuple[ir.Model, Reduction | None]:
     """Convert a copy of `model` to the precision in `options`; float32 returns `model` itself.
 
-    Args:
-        model: in float32, with its final input and output heads; left as it is.
-        options: the precision; without a minimum agreement, every layer of the trunk is quantized.
-        inputs: what the maps are observed on, from `calibration_inputs`.
-        target: what the graph is to run on, which decides the type of 8-bit maps.
-        on_step: called with every step.
+    The model has its final input and output heads already. Its maps are observed on `inputs`, from
+    `calibration_inputs`. Without a minimum agreement, every layer of the trunk is quantized. `target`, what the graph
+    is to run on, decides the type of 8-bit maps.
 
     Raises:
         UsageError: a weight or a map is beyond the type's limit, or the precision is reduced already.

@@ -188,11 +188,7 @@ def _precision(options: EngineOptions, bundle: Bundle) -> Precision:
 
 
 def require_signed(bundle: Bundle, source: str) -> None:
-    """Check that TensorRT can read a bundle's 8-bit maps, if it has any.
-
-    Args:
-        bundle: the bundle.
-        source: what the user calls it.
+    """Check that TensorRT can read the 8-bit maps, if there are any, of a bundle that the user calls `source`.
 
     Raises:
         UsageError: they are unsigned.
@@ -337,7 +333,8 @@ def load_timing_cache(flavour: Flavour, config: Any, path: Path) -> Any:
 def _run(flavour: Flavour, builder: Any, network: Any, config: Any, on_phases: OnPhases) -> tuple[Any, list[Message]]:
     """Build on another thread, so that this one can be interrupted: the builder then ends at its next step."""
     # Held until the build has ended: TensorRT does not keep it alive.
-    monitor = config.progress_monitor = _monitor(flavour.trt, on_phases)
+    monitor_type = type("Monitor", (BuildMonitor, flavour.trt.IProgressMonitor), {})
+    monitor = config.progress_monitor = monitor_type(on_phases)
     with flavour.log.listening() as messages, ThreadPoolExecutor(1) as pool:
         future = pool.submit(builder.build_serialized_network, network, config)
         try:
@@ -357,7 +354,7 @@ def _run(flavour: Flavour, builder: Any, network: Any, config: Any, on_phases: O
 
 
 class BuildMonitor:
-    """Keeps the phases under way. Its methods are those of TensorRT's IProgressMonitor.
+    """Keeps the phases under way: the methods of TensorRT's IProgressMonitor, with which it is combined.
 
     Attributes:
         stopped: whether the build is to end at its next step.
@@ -365,6 +362,7 @@ class BuildMonitor:
     """
 
     def __init__(self, on_phases: OnPhases) -> None:
+        super().__init__()  # of IProgressMonitor
         self._on_phases, self._lock = on_phases, threading.Lock()
         self._phases: dict[str, Phase] = {}
         self.stopped = False
@@ -392,15 +390,6 @@ class BuildMonitor:
             except Exception as error:  # must not pass through TensorRT, which is not Python
                 self.failure = self.failure or error
                 self.stopped = True
-
-
-def _monitor(trt: Any, on_phases: OnPhases) -> BuildMonitor:
-    class Monitor(BuildMonitor, trt.IProgressMonitor):  # type: ignore[misc] # TensorRT's bindings have no types
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            BuildMonitor.__init__(self, on_phases)
-
-    return Monitor()
 
 
 def _write(job: EngineJob, built: BuiltPlan, on_step: OnStep) -> Engine:

@@ -162,10 +162,7 @@ def _repeat_stored(model: ir.Model, value: ir.Value, shape_of: ShapeOf, front: i
 def require_same_labels(source: Path, served: ir.Model, shape: Shape) -> None:
     """Compare labels of `served` with those of the ONNX file `source`, on a photo and on noise, on the CPU.
 
-    Args:
-        source: the artifact's model.
-        served: the graph from pixels to labels that is to be packaged.
-        shape: N, 3, H, W of the artifact; batches of 1 and of N are compared.
+    `shape` is N, 3, H, W of the artifact; batches of 1 and of N are compared.
 
     Raises:
         ParityError: more pixels have another label than a change in the order of sums explains.
