@@ -34,11 +34,7 @@ def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
 
 
 def required_constant(value: ir.Value | None) -> Array:
-    """Return the content of a constant value.
-
-    Raises:
-        ValueError: the value is not constant.
-    """
+    """Return the content of a constant value; ValueError if it is not constant."""
     found = constant(value)
     if found is None:
         raise ValueError(f"{value.name if value is not None else 'a missing input'} is not constant")
@@ -57,11 +53,7 @@ def attribute_ints(node: ir.Node, name: str, default: Sequence[int] = ()) -> tup
 
 
 def first_input(node: ir.Node) -> ir.Value:
-    """Return the first input of a node.
-
-    Raises:
-        ValueError: it is missing.
-    """
+    """Return the first input of a node; ValueError if it is missing."""
     if not node.inputs or node.inputs[0] is None:
         raise ValueError(f"{node.name} has no first input")
     return node.inputs[0]
@@ -138,11 +130,6 @@ def window_shape(value: ir.Value, window: Window) -> tuple[int, ...]:
     """Return the shape of a window of a map."""
     shape = static_shape(value) or (1, 1)
     return *shape[:2], window[0].size, window[1].size
-
-
-def relative(window: Window, within: Window) -> Window:
-    """Return `window` in indices that count from the beginning of `within`."""
-    return window[0].since(within[0].first), window[1].since(within[1].first)
 
 
 def widen(model: ir.Model, value: ir.Value, have: Window, want: Window, *, constants: Array, name: str) -> ir.Value:

@@ -188,11 +188,7 @@ def _precision(options: EngineOptions, bundle: Bundle) -> Precision:
 
 
 def require_signed(bundle: Bundle, source: str) -> None:
-    """Check that TensorRT can read the 8-bit maps, if there are any, of a bundle that the user calls `source`.
-
-    Raises:
-        UsageError: they are unsigned.
-    """
+    """Refuse unsigned 8-bit maps, which TensorRT cannot read, in a bundle that the user calls `source`."""
     for node in bundle.model.graph:
         if node.op_type == "QuantizeLinear" and node.outputs[0].dtype is ir.DataType.UINT8:
             raise UsageError(
@@ -202,11 +198,7 @@ def require_signed(bundle: Bundle, source: str) -> None:
 
 
 def _present(options: EngineOptions, key: str) -> Engine | None:
-    """Return the engine that is there already if it is the one that would be built.
-
-    Raises:
-        OutputError: something else is there and may not be replaced, or nothing can be written there.
-    """
+    """Return the engine that is there already if it is the one that would be built; refuse to replace another."""
     path = options.plan_path
     check_writable(path)
     if not path.exists():

@@ -101,17 +101,13 @@ def with_free_batch(model: ir.Model) -> ir.Model:
         value.shape = None
     image.shape = ir.Shape([_BATCH, *(image.shape or ())[1:]])
     ShapeInferencePass()(changed)
-    _require_free(changed, batch)
-    return changed
-
-
-def _require_free(model: ir.Model, batch: int) -> None:
-    fixed = [str(value.name) for value in model.graph.outputs if value.shape is None or str(value.shape[0]) != _BATCH]
+    fixed = [str(value.name) for value in graph.outputs if value.shape is None or str(value.shape[0]) != _BATCH]
     if fixed:
         raise UsageError(
             f"the batch of {fixed[0]} stays fixed at {batch}: the graph fixes it in an unknown way",
             remedy="Pass --backend python, or export with --batch 1.",
         )
+    return changed
 
 
 def _is_repeated(value: ir.Value, batch: int) -> bool:
@@ -167,7 +163,7 @@ def require_same_labels(source: Path, served: ir.Model, shape: Shape) -> None:
     Raises:
         ParityError: more pixels have another label than a change in the order of sums explains.
     """
-    pictures = [photo_input(SAMPLE_PHOTO, shape), pixel_noise_input(0, shape)]
+    pictures = [photo_input(SAMPLE_PHOTO, shape), pixel_noise_input(seed=0, shape=shape)]
     pixels = np.concatenate([one.pixels for one in pictures if one.pixels is not None])
     with OrtRunner(source) as runner:
         parts = np.split(pixels, len(pictures))

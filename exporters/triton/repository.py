@@ -147,10 +147,8 @@ def validate_repository(repository: Path) -> None:
         if config.platform == "ensemble":
             _check_ensemble(path, config, configs)
             continue
-        found = _model_tensors(repository / name / VERSION, config.backend)
-        if found is not None:
-            _check_tensors(path, "input", config, config.input, found[0])
-            _check_tensors(path, "output", config, config.output, found[1])
+        for what, found in _model_tensors(repository / name / VERSION, config.backend).items():
+            _check_tensors(path, what, config, found)
 
 
 def read_config(path: Path) -> Any:
@@ -168,35 +166,26 @@ def read_config(path: Path) -> Any:
         raise BundleError(f"{path} is not a configuration for Triton: {error}", remedy=_AGAIN) from error
 
 
-def _model_tensors(version: Path, backend: str) -> tuple[_Tensors, _Tensors] | None:
-    """Return inputs and outputs as the model's own file states them; None for a program, which states none."""
+def _model_tensors(version: Path, backend: str) -> dict[str, _Tensors]:
+    """Return `input` and `output` as the model's own file states them; neither for a program, which states none."""
     if backend == "python":
-        return None
-    if backend == "tensorrt":
-        engine = open_engine(version / PLAN_FILE)
-        inputs, outputs = (
-            {t.name: (data_type(t.dtype), t.shape) for t in ts} for ts in (engine.inputs, engine.outputs)
-        )
-        return inputs, outputs
-    graph = read_model(version / MODEL_FILE).graph
-    return _onnx_tensors(graph.inputs), _onnx_tensors(graph.outputs)
+        return {}
+    model: Any = open_engine(version / PLAN_FILE) if backend == "tensorrt" else read_model(version / MODEL_FILE).graph
+    return {"input": _tensors(model.inputs), "output": _tensors(model.outputs)}
 
 
-def _engine_tensors(specs: Iterable[TensorSpec]) -> _Tensors:
-    return {spec.name: (data_type(spec.dtype), spec.shape) for spec in specs}
-
-
-def _onnx_tensors(values: Iterable[Any]) -> _Tensors:
+def _tensors(values: Iterable[Any]) -> _Tensors:
     found = {}
     for value in values:
+        dtype = value.dtype if isinstance(value, TensorSpec) else value.dtype.numpy().name
         sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
-        found[str(value.name)] = data_type(value.dtype.numpy().name), sizes
+        found[str(value.name)] = data_type(dtype), sizes
     return found
 
 
-def _check_tensors(path: Path, what: str, config: Any, tensors: Iterable[Any], found: _Tensors) -> None:
+def _check_tensors(path: Path, what: str, config: Any, found: _Tensors) -> None:
     stated = {}
-    for tensor in tensors:
+    for tensor in getattr(config, what):
         sizes = tuple(tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims)
         stated[tensor.name] = tensor.data_type, (None, *sizes) if config.max_batch_size else sizes
     if stated != found:
