@@ -99,8 +99,8 @@ def build_engine(
     with tempfile.TemporaryDirectory() as folder:
         path = _graph(job, Path(folder), on_step)
         with on_step(f"build the engine with {flavour}, {job.precision}"):
-            built = _build(job, path, on_phases)
-    return EngineBuild(_write(job, built, on_step), up_to_date=False)
+            plan, engine = _build(job, path, on_phases)
+    return EngineBuild(_write(job, plan, engine, on_step), up_to_date=False)
 
 
 @dataclass(frozen=True)
@@ -227,19 +227,11 @@ def _graph(job: EngineJob, folder: Path, on_step: OnStep) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class BuiltPlan:
-    """A serialised engine, still in memory."""
+def _build(job: EngineJob, path: Path, on_phases: OnPhases) -> tuple[Any, Engine]:
+    """Parse an ONNX file and build its engine; returns the plan in TensorRT's own buffer, and its facts.
 
-    plan: Any  # TensorRT's own buffer
-    inputs: tuple[TensorSpec, ...]  # of the engine
-    outputs: tuple[TensorSpec, ...]  # of the engine
-    layers: LayerTypes  # types of the engine's layers as the builder lists them, or else of the network's
-    seconds: float  # how long the builder took
-
-
-def _build(job: EngineJob, path: Path, on_phases: OnPhases) -> BuiltPlan:
-    """Parse an ONNX file and build its engine."""
+    The types of layers are those that the builder lists, or else the network's.
+    """
     flavour = job.flavour
     builder = flavour.trt.Builder(flavour.log.logger)
     network = _parsed(flavour, builder, path)
@@ -257,9 +249,7 @@ def _build(job: EngineJob, path: Path, on_phases: OnPhases) -> BuiltPlan:
     if cache is not None and cache_path is not None:
         with staged_file(cache_path) as staging:
             staging.write_bytes(bytes(cache.serialize()))
-    inputs = tuple(_spec(flavour, network.get_input(index)) for index in range(network.num_inputs))
-    outputs = tuple(_spec(flavour, network.get_output(index)) for index in range(network.num_outputs))
-    return BuiltPlan(plan, inputs, outputs, layers, seconds)
+    return plan, _described(job, network, plan, layers, seconds)
 
 
 def _parsed(flavour: Flavour, builder: Any, path: Path) -> Any:
@@ -384,38 +374,41 @@ class BuildMonitor:
                 self.stopped = True
 
 
-def _write(job: EngineJob, built: BuiltPlan, on_step: OnStep) -> Engine:
-    path = job.options.plan_path
-    with staged_file(path) as staging, staged_file(sidecar_path(path)) as sidecar:
+def _described(job: EngineJob, network: Any, plan: Any, layers: LayerTypes, seconds: float) -> Engine:
+    return Engine(
+        path=job.options.plan_path,
+        metadata=replace(job.bundle.info, precision=job.precision).to_metadata(),
+        input_shape=job.bundle.input_shape,
+        inputs=tuple(_spec(job.flavour, network.get_input(index)) for index in range(network.num_inputs)),
+        outputs=tuple(_spec(job.flavour, network.get_output(index)) for index in range(network.num_outputs)),
+        source_sha256=job.source_sha256,
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        plan_bytes=memoryview(plan).nbytes,
+        flavour=job.flavour.name,
+        version=job.flavour.version,
+        capabilities=job.options.capabilities,
+        device=job.device,
+        key=job.key,
+        workspace_mb=job.options.workspace_mb,
+        layers=layers,
+        build_seconds=seconds,
+    )
+
+
+def _write(job: EngineJob, plan: Any, engine: Engine, on_step: OnStep) -> Engine:
+    """Write a plan and its sidecar; returns the engine with the types of its layers on the GPU it was built for."""
+    with staged_file(engine.path) as staging, staged_file(sidecar_path(engine.path)) as sidecar:
         with on_step("write the plan and its sidecar"):
-            staging.write_bytes(built.plan)
-        layers = _layers(job, built, staging, on_step)
-        engine = Engine(
-            path=path,
-            metadata=replace(job.bundle.info, precision=job.precision).to_metadata(),
-            input_shape=job.bundle.input_shape,
-            inputs=built.inputs,
-            outputs=built.outputs,
-            source_sha256=job.source_sha256,
-            plan_sha256=file_sha256(staging),
-            plan_bytes=staging.stat().st_size,
-            flavour=job.flavour.name,
-            version=job.flavour.version,
-            capabilities=job.options.capabilities,
-            device=job.device,
-            key=job.key,
-            workspace_mb=job.options.workspace_mb,
-            layers=layers,
-            build_seconds=built.seconds,
-        )
+            staging.write_bytes(plan)
+        engine = replace(engine, layers=_layers(job, engine.layers, staging, on_step))
         sidecar.write_text(engine.sidecar(), encoding="utf-8")
     return engine
 
 
-def _layers(job: EngineJob, built: BuiltPlan, plan: Path, on_step: OnStep) -> LayerTypes:
-    """Types of the engine's layers on a GPU that it was built for, else those of the network it was built from."""
+def _layers(job: EngineJob, known: LayerTypes, plan: Path, on_step: OnStep) -> LayerTypes:
+    """Return the types of the engine's layers on a GPU that it was built for, else those known from its build."""
     if job.device is None:
-        return built.layers
+        return known
     with on_step("read the engine's layers"):
         layers = engine_layers(job.flavour, deserialized(job.flavour, plan))
     if layers is None and job.flavour.times_kernels:
@@ -424,6 +417,6 @@ def _layers(job: EngineJob, built: BuiltPlan, plan: Path, on_step: OnStep) -> La
             remedy="Report this: it was asked for detailed layers.",
         )
     # RTX compiles where the engine runs, and may list no layers before.
-    layers = layers or built.layers
+    layers = layers or known
     require_precision(layers, job.precision)
     return layers
