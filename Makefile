@@ -9,7 +9,7 @@ TRITON_READY := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),
 DEMO := build/demo
 
 BENCH := build/bench
-# For bench-gpu: a folder for what it writes, and minutes it may take.
+# For bench-gpu: a folder for what it writes, and minutes it may take (fewer than 4: only the headline rows).
 OUT ?= build/bench-gpu
 MINUTES ?= 8
 

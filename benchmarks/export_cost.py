@@ -101,6 +101,6 @@ def table(costs: dict[str, list[Cost]]) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [PLAIN]:
-        sys.stdout.write(f"largest difference {plain_export(sys.argv[2]):.2e}\n")
+        print(f"largest difference {plain_export(sys.argv[2]):.2e}")
     else:
-        sys.stdout.write(table(measure(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS)) + "\n")
+        print(table(measure(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS)))

@@ -6,6 +6,7 @@ turn, and so many through the narrow sample; about ten minutes on two cores with
 
 import sys
 import time
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -69,8 +70,7 @@ def busy_share(artifact: Path, photos: list[Path], output: Path) -> float:
     segmenter = WatchedSegmenter(artifact)
     plan = make_plan(artifact, segmenter, PredictOptions(output))
     sink = FileSink(plan, open_store(output, remote=False))
-    for _ in predict_locally(plan, make_tasks(photos), sink, segmenter):
-        pass
+    deque(predict_locally(plan, make_tasks(photos), sink, segmenter), maxlen=0)
     return segmenter.busy
 
 
@@ -78,8 +78,7 @@ def seconds(artifact: Path, photos: list[Path], engine: EngineName) -> float:
     """Of a whole `predict` into a new folder."""
     with TemporaryDirectory() as output:
         start = time.perf_counter()
-        for _ in predict(artifact, photos, PredictOptions(output, engine=engine)):
-            pass
+        deque(predict(artifact, photos, PredictOptions(output, engine=engine)), maxlen=0)
         return time.perf_counter() - start
 
 
@@ -89,13 +88,11 @@ def at_full_width(folder: Path, count: int) -> Iterator[str]:
     photos = write_photos(folder / "photos", count)
     shares = sorted(busy_share(artifact, photos, folder / f"busy-{turn}") for turn in range(ROUNDS))
     yield f"runtime busy, {count} photos, by round: {', '.join(f'{share:.1%}' for share in shares)}"
-    rates: dict[EngineName, list[float]] = {engine: [] for engine in EngineName}
-    starts: dict[EngineName, list[float]] = {engine: [] for engine in EngineName}
-    for _ in range(ROUNDS):
-        for engine in EngineName:
-            few, all_of_them = (seconds(artifact, given, engine) for given in (photos[:_FEW], photos))
-            rates[engine].append((count - _FEW) / (all_of_them - few))
-            starts[engine].append(few - _FEW / rates[engine][-1])
+    rates, starts = defaultdict[EngineName, list[float]](list), defaultdict[EngineName, list[float]](list)
+    for engine in ROUNDS * list(EngineName):
+        few, all_of_them = (seconds(artifact, given, engine) for given in (photos[:_FEW], photos))
+        rates[engine].append((count - _FEW) / (all_of_them - few))
+        starts[engine].append(few - _FEW / rates[engine][-1])
     for engine in EngineName:
         yield f"{engine}: {median(rates[engine]):.3f} photos a second, {median(starts[engine]):.1f} s before the first"
     ratios = sorted(ray / local for ray, local in zip(rates[EngineName.RAY], rates[EngineName.LOCAL], strict=True))
@@ -122,6 +119,5 @@ if __name__ == "__main__":
     photos, many = given + [PHOTOS, MANY][len(given) :]
     with TemporaryDirectory() as place:
         for line in at_full_width(Path(place), photos):
-            sys.stdout.write(f"{line}\n")
-            sys.stdout.flush()
-        sys.stdout.write(f"{through_many(Path(place), many)}\n")
+            print(line, flush=True)
+        print(through_many(Path(place), many))

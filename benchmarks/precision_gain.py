@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 from tempfile import TemporaryDirectory
@@ -38,23 +37,8 @@ SPEED = "| | bundle, fp32 → int8 | times as fast (quartiles) | export with 16 
 Labels = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """How well one artifact labels held-out scenes."""
-
-    precision: Precision  # of the artifact
-    truth: Scores  # scores against the true labels
-    agreement: Scores  # scores against the labels of the float32 artifact
-    file_bytes: int  # size of model.onnx
-
-    def __str__(self) -> str:
-        truth, same = self.truth, self.agreement
-        figures = f"{truth.mean_iu:.4f} | {truth.pixel_accuracy:.2%} | {same.pixel_accuracy:.3%} | {same.mean_iu:.4f}"
-        return f"| {self.precision} | {figures} | {self.file_bytes / 1e6:.1f} MB |"
-
-
-def accuracies(scenes: int) -> Iterator[Accuracy]:
-    """Measure the sample in every precision on that many held-out scenes."""
+def accuracies(scenes: int) -> Iterator[str]:
+    """Measure the sample in every precision on that many held-out scenes; yield the rows of the first table."""
     held_out = [scene(Split.HELD_OUT, FIRST_SEED + i, WRITTEN_SIDE, WRITTEN_SIDE) for i in range(scenes)]
     truth = np.stack([made.labels for made in held_out])
     exact = np.zeros_like(truth)
@@ -65,8 +49,11 @@ def accuracies(scenes: int) -> Iterator[Accuracy]:
             labels = _labels(path, held_out)
             if precision is Precision.FP32:
                 exact = labels
-            scores, same = (Scores(confusion_matrix(reference, labels, len(CLASSES))) for reference in (truth, exact))
-            yield Accuracy(precision, scores, same, path.stat().st_size)
+            right, same = (Scores(confusion_matrix(reference, labels, len(CLASSES))) for reference in (truth, exact))
+            figures = (
+                f"{right.mean_iu:.4f} | {right.pixel_accuracy:.2%} | {same.pixel_accuracy:.3%} | {same.mean_iu:.4f}"
+            )
+            yield f"| {precision} | {figures} | {path.stat().st_size / 1e6:.1f} MB |"
 
 
 def _exported_sample(output: Path, precision: Precision, photos: Path) -> Path:
@@ -126,14 +113,12 @@ def _interleaved(paths: Mapping[Precision, Path], rounds: int) -> dict[Precision
 def main(arguments: Sequence[str]) -> None:
     """Print both tables, row by row."""
     scenes, rounds = [*map(int, arguments), *(SCENES, ROUNDS)[len(arguments) :]]
-    sys.stdout.write(f"{ACCURACY}\n")
+    print(ACCURACY)
     for row in accuracies(scenes):
-        sys.stdout.write(f"{row}\n")
-        sys.stdout.flush()
-    sys.stdout.write(f"\n{SPEED}\n")
+        print(row, flush=True)
+    print(f"\n{SPEED}")
     for variant in Variant:
-        sys.stdout.write(f"{speed(variant, rounds)}\n")
-        sys.stdout.flush()
+        print(speed(variant, rounds), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Run as `python -m benchmarks.readme`; a test compares both files with the result
 """
 
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -115,4 +114,4 @@ _TABLES: Mapping[str, Callable[[BenchReport], Sequence[str]]] = {"latency": _lat
 if __name__ == "__main__":
     for document in DOCUMENTS:
         document.write_text(with_tables(document.read_text(encoding="utf-8")), encoding="utf-8")
-        sys.stdout.write(f"wrote {document.relative_to(ROOT)}\n")
+        print(f"wrote {document.relative_to(ROOT)}")

@@ -8,7 +8,6 @@ import itertools
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ import onnx_ir as ir
 from exporters.onnx import OnnxOptions, export_graph
 from exporters.passes.cost import MACHINES
 from exporters.passes.live_window import LiveWindow
-from exporters.rewrite import Totals, rewrite, totals
+from exporters.rewrite import rewrite, totals
 from exporters.simplify import simplify
 from fcn_deploy import Geometry, NetworkSpec, Variant
 from fcn_deploy.choices import Target
@@ -29,33 +28,11 @@ from fcn_deploy.runtime.run_graph import open_graph
 HEADINGS = ("network", "multiply-adds", "bytes moved", "nodes", "file", "live-window takes", "max error / range")
 
 
-@dataclass(frozen=True)
-class Gain:
-    """One network, plain (simplified) and rewritten."""
+def measure(variant: Variant, geometry: Geometry, target: Target) -> tuple[str, ...]:
+    """Export, simplify and rewrite one network with random weights and biases, and run both graphs once on a photo.
 
-    plain: Totals  # one run of the plain graph
-    fast: Totals  # one run of the rewritten graph
-    file_bytes: tuple[int, int]  # of the plain and of the rewritten file
-    pass_s: float  # seconds that the live window alone took
-    # largest difference over the range of the plain graph's logits, on a photo, by ONNX Runtime on the CPU
-    error: float
-
-    def cells(self) -> tuple[str, ...]:
-        """For a table, in the order of `HEADINGS` after the first."""
-        before, after = self.plain, self.fast
-        return (
-            f"{before.multiply_adds / 1e9:.1f} → {after.multiply_adds / 1e9:.1f} G"
-            f" ({after.multiply_adds / before.multiply_adds - 1:+.0%})",
-            f"{before.moved_bytes / 1e9:.2f} → {after.moved_bytes / 1e9:.2f} GB",
-            f"{before.nodes} → {after.nodes}",
-            f"{(self.file_bytes[1] - self.file_bytes[0]) / 1e6:+.1f} MB",
-            f"{self.pass_s:.1f} s",
-            f"{self.error:.1e}",
-        )
-
-
-def measure(variant: Variant, geometry: Geometry, target: Target) -> Gain:
-    """Export, simplify and rewrite one network with random weights and biases, and run both graphs once."""
+    Returns the cells of `HEADINGS` after the first. The error is over the range of the plain graph's logits.
+    """
     network = random_network(NetworkSpec(variant, geometry), 0)
     plain, _ = simplify(export_graph(network, OnnxOptions()))
     copy = plain.clone()
@@ -64,8 +41,16 @@ def measure(variant: Variant, geometry: Geometry, target: Target) -> Gain:
     pass_s = time.perf_counter() - start
     fast, _ = rewrite(plain, target)
     (expected, plain_bytes), (found, fast_bytes) = _logits(plain), _logits(fast)
-    error = float(np.abs(expected - found).max() / np.ptp(expected))
-    return Gain(totals(plain), totals(fast), (plain_bytes, fast_bytes), pass_s, error)
+    before, after = totals(plain), totals(fast)
+    return (
+        f"{before.multiply_adds / 1e9:.1f} → {after.multiply_adds / 1e9:.1f} G"
+        f" ({after.multiply_adds / before.multiply_adds - 1:+.0%})",
+        f"{before.moved_bytes / 1e9:.2f} → {after.moved_bytes / 1e9:.2f} GB",
+        f"{before.nodes} → {after.nodes}",
+        f"{(fast_bytes - plain_bytes) / 1e6:+.1f} MB",
+        f"{pass_s:.1f} s",
+        f"{np.abs(expected - found).max() / np.ptp(expected):.1e}",
+    )
 
 
 def _logits(model: ir.Model) -> tuple[npt.NDArray[np.float64], int]:
@@ -78,11 +63,10 @@ def _logits(model: ir.Model) -> tuple[npt.NDArray[np.float64], int]:
 def main(arguments: Sequence[str]) -> None:
     """Measure every variant in both geometries."""
     target = Target(arguments[0]) if arguments else Target.CPU
-    sys.stdout.write(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}\n")
+    print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
     for geometry, variant in itertools.product(Geometry, Variant):
-        cells = measure(variant, geometry, target).cells()
-        sys.stdout.write(f"| FCN-{variant} {geometry} | {' | '.join(cells)} |\n")
-        sys.stdout.flush()
+        cells = measure(variant, geometry, target)
+        print(f"| FCN-{variant} {geometry} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
 import fcn_deploy as fd
+from benchmarks.report.table import markdown_lines
 from fcn_deploy.images import Pixels
 from fcn_deploy.segmentation import Segmenter
 from fcn_deploy.serving.protocol import JSON_LENGTH_HEADER
@@ -70,27 +71,26 @@ def plain_asker(server: dict[str, Any], pixels: Pixels) -> Iterator[Ask]:
 def http_asker(server: dict[str, Any], pixels: Pixels) -> Ask:
     """Requests over HTTP from tritonclient, tensors as bytes."""
     client = tritonclient.http.InferenceServerClient(server["http"].removeprefix("http://"))
-
-    def ask() -> float:
-        given = tritonclient.http.InferInput("pixels", list(pixels.shape), "UINT8")
-        given.set_data_from_numpy(pixels)
-        result = client.infer(server["name"], [given])
-        _check(result.as_numpy("labels"), pixels)
-        return float(result.get_response()["parameters"]["run_us"]) / _US_PER_MS
-
-    return ask
+    ask = _triton_request(tritonclient.http, client, server["name"], pixels)
+    return lambda: float(ask()["parameters"]["run_us"]) / _US_PER_MS
 
 
 def grpc_asker(server: dict[str, Any], pixels: Pixels) -> Ask:
     """Requests over gRPC from tritonclient, tensors as bytes."""
     client = tritonclient.grpc.InferenceServerClient(server["grpc"], channel_args=CHANNEL)
+    ask = _triton_request(tritonclient.grpc, client, server["name"], pixels)
+    return lambda: float(ask().parameters["run_us"].int64_param) / _US_PER_MS
 
-    def ask() -> float:
-        given = tritonclient.grpc.InferInput("pixels", list(pixels.shape), "UINT8")
+
+def _triton_request(protocol: Any, client: Any, name: str, pixels: Pixels) -> Callable[[], Any]:
+    """Return a function that sends one request, checks the labels and returns the response."""
+
+    def ask() -> Any:
+        given = protocol.InferInput("pixels", list(pixels.shape), "UINT8")
         given.set_data_from_numpy(pixels)
-        result = client.infer(server["name"], [given])
+        result = client.infer(name, [given])
         _check(result.as_numpy("labels"), pixels)
-        return float(result.get_response().parameters["run_us"].int64_param) / _US_PER_MS
+        return result.get_response()
 
     return ask
 
@@ -253,10 +253,9 @@ def main(arguments: Sequence[str]) -> None:
             askers["HTTP, tritonclient"] = http_asker(server, pixels)
             askers["gRPC, tritonclient"] = grpc_asker(server, pixels)
             found = take_turns(askers, ROUNDS)
-            sys.stdout.write(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}\n")
-            sys.stdout.writelines(f"| {name}, ms | {' | '.join(row.cells())} |\n" for name, row in found.items())
-            sys.stdout.write("\n")
-            sys.stdout.writelines(f"{line}  \n" for line in under_load(server, pixels, seconds).lines())
+            lines = markdown_lines(HEADINGS, ((f"{name}, ms", *row.cells()) for name, row in found.items()))
+            print("\n".join(lines), end="\n\n")
+            print("  \n".join(under_load(server, pixels, seconds).lines()))
 
 
 if __name__ == "__main__":

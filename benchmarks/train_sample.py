@@ -5,11 +5,12 @@ PyTorch version on one kind of processor gives the same weights. They are stored
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from fcn_deploy.choices import Geometry, Variant
 from fcn_deploy.images import SAMPLE_PHOTO, preprocess
@@ -173,16 +174,11 @@ _INPUT_STD = 64
 STEPS, BATCH, LEARNING_RATE, MAX_GRADIENT_NORM = 4000, 8, 1e-3, 1.0
 
 
-class _Scenes(IterableDataset[tuple[Tensor, Tensor]]):
-    """Training scenes one after the other."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for seed in range(self.count):
-            made = scene(Split.TRAINING, seed, SIDE, SIDE)
-            yield torch.from_numpy(preprocess(made.pixels[None])[0]), torch.from_numpy(made.labels.astype(np.int64))
+def _training_batch(seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Draw a scene per seed: N x 3 x H x W float32 inputs and N x H x W int64 labels."""
+    made = [scene(Split.TRAINING, seed, SIDE, SIDE) for seed in seeds]
+    pixels, labels = (np.stack(arrays) for arrays in zip(*((s.pixels, s.labels) for s in made), strict=True))
+    return torch.from_numpy(preprocess(pixels)), torch.from_numpy(labels.astype(np.int64))
 
 
 def train(steps: int = STEPS) -> FCN:
@@ -194,7 +190,9 @@ def train(steps: int = STEPS) -> FCN:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.05, cycle_momentum=False
     )
-    loader = DataLoader(_Scenes(steps * BATCH), BATCH, num_workers=1)
+    # PyTorch takes any sequence as a data set, here the seeds of the scenes.
+    seeds: Any = range(steps * BATCH)
+    loader: DataLoader[Any] = DataLoader(seeds, BATCH, num_workers=1, collate_fn=_training_batch)
     for step, (images, labels) in enumerate(loader):
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(images.contiguous(memory_format=torch.channels_last))
@@ -205,8 +203,7 @@ def train(steps: int = STEPS) -> FCN:
         optimiser.step()
         schedule.step()
         if step % 100 == 0 or step == steps - 1:
-            sys.stdout.write(f"step {step}: loss {loss.item():.3f}\n")
-            sys.stdout.flush()
+            print(f"step {step}: loss {loss.item():.3f}", flush=True)
     return network.eval()
 
 

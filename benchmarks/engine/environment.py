@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -162,27 +162,19 @@ def visible_gpus() -> list[dict[str, Any]]:
     return [states[int(number)] for number in chosen if int(number) < len(states)]
 
 
-class GpuWatch:
-    """Readings of the visible GPUs while rows run on them."""
+def ranges_of(readings: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return per GPU its name, clocks and power as [lowest, highest], and all reasons for throttling.
 
-    def __init__(self) -> None:
-        self._readings: list[list[dict[str, Any]]] = []
-
-    def read(self) -> None:
-        """Take a reading of every GPU now."""
-        self._readings.append(visible_gpus())
-
-    def summary(self) -> list[dict[str, Any]]:
-        """Return per GPU its name, clocks and power as [lowest, highest], and all reasons for throttling."""
-        found = []
-        for readings in zip(*self._readings, strict=False):
-            ranges: dict[str, list[float]] = {}
-            for name in _WATCHED:
-                values = [reading[name] for reading in readings if name in reading]
-                ranges |= {name: [min(values), max(values)]} if values else {}
-            reasons = sorted({reason for reading in readings for reason in reading.get("throttled_by", [])})
-            found.append({"name": readings[0]["name"], **ranges, "throttled_by": reasons})
-        return found
+    Args:
+        readings: what `visible_gpus` returned at several times.
+    """
+    found = []
+    for states in zip(*readings, strict=False):
+        values = {name: [state[name] for state in states if name in state] for name in _WATCHED}
+        ranges = {name: [min(seen), max(seen)] for name, seen in values.items() if seen}
+        reasons = sorted({reason for state in states for reason in state.get("throttled_by", [])})
+        found.append({"name": states[0]["name"], **ranges, "throttled_by": reasons})
+    return found
 
 
 def _state(nvml: Any, index: int) -> dict[str, Any]:

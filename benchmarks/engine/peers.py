@@ -66,7 +66,8 @@ def load(case: Case, workspace: Workspace, provider: Provider, threads: int | No
         ProviderError: the provider would not run it.
     """
     if case.runtime is Runtime.OPENVINO:
-        return _load_openvino(case, workspace, threads)
+        bound = OpenVinoBound(workspace.graph_path(case.graph), threads)
+        return LoadedRuntime(bound, bound.version, f"{threads} threads, latency hint" if threads else "latency hint")
     if case.runtime is Runtime.TENSORRT:
         return _load_tensorrt(case, workspace)
     if case.runtime is Runtime.ONNXRUNTIME:
@@ -87,11 +88,6 @@ def _load_pytorch(case: Case, workspace: Workspace, provider: Provider, threads:
     return LoadedRuntime(bound, str(torch.__version__), ", ".join(filter(None, settings)))
 
 
-def _load_openvino(case: Case, workspace: Workspace, threads: int | None) -> LoadedRuntime:
-    bound = OpenVinoBound(workspace.graph_path(case.graph), threads)
-    return LoadedRuntime(bound, bound.version, f"{threads} threads, latency hint" if threads else "latency hint")
-
-
 def _load_tensorrt(case: Case, workspace: Workspace) -> LoadedRuntime:
     from fcn_deploy.artifact.engine import open_engine
     from fcn_deploy.runtime.tensorrt import TrtRunner
@@ -107,17 +103,15 @@ def _load_tensorrt(case: Case, workspace: Workspace) -> LoadedRuntime:
 
 def _load_onnxruntime(case: Case, workspace: Workspace, provider: Provider, threads: int | None) -> LoadedRuntime:
     on_cpu = provider is Provider.CPU
-    stream = None
     if not on_cpu:
         preload_libraries()
-        stream = None if case.cuda_graph else own_stream()
     options = OrtOptions(
         provider,
         threads=threads if on_cpu else None,
         tf32=case.precision is ComputePrecision.TF32,
         cuda_graph=case.cuda_graph,
         nhwc=case.nhwc,
-        stream=stream,
+        stream=None if on_cpu or case.cuda_graph else own_stream(),
     )
     path = workspace.graph_path(case.graph)
     runner = OrtRunner(path, options)

@@ -10,11 +10,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.engine import environment
 from benchmarks.engine.cases import Case, ComputePrecision, Graph, choose, missing_runtime, problem_with
 from benchmarks.engine.ceilings import measure_ceilings, work_of
-from benchmarks.engine.environment import GpuWatch, visible_gpus
+from benchmarks.engine.environment import visible_gpus
 from benchmarks.engine.processes import RowProcess, RowSpec, WorkerFailure, WorkerProcess, network_name
 from benchmarks.engine.workspace import Workspace, prepare, workspace_of
 from benchmarks.report.results import BenchReport, Ceilings, Row, RowStatus, WorkEstimate
@@ -99,7 +100,10 @@ def bench(paths: Sequence[Path], options: BenchOptions, on_progress: OnProgress 
             schedule.measure_ceilings(process, precisions)
         except KeyboardInterrupt:
             interrupted = True
-    machine |= {"gpus_during": schedule.gpus.summary(), "stolen_share": environment.stolen_share(times)}
+    machine |= {
+        "gpus_during": environment.ranges_of(schedule.gpu_readings),
+        "stolen_share": environment.stolen_share(times),
+    }
     return BenchReport(machine, asdict(options.protocol), schedule.all_rows(), schedule.ceilings, interrupted)
 
 
@@ -131,7 +135,7 @@ class Schedule:
 
     def __init__(self, options: BenchOptions, cores: tuple[int, ...], bundles: int, on_progress: OnProgress) -> None:
         self.ceilings: Ceilings | None = None
-        self.gpus = GpuWatch()
+        self.gpu_readings: list[list[dict[str, Any]]] = []
         self._options, self._cores, self._bundles, self._on_progress = options, cores, bundles, on_progress
         self._finished: list[Row] = []
         self._processes: list[RowProcess] = []
@@ -230,7 +234,7 @@ class Schedule:
                 process.warm_up(_REWARM_S)
             process.sample(self._options.protocol.round_s)
             if self._options.provider is not Provider.CPU:
-                self.gpus.read()
+                self.gpu_readings.append(visible_gpus())
 
     def _running(self) -> list[RowProcess]:
         return [process for process in self._processes if process.running]

@@ -31,7 +31,7 @@ class Workspace:
     shape: Shape  # N x 3 x H x W
     opset: int  # of the bundle's model, and of the graphs that are exported again
     checkpoint: Path | None  # the network's weights; None for random weights
-    photos: tuple[Path, ...] = ()  # the bundle's calibration images; empty without calibration
+    photos: tuple[Path, ...] = (SAMPLE_PHOTO,)  # the bundle's calibration images, if it has any
     plan: Path = Path()  # path of the bundle's engine, if it has one
 
     def engine(self) -> Engine | None:
@@ -57,15 +57,11 @@ class Workspace:
 
     def pixels(self) -> Pixels:
         """Return the first input as a batch: N x H x W x 3 uint8 RGB."""
-        return rolled_batch(resize(read_image(self._photos[0]), *self.shape[2:]), self.shape[0])
-
-    @property
-    def _photos(self) -> tuple[Path, ...]:
-        return self.photos or (SAMPLE_PHOTO,)
+        return rolled_batch(resize(read_image(self.photos[0]), *self.shape[2:]), self.shape[0])
 
     def inputs(self) -> tuple[ParityInput, ...]:
         """What every row is run on: photos, and noise where the bundle is not in int8."""
-        return parity_inputs(self.info, self.shape, photo_inputs(self._photos, self.shape))
+        return parity_inputs(self.info, self.shape, photo_inputs(self.photos, self.shape))
 
     def references(self) -> tuple[npt.NDArray[np.float32], ...]:
         """Return the reference's logits for `inputs`, mapped from their files."""
@@ -75,7 +71,7 @@ class Workspace:
 def workspace_of(bundle: Bundle, folder: Path, checkpoint: Path | None) -> Workspace:
     """Return the workspace of a bundle; `prepare` makes its files."""
     opset = bundle.model.opset_imports[""]
-    model_path, photos = bundle.model_path.resolve(), tuple(path.resolve() for path in bundle.photos)
+    model_path, photos = bundle.model_path.resolve(), tuple(path.resolve() for path in bundle.photos) or (SAMPLE_PHOTO,)
     plan = plan_beside(bundle.path).resolve()
     return Workspace(folder, model_path, bundle.info, bundle.input_shape, opset, checkpoint, photos, plan)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.engine.run import BenchOptions
 from benchmarks.gpu import figures
 from benchmarks.gpu.matrix import Matrix, MatrixOptions, doctor
-from benchmarks.gpu.plan import PLAN
+from benchmarks.gpu.plan import PLAN, plan_for
 from benchmarks.report.page import write_markdown, write_page
 from benchmarks.report.results import BenchReport, RowStatus, write_report
 from benchmarks.stats.timing import Protocol
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         options = MatrixOptions(
             given.output,
             BenchOptions(given.provider, protocol=protocol, command=command, answer_s=_ANSWER_S),
-            PLAN[: given.bundles],
+            plan_for(given.minutes)[: given.bundles],
             given.minutes * 60,
             given.size,
             given.channel_divisor,
@@ -53,9 +53,9 @@ def main(arguments: Sequence[str]) -> int:
             if matrix.report.rows:
                 write_page([matrix.report], given.output / "latency.html")
     except FcnDeployError as error:
-        _say(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    sys.stdout.write(figures.markdown(matrix.report) + "\n")
+    print(figures.markdown(matrix.report))
     return exit_code(matrix.report)
 
 
@@ -98,12 +98,7 @@ def _say_step(step: str, _parts: int = 1, /) -> Iterator[Advance]:
     try:
         yield lambda: None
     finally:
-        _say(f"{time.monotonic() - begun:6.1f} s  {step}")
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+        print(f"{time.monotonic() - begun:6.1f} s  {step}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

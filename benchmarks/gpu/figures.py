@@ -167,35 +167,23 @@ class Part:
     @classmethod
     def of(cls, found: Iterable[Layer], machine: Machine) -> "Part":
         """Return the part of these layers of a float32 graph, on a machine whose elements may be smaller."""
-        kept = list(found)
-        elements = [layer.moved_bytes / _GRAPH_BYTES for layer in kept]
-        each = [
-            max(layer.multiply_adds / machine.multiply_adds_per_s, machine.copy_seconds(n))
-            for layer, n in zip(kept, elements, strict=True)
-        ]
-        total = sum(layer.multiply_adds for layer in kept)
-        return cls(len(kept), total, sum(elements) * machine.element_bytes, sum(each))
+        work = [(layer.multiply_adds, layer.moved_bytes / _GRAPH_BYTES) for layer in found]
+        limits = (max(macs / machine.multiply_adds_per_s, machine.copy_seconds(n)) for macs, n in work)
+        moved_bytes = sum(n for _, n in work) * machine.element_bytes
+        return cls(len(work), sum(macs for macs, _ in work), moved_bytes, sum(limits))
 
     @property
     def cells(self) -> tuple[str, ...]:
         """Texts for a table."""
-        return (
-            str(self.nodes),
-            f"{self.multiply_adds / 1e9:.1f}",
-            f"{self.moved_bytes / 1e6:.0f}",
-            f"{self.limit_s * 1e6:.0f}",
-        )
+        macs, megabytes = f"{self.multiply_adds / 1e9:.1f}", f"{self.moved_bytes / 1e6:.0f}"
+        return str(self.nodes), macs, megabytes, f"{self.limit_s * 1e6:.0f}"
 
 
 def parts(graph: ir.Model, machine: Machine) -> Mapping[str, Part]:
     """Return the limits of a graph's nodes by what they do, and of all of them."""
-    found: dict[str, list[Layer]] = {}
-    for layer in layers(graph):
-        name = part_of(layer)
-        if name is not None:
-            found.setdefault(name, []).append(layer)
-    made = {name: Part.of(kept, machine) for name, kept in found.items()}
-    return made | {"all": Part.of([layer for kept in found.values() for layer in kept], machine)}
+    named = [(name, layer) for layer in layers(graph) if (name := part_of(layer)) is not None]
+    found = {part: Part.of((layer for name, layer in named if name == part), machine) for part, _ in named}
+    return found | {"all": Part.of((layer for _, layer in named), machine)}
 
 
 def part_of(layer: Layer) -> str | None:
@@ -206,22 +194,16 @@ def part_of(layer: Layer) -> str | None:
     return block[0] if block else "scores and up-sampling"
 
 
-def table(precision: Precision) -> list[str]:
-    """Return the plain graph and ours, part by part, as lines of Markdown."""
+def main(arguments: Sequence[str]) -> None:
+    """Print the plain graph and ours, part by part, as a table in Markdown."""
+    precision = Precision(arguments[0]) if arguments else Precision.FP16
     machine = machine_of(Target.CUDA, precision)
     plain = export_graph(random_network(NetworkSpec(Variant.FCN8S), 0), OnnxOptions())
     ours, _ = rewrite(simplify(plain)[0], Target.CUDA, exact_passes(Target.CUDA, precision))
     one, other = parts(plain, machine), parts(ours, machine)
     nothing = Part(0, 0, 0.0, 0.0)
-    names = [name for name in other if name != "all"] + ["all"]
-    body = [(name, *one.get(name, nothing).cells, *other[name].cells) for name in names]
-    return markdown_lines(_PREDICTED_COLUMNS, body)
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Print the table."""
-    precision = Precision(arguments[0]) if arguments else Precision.FP16
-    sys.stdout.write(f"{machine_of(Target.CUDA, precision).source}\n\n" + "\n".join(table(precision)) + "\n")
+    body = [(name, *one.get(name, nothing).cells, *part.cells) for name, part in other.items()]
+    print(machine.source, "", *markdown_lines(_PREDICTED_COLUMNS, body), sep="\n")
 
 
 if __name__ == "__main__":

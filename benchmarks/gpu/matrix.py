@@ -6,6 +6,7 @@ report is written while rows run, so that a run that is killed keeps what it had
 
 import contextlib
 import importlib.util
+import math
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -25,8 +26,8 @@ from benchmarks.engine.environment import available_cores, visible_gpus
 from benchmarks.engine.processes import WorkerFailure, WorkerProcess, network_name, same_packages
 from benchmarks.engine.run import BenchOptions, BenchProgress, Schedule
 from benchmarks.engine.workspace import Workspace
-from benchmarks.gpu.plan import PLAN, BundleMaker, Entry, Exports
-from benchmarks.report.results import BenchReport, NodeTime, Row, RowKey
+from benchmarks.gpu.plan import PLAN, SHORT_MINUTES, BundleMaker, Entry, Exports
+from benchmarks.report.results import BenchReport, NodeTime, RowKey
 from benchmarks.stats.nodes import NodeTimes, time_nodes
 from fcn_deploy.artifact.bundle import open_bundle
 from fcn_deploy.choices import Provider
@@ -41,6 +42,8 @@ _PYTEST = ("-m", "pytest", "-m", "gpu", "-q", "-o", "addopts=--import-mode=impor
 # The tests share the GPU; most of their time goes into exports.
 _TEST_PROCESSES = 4
 _TESTED = ("tests/fcn_deploy/runtime", "tests/benchmarks/stats/test_nodes.py")
+# Those of a short run, and how long they may take: plain and bound runs, and the graph of fp16 as it is shipped.
+QUICK_TESTS, _QUICK_TESTS_S = "test_cuda_agrees or (test_it_computes and 8s-floor-exact-fp16)", 20.0
 
 
 def doctor(output: Path, seconds: float = 60.0) -> None:
@@ -48,12 +51,13 @@ def doctor(output: Path, seconds: float = 60.0) -> None:
     _run_into(output / DOCTOR_FILE, ("-m", "fcn_deploy", "doctor"), Path.cwd(), seconds)
 
 
-def run_gpu_tests(output: Path, seconds: float) -> None:
-    """Run the tests marked `gpu` for at most `seconds`, and write what they print."""
+def run_gpu_tests(output: Path, seconds: float, selected: str = "") -> None:
+    """Run the tests marked `gpu`, or those of them that `-k` selects, for at most `seconds`; write what they print."""
     processes = min(_TEST_PROCESSES, len(available_cores()) // 2)
     parallel = ("-n", str(processes)) if processes > 1 and importlib.util.find_spec("xdist") is not None else ()
     repository = Path(__file__).parents[2]
-    _run_into(output / TESTS_FILE, (*_PYTEST, *parallel, "-p", "no:cacheprovider", *_TESTED), repository, seconds)
+    arguments = (*_PYTEST, *parallel, "-p", "no:cacheprovider", "-k", selected, *_TESTED)
+    _run_into(output / TESTS_FILE, arguments, repository, seconds)
 
 
 def _run_into(path: Path, arguments: Sequence[str], folder: Path, seconds: float) -> None:
@@ -103,6 +107,16 @@ class MatrixOptions:
     channel_divisor: int = 1  # more than 1 for narrow, quick networks
     checks: bool = True  # run the tests for GPUs first
 
+    @property
+    def short(self) -> bool:
+        """Whether there is time for few tests only, and none for the times of nodes."""
+        return self.seconds < 60 * SHORT_MINUTES
+
+    @property
+    def nodes_s(self) -> float:
+        """Seconds reserved for the times of nodes."""
+        return 0.0 if self.short else _NODES_S
+
 
 @dataclass
 class Matrix:
@@ -123,8 +137,7 @@ class Matrix:
         self._times = environment.cpu_times()
         self._plan = [entry for entry in self.options.plan if entry.cases(provider)]
         self._schedule = Schedule(self.options.bench, row_cores, len(self._plan), self._progress)
-        self._nodes: tuple[NodeTime, ...] = ()
-        self._profiled: RowKey | None = None
+        self._nodes: dict[RowKey, tuple[NodeTime, ...]] = {}
         self._row_s = _ROW_S
         self._interrupted = False
 
@@ -137,11 +150,11 @@ class Matrix:
     def report(self) -> BenchReport:
         """What was measured so far."""
         found = {
-            "gpus_during": self._schedule.gpus.summary(),
+            "gpus_during": environment.ranges_of(self._schedule.gpu_readings),
             "stolen_share": environment.stolen_share(self._times),
             "not_measured": self.problems,
         }
-        rows = tuple(self._with_nodes(row) for row in self._schedule.all_rows())
+        rows = tuple(replace(row, nodes=self._nodes.get(row.key, row.nodes)) for row in self._schedule.all_rows())
         protocol = asdict(self.options.bench.protocol)
         return BenchReport(self._machine | found, protocol, rows, self._schedule.ceilings, self._interrupted)
 
@@ -153,27 +166,23 @@ class Matrix:
             exports = Exports(folder, provider, options.size, options.channel_divisor)
             maker = stack.enter_context(BundleMaker(self._plan, exports, self._export_cores))
             process = stack.enter_context(WorkerProcess(folder / "ceilings.log"))
-            precisions = set(self._precisions())
+            precisions = {case.precision for entry in self._plan for case in entry.cases(provider)}
+            if provider is not Provider.CPU:
+                precisions |= {ComputePrecision(entry.precision) for entry in self._plan}
             try:
                 if options.checks:
+                    seconds = min(_QUICK_TESTS_S if options.short else math.inf, self.left_s * _TESTS_SHARE)
                     with self.on_step("tests for GPUs, and the first exports"):
-                        run_gpu_tests(options.output, self.left_s * _TESTS_SHARE)
+                        run_gpu_tests(options.output, seconds, QUICK_TESTS if options.short else "")
                 with self.on_step("measure the ceilings of the device"):
                     self._schedule.measure_ceilings(process, precisions)
                 self._measure_all(maker)
-                self._time_nodes(maker, folder)
+                if not options.short:
+                    self._time_nodes(maker, folder)
                 self._schedule.measure_ceilings(process, precisions)
             except KeyboardInterrupt:
                 self._interrupted = True
             self.write(self)
-
-    def _precisions(self) -> Iterator[ComputePrecision]:
-        """Yield the precisions whose ceilings are measured."""
-        provider = self.options.bench.provider
-        for entry in self._plan:
-            yield from (case.precision for case in entry.cases(provider))
-            if provider is not Provider.CPU:
-                yield ComputePrecision(entry.precision)
 
     def _progress(self, progress: BenchProgress) -> None:
         """Write the report now and then while rows take turns."""
@@ -183,7 +192,7 @@ class Matrix:
 
     def _measure_all(self, maker: BundleMaker) -> None:
         pending = list(self._plan)
-        while pending and self.left_s > _NODES_S:
+        while pending and self.left_s > self.options.nodes_s:
             # Asked only once, because further bundles may be finished meanwhile, and the most important come first.
             made = [entry for entry in pending if maker.futures[entry].done()]
             if not made or (not self._separate and len(made) < len(pending)):
@@ -197,11 +206,16 @@ class Matrix:
 
     def _measure(self, entry: Entry, made: Workspace | str) -> None:
         cases = entry.cases(self.options.bench.provider)
-        compiling = _COMPILING_S * sum(case.runtime is Runtime.COMPILE for case in cases)
+        compiled = [case.name for case in cases if case.runtime is Runtime.COMPILE]
         if isinstance(made, str):
             self.problems[str(entry)] = f"it could not be made: {made}"
             return
-        if self.left_s - _NODES_S < self._row_s * len(cases) + compiling:
+        left_s = self.left_s - self.options.nodes_s
+        if compiled and left_s < self._row_s * len(cases) + _COMPILING_S * len(compiled):
+            cases = tuple(case for case in cases if case.name not in compiled)
+            self.problems[f"{entry}: {', '.join(compiled)}"] = _NO_TIME
+            compiled = []
+        if not cases or left_s < self._row_s * len(cases):
             self.problems[str(entry)] = _NO_TIME
             return
         begun, before = time.monotonic(), len(self._schedule.all_rows())
@@ -212,7 +226,7 @@ class Matrix:
                 self.problems[str(entry)] = f"{type(error).__name__}: {error}"
         first_s = [row.measurement.first_ns / 1e9 for row in self._schedule.all_rows()[before:] if row.measurement]
         # Compilation is by far the longest first run, and later bundles have none.
-        taken = time.monotonic() - begun - (max(first_s, default=0.0) if compiling else 0.0)
+        taken = time.monotonic() - begun - (max(first_s, default=0.0) if compiled else 0.0)
         self._row_s = max(self._row_s, taken / len(cases))
         if entry is not self._plan[0]:
             shutil.rmtree(made.folder, ignore_errors=True)
@@ -239,8 +253,4 @@ class Matrix:
             self.problems["times of nodes"] = answer.message
             return
         self.problems |= {f"node {name}": problem for name, problem in answer.problems.items()}
-        self._profiled = RowKey(network_name(made.info), made.shape, case.name, str(provider))
-        self._nodes = answer.nodes
-
-    def _with_nodes(self, row: Row) -> Row:
-        return replace(row, nodes=self._nodes) if row.key == self._profiled else row
+        self._nodes[RowKey(network_name(made.info), made.shape, case.name, str(provider))] = answer.nodes

@@ -7,7 +7,6 @@ from typing import Any
 
 from benchmarks.report import table
 from benchmarks.report.results import BenchReport, Row, RowKey, RowStatus, WorkEstimate
-from benchmarks.report.table import sentences
 from fcn_deploy.installation import require_extra
 from fcn_deploy.storage import staged_file
 
@@ -50,7 +49,7 @@ def write_markdown(reports: Sequence[BenchReport], path: Path) -> None:
 
 def markdown(report: BenchReport) -> str:
     """Return a report as Markdown: summary, a table per network and shape, remarks, machine."""
-    lines = [f"# Benchmark: {report.machine}", "", *(f"{sentence}  " for sentence in sentences(report)), ""]
+    lines = [f"# Benchmark: {report.machine}", "", *(f"{sentence}  " for sentence in table.sentences(report)), ""]
     for title, rows in table.groups(report):
         lines += [f"## {title}", "", *markdown_table(report, rows), ""]
         phases = table.phases(rows)
@@ -92,15 +91,22 @@ def page(reports: Sequence[BenchReport]) -> str:
     """Return the HTML of the page."""
     import jinja2
 
+    from benchmarks.report import plots
+
     loader = jinja2.FileSystemLoader(_TEMPLATES)
     template = jinja2.Environment(loader=loader, autoescape=True).get_template(_TEMPLATE)
     networks = sorted({row.key.network for report in reports for row in report.rows})
     return template.render(
         title=f"Latency of {', '.join(networks)}",
-        columns=table.COLUMNS,
+        reports=reports,
+        names=[f"{report.machine}, {_date(report)}" for report in reports],
+        shared=_shared(reports),
+        side_by_side=side_by_side(reports),
         alarming=_ALARMING,
-        reports=[_section(report) for report in reports],
-        comparison=_side_by_side(reports) if len(reports) > 1 else None,
+        table=table,
+        plots=plots,
+        facts=facts,
+        node_rows=node_rows,
     )
 
 
@@ -122,35 +128,6 @@ def _date(report: BenchReport) -> str:
     return datetime.fromisoformat(report.environment["date"]).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _section(report: BenchReport) -> dict[str, Any]:
-    from benchmarks.report import plots
-
-    return {
-        "machine": report.machine,
-        "date": _date(report),
-        "sentences": sentences(report),
-        "groups": [_group(report, title, rows) for title, rows in table.groups(report)],
-        "scaling": plots.batch_scaling(report.rows),
-        "remarks": table.remarks(report),
-        "facts": facts(report),
-    }
-
-
-def _group(report: BenchReport, title: str, rows: Sequence[Row]) -> dict[str, Any]:
-    from benchmarks.report import plots
-
-    baseline = table.baseline_of(rows)
-    return {
-        "title": title,
-        "baseline": baseline.key.case if baseline else table.NOTHING,
-        "rows": [{"cells": table.cells(report, row, baseline), "ours": row.key.case == table.OURS} for row in rows],
-        "phases": table.phases(rows),
-        "distributions": plots.distributions(rows),
-        "roofline": plots.roofline(report, rows),
-        "nodes": [{"name": row.key.case, "rows": node_rows(report, row)} for row in rows if row.nodes],
-    }
-
-
 def node_rows(report: BenchReport, row: Row) -> list[tuple[str, ...]]:
     """Return the slowest nodes as texts: name, operator, time, share of the run, multiply-adds, limit over time."""
     total = row.measurement.median_ns if row.measurement else float("nan")
@@ -164,15 +141,6 @@ def node_rows(report: BenchReport, row: Row) -> list[tuple[str, ...]]:
         time = table.duration(node.time_ns)
         found.append((node.name, node.operator, time, f"{node.time_ns / total:.1%}", work, share))
     return found
-
-
-def _side_by_side(reports: Sequence[BenchReport]) -> dict[str, Any]:
-    from benchmarks.report import plots
-
-    names = [f"{report.machine}, {_date(report)}" for report in reports]
-    keys = _shared(reports)
-    plot = plots.machines(reports, names, keys) if keys else ""
-    return {"names": names, "rows": side_by_side(reports), "plot": plot}
 
 
 def _gpu(gpu: dict[str, Any]) -> str:

@@ -99,12 +99,9 @@ def tail(measured: Measurement) -> str:
 
 def phases(rows: Sequence[Row]) -> list[str]:
     """Return the phases that were timed separately: copies to a GPU and back, and the run between CUDA events."""
-    found = []
-    for row in rows:
-        medians = row.measurement.phase_medians_ns if row.measurement else {}
-        if medians:
-            found.append(f"{row.key.case}: {', '.join(f'{name} {duration(ns)}' for name, ns in medians.items())}")
-    return found
+    timed = [(row.key.case, row.measurement.phase_medians_ns) for row in rows if row.measurement is not None]
+    texts = ((case, [f"{name} {duration(ns)}" for name, ns in medians.items()]) for case, medians in timed if medians)
+    return [f"{case}: {', '.join(parts)}" for case, parts in texts]
 
 
 def duration(nanoseconds: float) -> str:
@@ -192,26 +189,21 @@ def sentences(report: BenchReport) -> list[str]:
     for title, rows in groups(report):
         by_case = {row.key.case: row for row in rows if row.measurement is not None}
         ours = by_case.get(OURS) or fastest(row for row in rows if row.graph == Graph.BUNDLE) or fastest(rows)
-        if ours is not None:
-            found += [_headline(title, ours), *_comparisons(ours, by_case), *_limits(report, ours, by_case)]
+        if ours is not None and ours.measurement is not None:
+            median, interval = duration(ours.measurement.median_ns), bounds(ours.measurement)
+            found.append(
+                f"{title}: {ours.runtime} takes {median} per run of the {ours.graph} graph "
+                f"(95 % sure: {interval}), {rate(ours)} images per second."
+            )
+            found += [*_comparisons(ours, by_case), *_limits(report, ours, by_case)]
     return [*found, *_warnings(report)]
-
-
-def _headline(title: str, row: Row) -> str:
-    measured = row.measurement
-    if measured is None:
-        return ""
-    return (
-        f"{title}: {row.runtime} takes {duration(measured.median_ns)} per run of the {row.graph} graph "
-        f"(95 % sure: {bounds(measured)}), {rate(row)} images per second."
-    )
 
 
 def _comparisons(ours: Row, by_case: Mapping[str, Row]) -> list[str]:
     clauses = []
     for name, called in _PEERS:
         peer = by_case.get(name)
-        if peer is None or peer is ours or peer.measurement is None or ours.measurement is None:
+        if peer is None or peer is ours:
             continue
         ratio = Ratio.of_rows(peer, ours)
         if ratio.low <= 1 <= ratio.high:

@@ -1,6 +1,5 @@
 """Compares rows: ratios of medians with their intervals, and whether rows of one report are slower than another's."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -32,18 +31,17 @@ class Ratio:
     high: float
 
     @classmethod
-    def within(cls, measured: Measurement, baseline: Measurement) -> "Ratio":
-        """Return the time of `measured` over that of `baseline`, both rows of one report.
+    def of(cls, measured: Measurement, baseline: Measurement, *, paired: bool) -> "Ratio":
+        """Return the time of `measured` over that of `baseline`.
 
-        The same rounds are drawn for both: what slowed a whole round down slowed both rows, and cancels.
+        Of rows that took turns (`paired`) the same rounds are drawn: what slowed a whole round down slowed both rows,
+        and cancels.
         """
-        return cls._of(measured, baseline, measured.bootstrap_ns)
-
-    @classmethod
-    def between(cls, measured: Measurement, baseline: Measurement) -> "Ratio":
-        """Return the time of `measured` over that of `baseline`, a row of another report with other rounds."""
-        # Another seed: two resamplings of the same samples must not move together.
-        return cls._of(measured, baseline, statistics.bootstrap_medians(measured.rounds_ns, _OTHER_SEED))
+        # Otherwise another seed: two resamplings of the same samples must not move together.
+        resampled = measured.bootstrap_ns if paired else statistics.bootstrap_medians(measured.rounds_ns, _OTHER_SEED)
+        value = measured.median_ns / baseline.median_ns
+        draws = min(measured.draws, baseline.draws)
+        return cls(value, *statistics.interval(resampled / baseline.bootstrap_ns, value, draws))
 
     @classmethod
     def of_rows(cls, row: Row, baseline: Row) -> "Ratio":
@@ -51,14 +49,7 @@ class Ratio:
         if row.measurement is None or baseline.measurement is None:
             raise ValueError("a row without a measurement has no ratio")
         took_turns = row.group == baseline.group and row.key.shape == baseline.key.shape
-        kind = cls.within if took_turns else cls.between
-        return kind(row.measurement, baseline.measurement)
-
-    @classmethod
-    def _of(cls, measured: Measurement, baseline: Measurement, resampled: statistics.Floats) -> "Ratio":
-        value = measured.median_ns / baseline.median_ns
-        draws = min(measured.draws, baseline.draws)
-        return cls(value, *statistics.interval(resampled / baseline.bootstrap_ns, value, draws))
+        return cls.of(row.measurement, baseline.measurement, paired=took_turns)
 
     def verdict(self, threshold: float = THRESHOLD) -> Verdict:
         """Return faster or slower if the interval excludes 1 and the difference exceeds the threshold."""
@@ -86,8 +77,8 @@ class RowChange:
 
     def to_dict(self) -> dict[str, Any]:
         """Return every figure, for JSON."""
-        interval, verdict = [self.ratio.low, self.ratio.high], str(self.verdict)
-        figures = {"ratio": self.ratio.value, "interval": interval, "verdict": verdict, "stable": self.stable}
+        found, interval = self.ratio, [self.ratio.low, self.ratio.high]
+        figures = {"ratio": found.value, "interval": interval, "verdict": str(self.verdict), "stable": self.stable}
         return {"row": str(self.key), **figures}
 
 
@@ -153,13 +144,14 @@ def compare_reports(before: BenchReport, after: BenchReport, threshold: float = 
         )
     first, second = _measured(before), _measured(after)
     if not first.keys() & second.keys():
+        names = (", ".join(map(str, keys)) or "nothing" for keys in (first, second))
         raise UsageError(
-            f"no row in common: {_listed(first)} against {_listed(second)}",
+            f"no row in common: {' against '.join(names)}",
             remedy="Compare reports of the same bundles, sizes and provider.",
         )
     changes = []
     for key in (key for key in first if key in second):
-        ratio = Ratio.between(second[key], first[key])
+        ratio = Ratio.of(second[key], first[key], paired=False)
         changes.append(RowChange(key, first[key], second[key], ratio, ratio.verdict(threshold)))
     lost = tuple(key for key in first if key not in second)
     gained = tuple(key for key in second if key not in first)
@@ -168,7 +160,3 @@ def compare_reports(before: BenchReport, after: BenchReport, threshold: float = 
 
 def _measured(report: BenchReport) -> dict[RowKey, Measurement]:
     return {row.key: row.measurement for row in report.rows if row.measurement is not None}
-
-
-def _listed(keys: Iterable[RowKey]) -> str:
-    return ", ".join(str(key) for key in keys) or "nothing"

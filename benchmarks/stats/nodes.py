@@ -101,6 +101,10 @@ class _Tensor:
     def nbytes(self) -> int:
         return prod(self.shape) * int(helper.tensor_dtype_to_np_dtype(self.kind).itemsize)
 
+    def value(self, name: str) -> onnx.ValueInfoProto:
+        """Return its declaration as an input or output."""
+        return helper.make_tensor_value_info(name, self.kind, self.shape)
+
     def noise(self) -> npt.NDArray[Any]:
         """Return the content, or small noise of that shape and type."""
         if self.content is not None:
@@ -156,7 +160,8 @@ def _as_run(path: Path, options: OrtOptions, folder: Path) -> _Graph:
         events = node_events(runner.end_profiling())
     # Large weights stay in their file: only their type and shape are needed.
     model = onnx.load(folder / "optimized.onnx", load_external_data=False)
-    values = {value.name: _of_type(value.type.tensor_type) for value in model.graph.input}
+    given = {value.name: value.type.tensor_type for value in model.graph.input}
+    values = {n: _Tensor(t.elem_type, tuple(size.dim_value for size in t.shape.dim)) for n, t in given.items()}
     for tensor in model.graph.initializer:
         inline = tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.data_type == onnx.TensorProto.INT64
         content = numpy_helper.to_array(tensor) if inline else None
@@ -193,8 +198,8 @@ def _repeated(node: onnx.NodeProto, copies: int, graph: _Graph) -> onnx.ModelPro
     """Build a model that consists of `copies` of a node, all with the same inputs."""
     constants = {tensor.name for tensor in graph.model.graph.initializer}
     node_inputs, node_outputs = graph.named(node.input), graph.named(node.output)
-    inputs = [_value(name, tensor) for name, tensor in node_inputs if name not in constants]
-    outputs = [_value(f"{name}/{copy}", tensor) for copy in range(copies) for name, tensor in node_outputs]
+    inputs = [tensor.value(name) for name, tensor in node_inputs if name not in constants]
+    outputs = [tensor.value(f"{name}/{copy}") for copy in range(copies) for name, tensor in node_outputs]
     weights = [numpy_helper.from_array(tensor.noise(), name) for name, tensor in node_inputs if name in constants]
     nodes = [_copy(node, copy) for copy in range(copies)]
     version = next(entry.version for entry in graph.model.opset_import if entry.domain == "")
@@ -216,14 +221,6 @@ def _multiply_adds(node: onnx.NodeProto, values: Mapping[str, _Tensor]) -> int:
         return 0
     image, weights, output = (values[name].shape for name in (*node.input[:2], node.output[0]))
     return multiply_adds(node.op_type, image, weights, output, channels_last=node.domain == CHANNELS_LAST)
-
-
-def _value(name: str, tensor: _Tensor) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, tensor.kind, tensor.shape)
-
-
-def _of_type(kind: onnx.TypeProto.Tensor) -> _Tensor:
-    return _Tensor(kind.elem_type, tuple(dimension.dim_value for dimension in kind.shape.dim))
 
 
 def _of_event(shape: Mapping[str, Sequence[int]]) -> _Tensor:

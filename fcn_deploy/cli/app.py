@@ -9,20 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from fcn_deploy.cli import (
-    bench,
-    doctor,
-    evaluate,
-    export,
-    inspect,
-    optimize,
-    package,
-    predict,
-    reports,
-    serve,
-    tensorrt,
-    verify,
-)
+from fcn_deploy.cli import check, make, measure, use
 from fcn_deploy.cli.parameters import OUTPUT
 from fcn_deploy.errors import FcnDeployError, InputFileError
 from fcn_deploy.installation import __version__
@@ -31,19 +18,19 @@ _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
 # Panel of `fcn-deploy --help`, command, example at the end of the command's help.
 _COMMANDS = (
-    ("Make", export.export, "export --variant 8s --checkpoint fcn8s.pth --output fcn8s"),
-    ("Make", optimize.optimize, "optimize fcn8s.onnx fcn8s-fast.onnx"),
-    ("Make", tensorrt.tensorrt, "tensorrt fcn8s --precision fp16"),
-    ("Make", package.package, "package fcn8s --target triton --backend python"),
-    ("Check", verify.verify, "verify fcn8s --checkpoint fcn8s.pth --image photo.jpg"),
-    ("Check", evaluate.evaluate, "evaluate fcn8s VOCdevkit/VOC2012 --against pytorch"),
-    ("Check", inspect.inspect, "inspect fcn8s --picture maps.png"),
-    ("Check", doctor.doctor, "doctor"),
-    ("Use", predict.predict, "predict fcn8s photos/ --output labels"),
-    ("Use", serve.serve, "serve fcn8s --http-port 8000"),
-    ("Measure", bench.bench, "bench fcn8s --report latency.html"),
-    ("Measure", reports.compare, "compare before.json after.json --threshold 0.03"),
-    ("Measure", reports.report, "report desktop.json server.json --report both.html"),
+    ("Make", make.export, "export --variant 8s --checkpoint fcn8s.pth --output fcn8s"),
+    ("Make", make.optimize, "optimize fcn8s.onnx fcn8s-fast.onnx"),
+    ("Make", make.tensorrt, "tensorrt fcn8s --precision fp16"),
+    ("Make", make.package, "package fcn8s --target triton --backend python"),
+    ("Check", check.verify, "verify fcn8s --checkpoint fcn8s.pth --image photo.jpg"),
+    ("Check", check.evaluate, "evaluate fcn8s VOCdevkit/VOC2012 --against pytorch"),
+    ("Check", check.inspect, "inspect fcn8s --picture maps.png"),
+    ("Check", check.doctor, "doctor"),
+    ("Use", use.predict, "predict fcn8s photos/ --output labels"),
+    ("Use", use.serve, "serve fcn8s --http-port 8000"),
+    ("Measure", measure.bench, "bench fcn8s --report latency.html"),
+    ("Measure", measure.compare, "compare before.json after.json --threshold 0.03"),
+    ("Measure", measure.report, "report desktop.json server.json --report both.html"),
 )
 
 

@@ -7,26 +7,31 @@ printed row by row.
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column, Table
 from rich.text import Text
 
+import fcn_deploy as fd
 from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.progress import Advance
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
     from exporters.tensorrt.build import Phase
-    from fcn_deploy.prediction.options import Prediction
-    from fcn_deploy.prediction.run import PredictionSummary
 
 _UNLIMITED = 100_000
 _GAP = 2
@@ -49,8 +54,16 @@ def print_line(text: str, *, to_stderr: bool = False) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document on stdout."""
-    print(json.dumps(document, indent=2, allow_nan=False))  # noqa: T201 - Rich would wrap and colour it
+    """Print one JSON document on stdout at once."""
+    print(json.dumps(document, indent=2, allow_nan=False), flush=True)  # noqa: T201 - Rich would wrap and colour it
+
+
+def print_result(result: Any, show: Callable[[Any], None], *, as_json: bool) -> None:
+    """Print a result as JSON, or the way `show` prints it."""
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        show(result)
 
 
 def print_error(error: FcnDeployError) -> None:
@@ -114,7 +127,9 @@ def show_step(name: str, parts: int = 1) -> Iterator[Advance]:
     print_line(f"[green]done[/] {time.perf_counter() - start:5.1f} s  {escape(name)}", to_stderr=True)
 
 
-def counted(predictions: "Iterator[Prediction]", summary: "PredictionSummary", total: int) -> "Iterator[Prediction]":
+def counted(
+    predictions: "Iterator[fd.Prediction]", summary: "fd.PredictionSummary", total: int
+) -> "Iterator[fd.Prediction]":
     """Pass predictions on, with a bar that shows how many and how many per second."""
     rate = TextColumn("{task.fields[rate]:.3g} images/s")
     with _progress(TextColumn("segment"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()) as progress:

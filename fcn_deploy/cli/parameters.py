@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fcn_deploy.assets import SAMPLE_CHECKPOINT
-from fcn_deploy.choices import Provider, Target
+from fcn_deploy.choices import Provider
 
 OUTPUT = "Output"
 # The word for the checkpoint and the scene that are bundled with the package.
@@ -22,10 +22,8 @@ def panel(title: str) -> Callable[..., Any]:
     return partial(typer.Option, rich_help_panel=title)
 
 
-graph_option = panel("Graph")
 inference_option = panel("Inference")
 output_option = panel(OUTPUT)
-precision_option = panel("Precision")
 
 
 def parse_checkpoint(text: str) -> Path:
@@ -33,9 +31,6 @@ def parse_checkpoint(text: str) -> Path:
     return SAMPLE_CHECKPOINT if text == SAMPLE else Path(text)
 
 
-BundlePath = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="A bundle's directory, or an ONNX file.", show_default=False)
-]
 ArtifactPath = Annotated[
     Path,
     typer.Argument(
@@ -50,10 +45,6 @@ SourceCheckpoint = Annotated[
 ]
 RunProvider = Annotated[Provider, inference_option(help="Where ONNX Runtime runs.")]
 KeepAspect = Annotated[bool, inference_option("--keep-aspect", help="Pad photos to the input's shape, do not stretch.")]
-RewriteTarget = Annotated[
-    Target | None,
-    graph_option(help="Device to choose the rewrites for. Default: cuda with an NVIDIA driver, else cpu."),
-]
 Force = Annotated[bool, output_option("--force", help="Replace an existing output.")]
 Json = Annotated[bool, output_option("--json", help="Print one JSON document and nothing else on stdout.")]
 

@@ -6,6 +6,7 @@ Modules of other packages are imported where they are used: `inspect` must not w
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,29 +17,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 from rich.tree import Tree
 
+import fcn_deploy as fd
 from fcn_deploy.choices import ImageInput
 from fcn_deploy.cli.console import err, folding, make_table, out, print_error, print_line, print_table, print_untrained
 
 if TYPE_CHECKING:
     from benchmarks.engine.run import BenchProgress
-    from benchmarks.report.results import BenchReport, Row
-    from benchmarks.stats.comparison import ReportComparison
-    from exporters.export import ExportResult
-    from exporters.optimize_file import Optimized
-    from exporters.precision.half import HalfReport
-    from exporters.precision.int8 import Quantization
-    from exporters.rewrite import PassReport, Rewriting
+    from exporters.rewrite import PassReport
     from exporters.simplify import Simplification
-    from exporters.tensorrt.build import EngineBuild
-    from exporters.triton.repository import Package
-    from fcn_deploy.artifact.engine import Engine
-    from fcn_deploy.doctor import Finding
-    from fcn_deploy.evaluation.scores import Evaluation
-    from fcn_deploy.inspection import Inspection
     from fcn_deploy.parity.bisect import LayerReport
-    from fcn_deploy.parity.report import ParityReport
-    from fcn_deploy.parity.verify import Verification
-    from fcn_deploy.prediction.options import Prediction
     from fcn_deploy.serving.server import Endpoint
 
 _SHOWN_CLASSES = 3
@@ -52,15 +39,13 @@ _LAYERS_SEEN_IN = {
 }
 
 
-def print_export(result: "ExportResult") -> None:
+def print_export(result: "fd.ExportResult") -> None:
     """Print what was done to the graph, how it compares with PyTorch, and what was written."""
-    from exporters.precision.int8 import Quantization
-
     if result.simplification is not None:
         _print_simplification(result.simplification)
     if result.rewriting is not None:
         _print_rewriting(result.rewriting)
-    if isinstance(result.reduction, Quantization):
+    if isinstance(result.reduction, fd.Quantization):
         _print_quantization(result.reduction)
     elif result.reduction is not None:
         _print_half(result.reduction)
@@ -78,7 +63,7 @@ def print_export(result: "ExportResult") -> None:
     print_line(f"wrote {escape(str(result.path))}: {kinds}, {_megabytes(result.file_bytes)}")
 
 
-def print_optimized(result: "Optimized") -> None:
+def print_optimized(result: "fd.Optimized") -> None:
     """Print what was done to the graph, and what was written."""
     _print_simplification(result.simplification)
     _print_rewriting(result.rewriting)
@@ -96,7 +81,7 @@ def _print_simplification(s: "Simplification") -> None:
     print_line(f"simplified {s.nodes_before} -> {s.nodes_after} nodes ({changed or 'no change'}); {checked}")
 
 
-def _print_rewriting(rewriting: "Rewriting") -> None:
+def _print_rewriting(rewriting: "fd.Rewriting") -> None:
     """Print a line per rewrite and place, with the reason, then the cost of one run before and after."""
     for report in rewriting.passes:
         _print_pass(report)
@@ -127,7 +112,7 @@ def _checked(compared_nodes: int, difference: float) -> str:
     return f"verified: {nodes} re-run, largest difference {difference:.1e} of the range"
 
 
-def _print_quantization(found: "Quantization") -> None:
+def _print_quantization(found: "fd.Quantization") -> None:
     title = f"signal to quantization noise of every layer, {found.method} over {found.images} images"
     rows = [(layer.name, f"{layer.sqnr_db:.1f}", "float" if layer.in_float else "int8") for layer in found.layers]
     print_table(title, ("layer", "dB", "precision"), rows)
@@ -140,7 +125,7 @@ def _print_quantization(found: "Quantization") -> None:
     )
 
 
-def _print_half(found: "HalfReport") -> None:
+def _print_half(found: "fd.HalfReport") -> None:
     print_line(
         f"{found.precision} in {found.nodes} nodes, float32 in {found.float_nodes}; largest magnitude seen "
         f"{found.largest:.4g}, largest that fits {found.limit:.4g}"
@@ -149,7 +134,7 @@ def _print_half(found: "HalfReport") -> None:
         print_line(f"rescaled {escape(name)} by {factor:g}; the layers that read it undo that exactly")
 
 
-def _print_price(result: "ExportResult") -> None:
+def _print_price(result: "fd.ExportResult") -> None:
     """Print what the reduced precision costs in accuracy, and what it saves in size."""
     figures = (f"{result.parity.label_agreement:.3%}", f"{result.parity.mean_iu:.4f}") if result.parity else ("", "")
     row = str(result.info.precision), _megabytes(result.file_bytes), *figures
@@ -157,7 +142,7 @@ def _print_price(result: "ExportResult") -> None:
     print_table("", columns, [("fp32", _megabytes(result.float_bytes), "", ""), row])
 
 
-def print_verification(result: "Verification") -> None:
+def print_verification(result: "fd.Verification") -> None:
     """Print the comparison with PyTorch, where the nodes ran, and the worst input's file."""
     _print_parity(result.parity)
     if result.layers is not None:
@@ -168,15 +153,13 @@ def print_verification(result: "Verification") -> None:
         print_line(f"saved the worst input: {escape(str(result.worst_input))} (replay it with --image)")
 
 
-def _print_parity(report: "ParityReport") -> None:
+def _print_parity(report: "fd.ParityReport") -> None:
     """Print every comparison, the bounds, and the verdict."""
-    from fcn_deploy.parity.compare import Comparison
-
     by_maps = report.tier.mean_iu is not None
     rows = []
     for c in report.comparisons:
         figures = "", "", ""
-        if isinstance(c, Comparison):
+        if isinstance(c, fd.Comparison):
             figures = f"{c.relative_error:.1e}", f"{c.relative_l2:.1e}", f"{c.snr_db:.1f}"
         last = f"{c.mean_iu:.4f}" if by_maps else str(c.clear_flips)
         rows.append((c.input_name, *figures, f"{c.label_agreement:.3%}", str(c.flips), last))
@@ -189,18 +172,17 @@ def _print_parity(report: "ParityReport") -> None:
     _print_verdict(report)
 
 
-def _print_verdict(report: "ParityReport") -> None:
-    from fcn_deploy.parity.compare import Comparison, joint_mean_iu
+def _print_verdict(report: "fd.ParityReport") -> None:
+    from fcn_deploy.parity.compare import joint_mean_iu
 
     tier, worst = report.tier, report.worst
-    measured = isinstance(worst, Comparison) and tier.max_error is not None
-    bounds = [f"max error / range <= {tier.max_error:g}"] if measured else []
+    bounds, smallest = [], ""
+    if isinstance(worst, fd.Comparison) and tier.max_error is not None:
+        bounds = [f"max error / range <= {tier.max_error:g}"]
+        smallest = f" (passes bounds down to {worst.passing_tolerance:.1e})" if report.passed else ""
     bounds += [f"labels equal >= {tier.label_agreement:.3%}"] if tier.label_agreement is not None else []
     bounds += [f"clear flips <= {tier.clear_flips}"] if tier.clear_flips is not None else []
     bounds += [f"mean IU {joint_mean_iu(report.comparisons):.4f} >= {tier.mean_iu:g}"] if tier.mean_iu else []
-    smallest = ""
-    if report.passed and isinstance(worst, Comparison) and tier.max_error is not None:
-        smallest = f" (passes bounds down to {worst.passing_tolerance:.1e})"
     verdict = "[bold green]passed[/]" if report.passed else "[bold red]FAILED[/]"
     print_line(f"{verdict}  tier {tier.name}: {', '.join(bounds)}; worst input {escape(worst.input_name)}{smallest}")
 
@@ -217,7 +199,7 @@ def _placed(placement: Mapping[str, int]) -> str:
     return ", ".join(f"{count} of {total} nodes on {name}" for name, count in placement.items())
 
 
-def print_inspection(inspection: "Inspection") -> None:
+def print_inspection(inspection: "fd.Inspection") -> None:
     """Print a row per layer, the totals, metadata and notes."""
     rows: list[tuple[str, ...]] = []
     for layer in inspection.layers:
@@ -236,14 +218,14 @@ def print_inspection(inspection: "Inspection") -> None:
         print_line(f"[yellow]note:[/] {escape(note)}")
 
 
-def print_inspected_engine(engine: "Engine") -> None:
+def print_inspected_engine(engine: "fd.Engine") -> None:
     """Print what an engine is, its size, source and metadata."""
     _print_engine(engine)
     print_line(f"{_megabytes(engine.plan_bytes)}, from an ONNX file of SHA-256 {engine.source_sha256}")
     _print_metadata(engine.metadata)
 
 
-def print_engine_build(result: "EngineBuild") -> None:
+def print_engine_build(result: "fd.EngineBuild") -> None:
     """Print what was built, or that the existing engine is up to date."""
     engine = result.engine
     path = escape(str(engine.path))
@@ -255,7 +237,7 @@ def print_engine_build(result: "EngineBuild") -> None:
     print_line(f"wrote {path}: {_megabytes(engine.plan_bytes)}, built in {engine.build_seconds:.1f} s")
 
 
-def _print_engine(engine: "Engine") -> None:
+def _print_engine(engine: "fd.Engine") -> None:
     inputs, outputs = (", ".join(map(str, specs)) for specs in (engine.inputs, engine.outputs))
     print_line(f"[bold]{engine.info.network}[/], {engine.info.provenance}")
     print_line(escape(f"input: {inputs}; output: {outputs}"))
@@ -263,7 +245,7 @@ def _print_engine(engine: "Engine") -> None:
     print_line(escape(f"runs with {engine.flavour} {engine.version} on {engine.built_for}"))
 
 
-def _layer_line(engine: "Engine") -> str:
+def _layer_line(engine: "fd.Engine") -> str:
     """Return what share of the layers has the requested precision, and how that is known."""
     layers, precision = engine.layers, engine.info.precision
     kinds = ", ".join(f"{count} in {kind}" for kind, count in layers.counts.items())
@@ -276,7 +258,7 @@ def _print_metadata(metadata: Mapping[str, str]) -> None:
         print_line(f"[dim]{escape(key)}[/] {escape(value)}")
 
 
-def print_package(result: "Package", *, placeholder: bool) -> None:
+def print_package(result: "fd.Package", *, placeholder: bool) -> None:
     """Print the files of a package, its interface, and the commands to use it."""
     out.print(_tree(result), highlight=False, soft_wrap=True)
     print_line(escape(f"{result.info.network}, {result.info.provenance}"))
@@ -284,9 +266,8 @@ def print_package(result: "Package", *, placeholder: bool) -> None:
         print_untrained()
     parts = [f"input: {result.input}", f"output: {result.output}"]
     parts += ["-1 is any size"] if -1 in result.input.shape else []
-    parts += (
-        [f"requests of 1 to {result.max_batch} photos, batched up to {result.max_batch}"] if result.max_batch else []
-    )
+    most = result.max_batch
+    parts += [f"requests of 1 to {most} photos, batched up to {most}"] if most else []
     print_line(escape("; ".join(parts)))
     for what, command in result.commands.items():
         print_line(f"[dim]{what}:[/] {escape(command)}")
@@ -294,21 +275,20 @@ def print_package(result: "Package", *, placeholder: bool) -> None:
         print_line("for Kubernetes, set the repository's address in inference-service.yaml, or pass --storage-uri")
 
 
-def _tree(result: "Package") -> Tree:
+def _tree(result: "fd.Package") -> Tree:
     tree = Tree(escape(str(result.path)))
     folders = {"": tree}
     for name, size in result.files.items():
-        folder, _, file = name.rpartition("/")
-        parts = folder.split("/") if folder else []
-        for depth, part in enumerate(parts):
-            here, above = "/".join(parts[: depth + 1]), "/".join(parts[:depth])
+        *above, file = name.split("/")
+        for here in accumulate(above, "{}/{}".format):
             if here not in folders:
-                folders[here] = folders[above].add(escape(part))
-        folders[folder].add(escape(f"{file}  {_megabytes(size)}" if size >= _SHOWN_BYTES else file))
+                parent, _, part = here.rpartition("/")
+                folders[here] = folders[parent].add(escape(part))
+        folders["/".join(above)].add(escape(f"{file}  {_megabytes(size)}" if size >= _SHOWN_BYTES else file))
     return tree
 
 
-def print_prediction(prediction: "Prediction") -> None:
+def print_prediction(prediction: "fd.Prediction") -> None:
     """Print what was written for a photo and its largest classes, or why there is nothing."""
     if prediction.failure is not None:
         print_error(prediction.failure)
@@ -318,7 +298,7 @@ def print_prediction(prediction: "Prediction") -> None:
     print_line(escape(f"{prediction.image} -> {prediction.files[0]}  {what}"))
 
 
-def print_evaluation(result: "Evaluation", output: Path) -> None:
+def print_evaluation(result: "fd.Evaluation", output: Path) -> None:
     """Print the classes that occur, the overall scores, and the loss in deployment."""
     from fcn_deploy.evaluation.page import score, share
 
@@ -346,7 +326,7 @@ def print_evaluation(result: "Evaluation", output: Path) -> None:
         print_untrained("scores")
 
 
-def _print_classes(result: "Evaluation") -> None:
+def _print_classes(result: "fd.Evaluation") -> None:
     from fcn_deploy.evaluation.page import score, share
 
     with_pytorch = result.pytorch_scores is not None
@@ -384,7 +364,7 @@ def print_endpoint(endpoint: "Endpoint") -> None:
     print_line("Ctrl-C stops it", to_stderr=True)
 
 
-def print_findings(findings: "tuple[Finding, ...]") -> None:
+def print_findings(findings: "tuple[fd.Finding, ...]") -> None:
     """Print a line per finding, and its remedy below it."""
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
@@ -425,7 +405,7 @@ def bench_progress() -> "Iterator[Callable[[BenchProgress], None]]":
         yield show
 
 
-def _live_rows(rows: "Sequence[Row]") -> Iterator[tuple[str, ...]]:
+def _live_rows(rows: "Sequence[fd.Row]") -> Iterator[tuple[str, ...]]:
     from benchmarks.report.table import computes, duration
 
     for row in rows:
@@ -434,7 +414,7 @@ def _live_rows(rows: "Sequence[Row]") -> Iterator[tuple[str, ...]]:
         yield row.key.case, computes(row), *figures
 
 
-def print_report(report: "BenchReport") -> None:
+def print_report(report: "fd.BenchReport") -> None:
     """Print a table per network and shape, remarks, and what the figures mean."""
     from benchmarks.report import table
 
@@ -449,7 +429,7 @@ def print_report(report: "BenchReport") -> None:
         print_line(escape(sentence))
 
 
-def _placements(rows: "Sequence[Row]") -> list[str]:
+def _placements(rows: "Sequence[fd.Row]") -> list[str]:
     """Return where the sessions say their nodes run; rows that agree share a line."""
     cases: dict[str, list[str]] = {}
     for row in rows:
@@ -458,17 +438,15 @@ def _placements(rows: "Sequence[Row]") -> list[str]:
     return [f"{where} ({', '.join(names)})" for where, names in cases.items()]
 
 
-def print_side_by_side(reports: "Sequence[BenchReport]") -> None:
+def print_side_by_side(reports: "Sequence[fd.BenchReport]") -> None:
     """Print the medians of the rows that the first report shares with others."""
     from benchmarks.report.page import side_by_side
 
     print_table("side by side", ("row", *(report.machine for report in reports)), side_by_side(reports))
 
 
-def print_comparison(found: "ReportComparison") -> None:
+def print_comparison(found: "fd.ReportComparison") -> None:
     """Print a table per network and shape with a verdict on every row."""
-    from itertools import groupby
-
     from benchmarks.report import table
 
     for title, changes in groupby(found.changes, key=lambda change: table.title_of(change.key)):

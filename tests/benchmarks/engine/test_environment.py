@@ -107,17 +107,16 @@ def test_only_visible_gpus_count(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "".join(gpu["name"] for gpu in environment.visible_gpus()) == names
 
 
-def test_what_a_gpu_did_while_rows_ran_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = environment.GpuWatch()
-    for clock, reasons in ((1980, []), (1200, ["power cap"]), (1500, ["power cap", "thermal (software)"])):
-        state = {"name": "NVIDIA H100", "sm_mhz": clock, "throttled_by": reasons}
-        monkeypatch.setattr(environment, "gpu_states", lambda state=state: [state])
-        watch.read()
+def test_what_a_gpu_did_while_rows_ran_on_it() -> None:
+    readings: list[list[dict[str, object]]] = [
+        [{"name": "NVIDIA H100", "sm_mhz": clock, "throttled_by": reasons}]
+        for clock, reasons in ((1980, []), (1200, ["power cap"]), (1500, ["power cap", "thermal (software)"]))
+    ]
 
-    assert watch.summary() == [
+    assert environment.ranges_of(readings) == [
         {"name": "NVIDIA H100", "sm_mhz": [1200, 1980], "throttled_by": ["power cap", "thermal (software)"]}
     ]
-    assert environment.GpuWatch().summary() == []
+    assert environment.ranges_of([]) == []
 
 
 def test_stolen_time_is_a_share_of_all_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,16 @@ def test_a_bundle_for_which_there_is_no_time_is_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_in_a_short_run_rows_are_measured_without_nodes_and_what_compiles_is_left_out_first(tmp_path: Path) -> None:
+    plan = (Entry(Variant.FCN8S, FP32, ("compile", "ort")),)
+    matrix = Matrix(replace(options(tmp_path, seconds=60), plan=plan), write)
+
+    matrix.measure()
+
+    assert [(row.key.case, row.status, row.nodes) for row in matrix.report.rows] == [("ort", "measured", ())]
+    assert matrix.problems == {"FCN-8s fp32, batch 1: compile": "there was no time for it"}
+
+
 def test_an_interruption_keeps_what_is_known(tmp_path: Path) -> None:
     calls = []
 

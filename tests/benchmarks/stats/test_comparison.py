@@ -60,7 +60,8 @@ def test_the_interval_of_a_ratio_agrees_with_a_second_bootstrap() -> None:
     first, second = generator.normal(100, 3, 60), generator.normal(90, 3, 60)
     ratios = [np.median(generator.choice(second, 60)) / np.median(generator.choice(first, 60)) for _ in range(4000)]
 
-    found = Ratio.between(*(Measurement(1, tuple((int(v * 1e6),) for v in values)) for values in (second, first)))
+    measured, baseline = (Measurement(1, tuple((int(v * 1e6),) for v in values)) for values in (second, first))
+    found = Ratio.of(measured, baseline, paired=False)
 
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(ratios, (0.025, 0.975))), rel=0.004)
 
@@ -70,7 +71,7 @@ def test_what_slows_a_whole_round_cancels_within_a_report() -> None:
     rounds = [1.0, 1.9, 1.2, 2.0, 1.4]
     first, second = (Measurement(1, tuple((round(ms * 1e6 * slow),) for slow in rounds)) for ms in (100, 110))
 
-    paired, unpaired = Ratio.within(second, first), Ratio.between(second, first)
+    paired, unpaired = (Ratio.of(second, first, paired=paired) for paired in (True, False))
 
     assert (paired.low, paired.value, paired.high) == pytest.approx((1.1, 1.1, 1.1))
     assert unpaired.high - unpaired.low > 0.5

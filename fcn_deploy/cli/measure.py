@@ -1,20 +1,20 @@
-"""`fcn-deploy bench`."""
+"""The commands that measure latency and read reports: `fcn-deploy bench`, `compare` and `report`."""
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+import fcn_deploy as fd
 from fcn_deploy.choices import Provider
-from fcn_deploy.cli.parameters import SourceCheckpoint, output_option, panel, parse_batches
-from fcn_deploy.cli.reports import HtmlPage, Markdown, write_outputs
+from fcn_deploy.cli.parameters import Json, SourceCheckpoint, output_option, panel, parse_batches
 
-if TYPE_CHECKING:
-    from benchmarks.report.results import BenchReport
-
-_INTERRUPTED = 130
 measurement_option = panel("Measurement")
+HtmlPage = Annotated[Path | None, output_option("--report", help="Write an HTML page with plots.")]
+Markdown = Annotated[Path | None, output_option(help="Write tables in Markdown.")]
+_INTERRUPTED = 130
 
 
 def bench(
@@ -46,8 +46,7 @@ def bench(
     6: a row is unstable, or none could be measured.
     130: interrupted; what was measured is reported.
     """
-    import fcn_deploy as fd
-    from fcn_deploy.cli.render import bench_progress, print_report
+    from fcn_deploy.cli import render
     from fcn_deploy.storage import check_writable
 
     if report is not None:
@@ -64,14 +63,14 @@ def bench(
         checkpoint=checkpoint,
         command=("fcn-deploy", *sys.argv[1:]),
     )
-    with bench_progress() as update:
+    with render.bench_progress() as update:
         found = fd.bench(bundles, options, update)
-    print_report(found)
+    render.print_report(found)
     write_outputs([found], report, markdown, json)
     _require_reliable(found)
 
 
-def _require_reliable(report: "BenchReport") -> None:
+def _require_reliable(report: "fd.BenchReport") -> None:
     """Do nothing if every row was measured reliably.
 
     Raises:
@@ -79,7 +78,6 @@ def _require_reliable(report: "BenchReport") -> None:
         ParityError: a row computes something else than the network.
         MeasurementError: a row is unstable, or none was measured.
     """
-    import fcn_deploy as fd
     from benchmarks.report.results import RowStatus
 
     if report.interrupted:
@@ -96,3 +94,73 @@ def _require_reliable(report: "BenchReport") -> None:
             f"{len(unstable)} of {len(measured)} rows are unstable: {', '.join(unstable)}",
             remedy="All files were written. Stop other programs, or pass a longer --duration.",
         )
+
+
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A.json", help="The baseline, from `bench --json`.")],
+    after: Annotated[Path, typer.Argument(metavar="B.json", help="The report to judge.")],
+    threshold: Annotated[float, typer.Option(help="Smallest difference of medians that counts, as a fraction.")] = 0.02,
+    json: Json = False,
+) -> None:
+    """Compare two benchmark reports row by row: faster, slower, or no difference.
+
+    A difference counts when the 95 % interval of the ratio excludes 1 and the
+    medians differ by more than the threshold.
+
+    Exit code 7: a row became slower, or is missing.
+    6: rows are too unstable to tell.
+    """
+    from fcn_deploy.cli import console, render
+
+    found = fd.compare_reports(fd.read_report(before), fd.read_report(after), threshold)
+    console.print_result(found, render.print_comparison, as_json=json)
+    found.require_no_regression()
+
+
+def report(
+    files: Annotated[list[Path], typer.Argument(metavar="A.json", help="Reports that `bench --json` wrote.")],
+    page: HtmlPage = None,
+    markdown: Markdown = None,
+) -> None:
+    """Show saved benchmark reports; several also side by side."""
+    from fcn_deploy.cli import render
+
+    if page is not None:
+        fd.require_page()
+    reports = [fd.read_report(path) for path in files]
+    for one in reports:
+        render.print_report(one)
+    if len(reports) > 1:
+        render.print_side_by_side(reports)
+    write_outputs(reports, page, markdown, None)
+
+
+def write_outputs(
+    reports: "Sequence[fd.BenchReport]", page: Path | None, markdown: Path | None, json: Path | None
+) -> None:
+    """Write the requested files, raw figures first; none if nothing was measured.
+
+    Raises:
+        OutputError: a file cannot be written; the others are written all the same.
+    """
+    from rich.markup import escape
+
+    from fcn_deploy.cli import console
+
+    targets: tuple[tuple[Path | None, Callable[[Path], None]], ...] = (
+        (json, lambda path: fd.write_report(reports[0], path)),
+        (markdown, lambda path: fd.write_markdown(reports, path)),
+        (page, lambda path: fd.write_page(reports, path)),
+    )
+    if not any(row.measurement for report in reports for row in report.rows):
+        return
+    failure: fd.OutputError | None = None
+    for path, write in targets:
+        if path is not None:
+            try:
+                write(path)
+                console.print_line(f"wrote {escape(str(path))}")
+            except fd.OutputError as error:
+                failure = failure or error
+    if failure is not None:
+        raise failure
