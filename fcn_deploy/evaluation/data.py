@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fcn_deploy.assets import SAMPLE_LABELS, SAMPLE_SCENE
-from fcn_deploy.errors import FcnDeployError, ImageError, InputFileError, UsageError
-from fcn_deploy.images import Labels, Pixels, decode_image, find_images, open_picture
+from fcn_deploy.errors import FcnDeployError, InputFileError, UsageError
+from fcn_deploy.images import Labels, Pixels, decode_image, find_images, open_picture, read_file
 from fcn_deploy.model_info import VOID_LABEL
 
 # Names in Pascal VOC's development kit, and the default names of the two folders.
@@ -274,11 +274,4 @@ def read_files(pair: Pair) -> Files:
     Raises:
         ImageError: one of them cannot be read.
     """
-    return Files(pair, _read(pair.photo), _read(pair.labels))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror}", remedy="Check its permissions.") from error
+    return Files(pair, read_file(pair.photo, str(pair.photo)), read_file(pair.labels, str(pair.labels)))

@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,43 +25,25 @@ _STRIPE_GREY = 150
 
 
 @dataclass(frozen=True)
-class Shown:
-    """The arrays of an image to draw: an h x w x 3 photo and its h x w label maps, 255 void in the truth."""
-
-    photo: Pixels
-    truth: Labels
-    artifact: Labels
-    pytorch: Labels | None
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One of the pictures side by side: its caption, and its file as a data URI."""
-
-    caption: str
-    uri: str
-
-
-@dataclass(frozen=True)
 class Picture:
     """An image on the page."""
 
     score: ImageScore  # its name and scores
-    panels: tuple[Panel, ...]  # photo, truth, PyTorch's labels where there are any, the artifact's labels
-    classes: tuple[tuple[int, ClassScore], ...]  # those in it, with their position among the K, the worst first
+    panels: Mapping[str, str]  # files as data URIs by caption: photo, truth, and the labels of each runtime
+    classes: list[tuple[int, ClassScore]]  # those in it, with their position among the K, the worst first
     void_share: float  # share of its pixels that are void in the truth
 
 
-def draw(shown: Shown, score: ImageScore, counts: Confusions, info: ModelInfo) -> Picture:
-    """Draw a photo with its truth and its labels, and score its classes from its pixel counts."""
-    maps = {"truth": shown.truth, "PyTorch": shown.pytorch, "artifact": shown.artifact}
-    panels = [Panel("photo", _photo_uri(shown.photo))]
-    panels += [Panel(caption, _labels_uri(labels, info)) for caption, labels in maps.items() if labels is not None]
+def draw(
+    photo: Pixels, maps: Mapping[str, Labels | None], score: ImageScore, counts: Confusions, info: ModelInfo
+) -> Picture:
+    """Draw an h x w x 3 photo and its h x w label maps, by caption, and score its classes from its pixel counts."""
+    drawn = {caption: _labels_uri(labels, info) for caption, labels in maps.items() if labels is not None}
     theirs = Scores(counts.pytorch) if counts.pytorch is not None else None
     scored = enumerate(class_scores(info.class_names, Scores(counts.artifact), theirs))
     found = [(index, of_class) for index, of_class in scored if of_class.occurs]
     found.sort(key=lambda pair: -1.0 if math.isnan(pair[1].iu) else pair[1].iu)
-    return Picture(score, tuple(panels), tuple(found), float((shown.truth == VOID_LABEL).mean()))
+    return Picture(score, {"photo": _photo_uri(photo), **drawn}, found, float(np.mean(maps["truth"] == VOID_LABEL)))
 
 
 def _photo_uri(photo: Pixels) -> str:

@@ -12,7 +12,7 @@ from fcn_deploy.choices import Provider
 from fcn_deploy.errors import FcnDeployError, UsageError, check_range
 from fcn_deploy.evaluation.data import Dataset, Failure, Files, Pair, read_files
 from fcn_deploy.evaluation.journal import Journal
-from fcn_deploy.evaluation.page import PAGE_FILE, Picture, Shown, draw, write_page
+from fcn_deploy.evaluation.page import PAGE_FILE, Picture, draw, write_page
 from fcn_deploy.evaluation.scores import Confusions, Evaluation, ImageRecord, ImageScore, Source
 from fcn_deploy.images import Labels, Pixels
 from fcn_deploy.metrics import confusion_matrix
@@ -137,7 +137,8 @@ def evaluate(
                     pass
             totals = _score(sources, journal, pairs, on_step)
         result = totals.result(sources, source, pairs, journal)
-        _write(result, options.output / RESULT_FILE)
+        with staged_file(options.output / RESULT_FILE) as staging:
+            staging.write_text(json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         _write_page(result, sources, pairs, options, on_step)
     return result
 
@@ -172,7 +173,7 @@ class _Totals:
         if isinstance(outcome, Failure):
             self.failures[outcome.name] = outcome
             return
-        self.counts += outcome.confusions
+        self.counts += outcome.counts
         self.pixels += outcome.pixels
         self.images[outcome.name] = ImageScore.of(outcome)
 
@@ -248,11 +249,6 @@ def _confusions(truth: Labels, artifact: Labels, pytorch: Labels | None, num_cla
     )
 
 
-def _write(result: Evaluation, path: Path) -> None:
-    with staged_file(path) as staging:
-        staging.write_text(json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
 def _write_page(
     result: Evaluation, sources: LabelSources, pairs: tuple[Pair, ...], options: EvaluateOptions, on_step: OnStep
 ) -> None:
@@ -276,4 +272,5 @@ def _picture(sources: LabelSources, pair: Pair, score: ImageScore) -> Picture:
     artifact = sources.artifact.segment(photo, keep_aspect=sources.keep_aspect)
     pytorch = sources.label_with_pytorch(sources.fit(photo))
     counts = _confusions(truth, artifact, pytorch, sources.num_classes)
-    return draw(Shown(photo, truth, artifact, pytorch), score, counts, sources.artifact.info)
+    maps = {"truth": truth, "PyTorch": pytorch, "artifact": artifact}
+    return draw(photo, maps, score, counts, sources.artifact.info)

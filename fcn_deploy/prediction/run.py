@@ -79,7 +79,7 @@ def predict(path: Path, images: Sequence[Path], options: PredictOptions | None =
     options = options or PredictOptions()
     segmenter = Segmenter(path, options.provider)
     plan = make_plan(path, segmenter, options)
-    store = open_store(options.output, remote=options.remote)
+    store = open_store(options.output)
     with store.claim():
         sink = (TableSink if options.output_format is OutputFormat.PARQUET else FileSink)(plan, store)
         yield from _record_failures(store, _run(plan, make_tasks(images), sink, segmenter))

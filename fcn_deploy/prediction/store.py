@@ -107,6 +107,6 @@ class Store:
         return system, str(path)
 
 
-def open_store(output: Path | str, *, remote: bool) -> Store:
-    """Return the store of an output directory, or of an address."""
-    return Store(str(output), None if remote else Path.cwd() / output)
+def open_store(output: Path | str) -> Store:
+    """Return the store of an output directory, or of an address for fsspec such as `s3://bucket/folder`."""
+    return Store(str(output), None if "://" in str(output) else Path.cwd() / output)

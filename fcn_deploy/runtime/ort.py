@@ -81,12 +81,7 @@ def placement_of(session: Any) -> NodePlacement:
 
 
 def require_placement(provider: Provider, running: Sequence[str], placement: NodePlacement) -> None:
-    """Check that `provider` runs every node.
-
-    Args:
-        provider: the provider asked for.
-        running: ONNX Runtime's names of the session's providers.
-        placement: the nodes by provider.
+    """Check that `provider` is `running`, among the session's providers, and runs every node of its `placement`.
 
     Raises:
         ProviderError: the provider is not there, or some nodes run elsewhere; names the first five.
