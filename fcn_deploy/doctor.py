@@ -45,7 +45,7 @@ class Finding:
 
 def examine() -> tuple[Finding, ...]:
     """Check versions, ONNX Runtime and its providers, NVIDIA's libraries, TensorRT, memory and disk."""
-    return (*_versions(), *_onnxruntime(), *_nvidia(), *_tensorrt(), _memory(), _disk())
+    return (*_versions(), *_onnxruntime(), *_nvidia(), *_tensorrt(), *_room())
 
 
 def _versions() -> list[Finding]:
@@ -105,9 +105,12 @@ def _tensorrt() -> list[Finding]:
     return findings
 
 
-def _memory() -> Finding:
-    remedy = "Close something, or export on a larger machine."
-    return _enough("free memory", available_memory_bytes(), NEEDED_MEMORY_BYTES, remedy)
+def _room() -> list[Finding]:
+    memory, disk = available_memory_bytes(), shutil.disk_usage(Path.cwd()).free
+    return [
+        _enough("free memory", memory, NEEDED_MEMORY_BYTES, "Close something, or export on a larger machine."),
+        _enough("free disk here", disk, NEEDED_DISK_BYTES, "Free some, or write with --output elsewhere."),
+    ]
 
 
 def available_memory_bytes() -> int:
@@ -115,11 +118,6 @@ def available_memory_bytes() -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
-
-
-def _disk() -> Finding:
-    free = shutil.disk_usage(Path.cwd()).free
-    return _enough("free disk here", free, NEEDED_DISK_BYTES, "Free some, or write with --output elsewhere.")
 
 
 def _enough(name: str, found: int, needed: int, remedy: str) -> Finding:

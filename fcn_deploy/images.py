@@ -50,7 +50,7 @@ def read_image(path: Path) -> Pixels:
 
 
 def read_file(path: Path, name: str) -> bytes:
-    """Return the content of a file; raises ImageError, which names it as `name`, if there is none or it is unreadable."""
+    """Return the content of a file; raises ImageError, which calls it `name`, if there is none or it is unreadable."""
     try:
         return path.read_bytes()
     except OSError as error:

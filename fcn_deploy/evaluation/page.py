@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -78,11 +77,7 @@ _SHOWN_CLASSES = 12
 
 
 def write_page(result: Evaluation, pictures: Sequence[Picture], path: Path) -> None:
-    """Write one page about an evaluation, with these pictures of its worst images.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
+    """Write one page about an evaluation, with these pictures of its worst images; raises OutputError."""
     text = _render(result, pictures)
     with staged_file(path) as staging:
         staging.write_text(text, encoding="utf-8")
@@ -94,9 +89,10 @@ def _render(result: Evaluation, pictures: Sequence[Picture]) -> str:
     loader = jinja2.FileSystemLoader(_TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters.update(share=share, score=score)
+    source = result.source
     return environment.get_template(_TEMPLATE).render(
         result=result,
-        overall=_overall(result),
+        overall=[(f"artifact, {source.runtime}", result.scores), (source.pytorch, result.pytorch_scores)],
         classes=[(index, of_class) for index, of_class in enumerate(result.classes) if of_class.occurs],
         colours=["#{:02x}{:02x}{:02x}".format(*colour) for colour in result.info.palette],
         pictures=pictures,
@@ -114,21 +110,3 @@ def score(value: float | None) -> str:
 def share(value: float | None) -> str:
     """Format a share in per cent, or a dash where it is undefined."""
     return NOTHING if value is None or math.isnan(value) else f"{value:.2%}"
-
-
-def _overall(result: Evaluation) -> list[dict[str, Any]]:
-    """Return a row each for the artifact and PyTorch: its name, and its four scores as texts."""
-    rows = [(f"artifact, {result.source.runtime}", result.scores), (result.source.pytorch, result.pytorch_scores)]
-    return [
-        {
-            "name": name,
-            "figures": (
-                score(scores.mean_iu),
-                share(scores.pixel_accuracy),
-                share(scores.mean_accuracy),
-                score(scores.frequency_weighted_iu),
-            ),
-        }
-        for name, scores in rows
-        if scores is not None
-    ]

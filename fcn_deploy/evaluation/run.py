@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -135,8 +135,7 @@ def evaluate(
             if journal.restart_reason:
                 with on_step(f"start over: the journal in {options.output} is for {journal.restart_reason}"):
                     pass
-            totals = _score(sources, journal, pairs, on_step)
-        result = totals.result(sources, source, pairs, journal)
+            result = _score(sources, journal, source, pairs, on_step)
         with staged_file(options.output / RESULT_FILE) as staging:
             staging.write_text(json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         _write_page(result, sources, pairs, options, on_step)
@@ -160,36 +159,6 @@ def _describe(path: Path, sources: LabelSources, dataset: Dataset, options: Eval
     return Source(path, sources.artifact.model_sha256, sources.artifact.runner_name, pytorch, dataset.name, fitting)
 
 
-@dataclass
-class _Totals:
-    """The sums over the images so far."""
-
-    counts: Confusions
-    pixels: int = 0
-    images: dict[str, ImageScore] = field(default_factory=dict)
-    failures: dict[str, Failure] = field(default_factory=dict)
-
-    def add(self, outcome: ImageRecord | Failure) -> None:
-        if isinstance(outcome, Failure):
-            self.failures[outcome.name] = outcome
-            return
-        self.counts += outcome.counts
-        self.pixels += outcome.pixels
-        self.images[outcome.name] = ImageScore.of(outcome)
-
-    def result(self, sources: LabelSources, source: Source, pairs: tuple[Pair, ...], journal: Journal) -> Evaluation:
-        return Evaluation(
-            sources.artifact.info,
-            source,
-            self.counts,
-            self.pixels,
-            images=tuple(self.images[pair.name] for pair in pairs if pair.name in self.images),
-            failures=tuple(self.failures[pair.name] for pair in pairs if pair.name in self.failures),
-            resumed=len(self.images) - journal.added,
-            restart_reason=journal.restart_reason,
-        )
-
-
 @dataclass(frozen=True)
 class _Loaded(PendingPhoto):
     """A photo to label, with its files and its truth."""
@@ -198,13 +167,24 @@ class _Loaded(PendingPhoto):
     truth: Labels
 
 
-def _score(sources: LabelSources, journal: Journal, pairs: tuple[Pair, ...], on_step: OnStep) -> _Totals:
-    totals = _Totals(Confusions.none(sources.num_classes, pytorch=sources.pytorch is not None))
+def _score(
+    sources: LabelSources, journal: Journal, source: Source, pairs: tuple[Pair, ...], on_step: OnStep
+) -> Evaluation:
+    """Score every pair; images and failures stay in the order of the pairs."""
+    counts, pixels = Confusions.none(sources.num_classes, pytorch=sources.pytorch is not None), 0
+    images, failures = [], []
     with on_step(f"label and score, images: {len(pairs)}", len(pairs)) as advance:
         for outcome in _outcomes(sources, journal, pairs):
-            totals.add(outcome)
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            else:
+                counts += outcome.counts
+                pixels += outcome.pixels
+                images.append(ImageScore.of(outcome))
             advance()
-    return totals
+    scored, unscored, resumed = tuple(images), tuple(failures), len(images) - journal.added
+    info = sources.artifact.info
+    return Evaluation(info, source, counts, pixels, scored, unscored, resumed, journal.restart_reason)
 
 
 def _outcomes(sources: LabelSources, journal: Journal, pairs: tuple[Pair, ...]) -> Iterator[ImageRecord | Failure]:
