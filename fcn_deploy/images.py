@@ -60,11 +60,7 @@ def read_file(path: Path, name: str) -> bytes:
 
 
 def decode_image(data: bytes, name: str) -> Pixels:
-    """Decode a picture's file from memory, as `read_image` does; `name` names it in errors.
-
-    Raises:
-        ImageError: as `read_image`.
-    """
+    """Decode a picture's file from memory as `read_image` does; its ImageErrors call the picture `name`."""
     try:
         with open_picture(data, _known_formats()) as image:
             _check_still(name, image)

@@ -14,11 +14,7 @@ _RECORDED = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "numpy", "pill
 
 
 def package_versions(more: Iterable[str] = ()) -> dict[str, str]:
-    """Return versions by distribution name of fcn-deploy and its main dependencies; absent ones are left out.
-
-    Args:
-        more: further distributions to look for.
-    """
+    """Return versions by name of fcn-deploy, its main dependencies and `more` packages; absent ones are left out."""
     found = {"fcn-deploy": __version__}
     for name in (*_RECORDED, *more):
         try:

@@ -10,11 +10,7 @@ Artifact = Bundle | Engine
 
 
 def open_artifact(path: Path) -> Artifact:
-    """Open a bundle's directory, an ONNX file, or a `.plan`.
-
-    Raises:
-        BundleError: it is missing, damaged, or not what its manifest or sidecar says.
-    """
+    """Open a bundle's directory, an ONNX file or a `.plan`; raises BundleError if it is missing or damaged."""
     return open_engine(path) if is_engine(path) else open_bundle(path)
 
 

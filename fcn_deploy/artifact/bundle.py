@@ -78,11 +78,7 @@ class Bundle:
 
     @property
     def info(self) -> ModelInfo:
-        """The model's facts.
-
-        Raises:
-            BundleError: a bare file that this toolkit did not write.
-        """
+        """The model's facts; raises BundleError for a bare file that this toolkit did not write."""
         return ModelInfo.from_metadata(self.model.metadata_props, str(self.model_path))
 
     @property
@@ -98,11 +94,7 @@ class Bundle:
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """N, 3, H and W of the first input, which are fixed.
-
-        Raises:
-            BundleError: the model has no such input.
-        """
+        """N, 3, H and W of the first input, which are fixed; raises BundleError if the model has no such input."""
         shape = self.model.graph.inputs[0].shape if self.model.graph.inputs else None
         sizes = tuple(shape) if shape is not None else ()
         if len(sizes) != 4 or not all(isinstance(n, int) for n in sizes):

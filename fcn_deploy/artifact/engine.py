@@ -164,11 +164,7 @@ def open_engine(path: Path) -> Engine:
 
 
 def read_sidecar(plan: Path) -> Engine:
-    """Read the facts of a plan, without reading the plan.
-
-    Raises:
-        BundleError: there is no sidecar, it is damaged, or of another schema version.
-    """
+    """Read a plan's facts, not the plan; raises BundleError if they are missing, damaged or of another version."""
     path = sidecar_path(plan)
     try:
         facts = read_facts(path, SCHEMA_VERSION, _BUILD_AGAIN)

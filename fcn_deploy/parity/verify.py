@@ -46,11 +46,7 @@ def run_all(runner: Runner, inputs: Sequence[ParityInput], on_step: OnStep) -> l
 def compare_all(
     inputs: Sequence[ParityInput], references: Sequence[Outputs], candidates: Sequence[Outputs]
 ) -> tuple[LabelComparison, ...]:
-    """Compare the outputs of two runners, input by input.
-
-    Raises:
-        ParityError: names or shapes of the outputs differ.
-    """
+    """Compare the outputs of two runners, input by input; raises ParityError if their names or shapes differ."""
     triples = zip(inputs, references, candidates, strict=True)
     return tuple(compare_outputs(given.name, expected, actual) for given, expected, actual in triples)
 

@@ -32,11 +32,7 @@ _MAX_THREADS = 16
 
 
 def predict_locally(plan: Plan, tasks: Iterable[Task], sink: Sink, segmenter: Segmenter) -> Iterator[Prediction]:
-    """Segment photos with a segmenter that is not open yet; yields in order, each once it is written.
-
-    Raises:
-        OutputError: a result cannot be written; those before it are whole.
-    """
+    """Segment photos with a segmenter that is not open yet; yields in order, each once it is written."""
     threads = min(os.cpu_count() or 1, _MAX_THREADS)
     waiting = threads + plan.batch
     with ExitStack() as stack:

@@ -46,11 +46,7 @@ def group_writes(entries: Iterable[Encoded | Prediction], size: int) -> Iterator
 
 
 def write(sink: Sink, entries: Sequence[Encoded | Prediction]) -> list[Prediction]:
-    """Write the results among `entries`; return all predictions, in order.
-
-    Raises:
-        OutputError: they cannot be written.
-    """
+    """Write the results among `entries`, or raise OutputError; return all predictions, in order."""
     results = [entry for entry in entries if isinstance(entry, Encoded)]
     written = iter(sink.write(results) if results else ())
     return [next(written) if isinstance(entry, Encoded) else entry for entry in entries]

@@ -44,11 +44,7 @@ class Store:
         return sorted(name for name in found if name.endswith(suffix) and not name.startswith("."))
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file, or replace it, in one move.
-
-        Raises:
-            OutputError: it cannot be written; what was there before is still there.
-        """
+        """Write or replace a file in one move, or raise OutputError and leave the old file in place."""
         if self.directory:
             # fsspec would not flush the file to the disk before it gets its name.
             with staged_file(self.directory / name) as staging:

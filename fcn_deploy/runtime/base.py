@@ -31,11 +31,7 @@ class Runner(ABC):
         self._close()
 
     def run(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Compute every output for `feeds`.
-
-        Raises:
-            UsageError: a name, shape or dtype is not one of `inputs`.
-        """
+        """Compute every output for `feeds`; raises UsageError if a name, shape or dtype is not one of `inputs`."""
         given = {TensorSpec.of(name, array) for name, array in feeds.items()}
         if given != set(self.inputs):
             raise UsageError(

@@ -220,11 +220,7 @@ class OrtBinding(Bound):
 
 
 def require_provider(provider: Provider) -> None:
-    """Check, with a model of one node, that `provider` itself would run.
-
-    Raises:
-        ProviderError: it would not; names what could not be loaded.
-    """
+    """Check with a model of one node that `provider` itself would run; raises ProviderError with what does not load."""
     clashing = nvidia.clashing_wheels()
     if clashing:
         both = " and ".join(f"{name} {version}" for name, version in clashing.items())
