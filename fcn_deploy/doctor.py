@@ -87,11 +87,10 @@ def _nvidia() -> list[Finding]:
     driver = nvidia.driver_cuda_version()
     if driver is None:
         return [Finding("NVIDIA driver", Status.NOTE, "none (no libcuda.so.1)", "Only needed for --provider cuda.")]
-    findings = [Finding("NVIDIA driver", Status.OK, f"for CUDA up to {driver[0]}.{driver[1]}")]
-    cudnn = nvidia.library_version("libcudnn.so.9", None)
-    if cudnn is None:
-        return [*findings, Finding("cuDNN 9", Status.NOTE, "not found", "pip install 'onnxruntime-gpu[cudnn]'.")]
-    return [*findings, Finding("cuDNN 9", Status.OK, "found")]
+    cudnn = Finding("cuDNN 9", Status.OK, "found")
+    if nvidia.library_version("libcudnn.so.9", None) is None:
+        cudnn = Finding("cuDNN 9", Status.NOTE, "not found", "pip install 'onnxruntime-gpu[cudnn]'.")
+    return [Finding("NVIDIA driver", Status.OK, f"for CUDA up to {driver[0]}.{driver[1]}"), cudnn]
 
 
 def _tensorrt() -> list[Finding]:

@@ -191,7 +191,7 @@ def label_image(labels: Labels, info: ModelInfo) -> Image.Image:
     return image
 
 
-# Suffixes of the results of `predict`; such files are not photos.
+# Suffixes of the results of `predict`, which may lie beside their photos and are none.
 LABELS_SUFFIX, OVERLAY_SUFFIX = ".labels.png", ".overlay.png"
 
 _GLOB_CHARACTERS = frozenset("*?[")
@@ -216,7 +216,8 @@ def _expand(argument: str) -> list[Path]:
     path = Path(argument)
     if path.is_dir():
         known = readable_suffixes()
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in known and p.is_file() and not _is_result(p))
+        photos = (p for p in path.iterdir() if not p.name.endswith((LABELS_SUFFIX, OVERLAY_SUFFIX)))
+        files = sorted(p for p in photos if p.suffix.lower() in known and p.is_file())
     elif not path.exists() and _GLOB_CHARACTERS & set(argument):
         files = sorted(Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file())  # noqa: PTH207 - absolute patterns
     else:
@@ -224,11 +225,6 @@ def _expand(argument: str) -> list[Path]:
     if not files:
         raise ImageError(f"{argument} names no image", remedy="Check the directory or the pattern.")
     return files
-
-
-def _is_result(path: Path) -> bool:
-    """Return whether `predict` wrote a file: results may lie beside their photos."""
-    return path.name.endswith((LABELS_SUFFIX, OVERLAY_SUFFIX))
 
 
 OPACITY = 0.55

@@ -233,7 +233,7 @@ def check_file(path: Path, record: FileRecord, source: str, remedy: str) -> None
     if found != record.bytes:
         raise BundleError(
             f"{path} has {'no file' if found is None else f'{found} bytes'}; {source} says {record.bytes} bytes",
-            remedy=f"It may be copied incompletely: copy it again. {remedy}",
+            remedy=f"Copy it again. If that does not help: {remedy}",
         )
     if file_sha256(path) != record.sha256:
         raise BundleError(f"{path} is not the file that {source} describes (SHA-256 differs)", remedy=remedy)

@@ -95,6 +95,7 @@ class Engine:
     layers: LayerTypes
     build_seconds: float
     has_graph: ClassVar[bool] = False  # TensorRT has fused the layers
+    photos: ClassVar[tuple[Path, ...]] = ()  # no calibration photos lie beside an engine
 
     @property
     def info(self) -> ModelInfo:
@@ -110,11 +111,6 @@ class Engine:
     def model_sha256(self) -> str:
         """SHA-256 of the file that runs, in hex."""
         return self.plan_sha256
-
-    @property
-    def photos(self) -> tuple[Path, ...]:
-        """Empty: an engine has no calibration photos beside it."""
-        return ()
 
     @property
     def built_for(self) -> str:
