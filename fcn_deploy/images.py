@@ -191,7 +191,7 @@ def label_image(labels: Labels, info: ModelInfo) -> Image.Image:
     return image
 
 
-# Suffixes of the results of `predict`, which may lie beside their photos and are none.
+# Suffixes of the results of `predict`, which may lie beside their photos but are not photos.
 LABELS_SUFFIX, OVERLAY_SUFFIX = ".labels.png", ".overlay.png"
 
 _GLOB_CHARACTERS = frozenset("*?[")
@@ -270,7 +270,7 @@ def _with_legend(photo: Image.Image, shares: list[tuple[int, float]], info: Mode
 
 
 def _legend_rows(shares: list[tuple[int, float]], info: ModelInfo) -> list[tuple[str, Rgb, Rgb | None]]:
-    """Return text, its colour, and the colour of the swatch before it, if there is one."""
+    """Return the text of each row, the colour of the text, and the colour of the swatch before it, if any."""
     rows: list[tuple[str, Rgb, Rgb | None]] = [
         (f"{info.class_names[k]}  {share:.1%}", _TEXT_COLOUR, info.palette[k]) for k, share in shares[:LEGEND_ROWS]
     ]
