@@ -69,7 +69,7 @@ def busy_share(artifact: Path, photos: list[Path], output: Path) -> float:
     """How busy the pipeline of one process keeps the runtime."""
     segmenter = WatchedSegmenter(artifact)
     plan = make_plan(artifact, segmenter, PredictOptions(output))
-    sink = FileSink(plan, open_store(output, remote=False))
+    sink = FileSink(plan, open_store(output))
     deque(predict_locally(plan, make_tasks(photos), sink, segmenter), maxlen=0)
     return segmenter.busy
 

@@ -51,6 +51,13 @@ class Difference:
     relative_error: float = 0.0
     inputs: tuple[str, ...] = ()  # what the graphs were run on; empty when nothing was run
 
+    @property
+    def beyond_rounding(self) -> str | None:
+        """Return the difference and its bound, in words, when it is larger than rounding explains or NaN."""
+        if self.relative_error <= SAME_GRAPH_ERROR:
+            return None
+        return f"{self.relative_error:.2g} of the range; at most {SAME_GRAPH_ERROR:g} is rounding"
+
 
 def compare_graphs(before: ir.Model, after: ir.Model) -> Difference:
     """Compare two models whose large weights are shared (the same tensor objects).

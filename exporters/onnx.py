@@ -167,15 +167,19 @@ def name_after_nodes(model: ir.Model) -> None:
                 output.name = node.name
     for node in graph:
         for formal, value in zip(_formal_inputs(node), node.inputs, strict=False):
-            if value is not None and value.is_initializer() and _is_first_reader(node, value) and _is_index(value):
+            if value is None or not value.is_initializer() or value.dtype != ir.DataType.INT64:
+                continue
+            if next(iter(value.uses())).node is node:
                 value.name = f"{node.name}/{formal}"
 
 
-def name_after_outputs(model: ir.Model, names: dict[str, str]) -> None:
-    """Name each node after the one that computed its first output before a rewrite (`names`: output to node).
+def name_as_before(model: ir.Model, before: ir.Model) -> None:
+    """Name each node after the one that computed its first output in the graph `before` a rewrite.
 
-    A node the rewrite brought in is named after its reader and its operator.
+    Nodes of one layer that were split share the layer's name. A node the rewrite brought in is named after its reader
+    and its operator.
     """
+    names = {node.outputs[0].name or "": (node.name or "").partition("/slice_")[0] for node in before.graph}
     for node in reversed(model.graph):
         readers = [use.node.name for use in node.outputs[0].uses()]
         made_up = f"{readers[0]}/{node.op_type.lower()}" if readers else node.name
@@ -183,24 +187,11 @@ def name_after_outputs(model: ir.Model, names: dict[str, str]) -> None:
     name_after_nodes(model)
 
 
-def node_names(model: ir.Model) -> dict[str, str]:
-    """Return node names by first output; nodes of one layer that were split share the layer's name."""
-    return {node.outputs[0].name or "": (node.name or "").partition("/slice_")[0] for node in model.graph}
-
-
 def _layer_of(node: ir.Node) -> str:
     """Return the innermost module of a node, `fuse_pool4/crop`, from the scopes that the exporter recorded."""
     scopes = ast.literal_eval(node.metadata_props[_SCOPES])
     # The last scope is the operation itself, the first the wrapper.
     return str(scopes[-2]).removeprefix(f"{_WRAPPER}.").replace(".", "/")
-
-
-def _is_first_reader(node: ir.Node, value: ir.Value) -> bool:
-    return next(iter(value.uses())).node is node
-
-
-def _is_index(value: ir.Value) -> bool:
-    return value.dtype == ir.DataType.INT64
 
 
 def _formal_inputs(node: ir.Node) -> list[str]:

@@ -64,7 +64,9 @@ def optimize(
     with on_step(f"read {source}"):
         model = read_model(source)
         _check_opset(source, model)
-        _name_nodes(model)
+        for node in model.graph:
+            # Reports and new nodes are called after nodes.
+            node.name = node.name or node.outputs[0].name
     with on_step("simplify the graph and compare it with the plain one"):
         model, simplification = simplify(model)
     model, rewriting = rewrite(model, target or target_of_this_machine(), on_step=on_step)
@@ -81,9 +83,3 @@ def _check_opset(source: Path, model: ir.Model) -> None:
             f"{source} has opset {opset}; rewrites need {OLDEST_OPSET} or newer",
             remedy="Convert it with onnx.version_converter, or export it again.",
         )
-
-
-def _name_nodes(model: ir.Model) -> None:
-    """Name nodes that have no name after their first output: reports and new nodes are called after them."""
-    for node in model.graph:
-        node.name = node.name or node.outputs[0].name

@@ -7,9 +7,9 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
-from exporters.equivalence import SAME_GRAPH_ERROR, check_graph, compare_graphs
+from exporters.equivalence import check_graph, compare_graphs
 from exporters.passes.cost import machine_of
-from exporters.passes.edit import Rewrite, RewriteResult, Site
+from exporters.passes.edit import Rewrite, Site
 from exporters.passes.fold_crop import FoldCrop
 from exporters.passes.heads import LabelHead, PixelHead
 from exporters.passes.live_window import LiveWindow
@@ -70,11 +70,9 @@ class Rewriting:
 
 
 def exact_passes(target: Target, precision: Precision = Precision.FP32) -> tuple[Rewrite, ...]:
-    """Return the exact rewrites, in the order in which they help one another.
+    """Return the exact rewrites, in the order in which they help one another, of a float32 graph for `target`.
 
-    Args:
-        target: what the graph is to run on.
-        precision: what it is to compute in later; the rewrites themselves run on the float32 graph.
+    `precision` is what the graph is to be converted to later.
     """
     machine = machine_of(target, precision)
     passes = LiveWindow(machine), FoldCrop(machine), Upsample(machine)
@@ -106,23 +104,18 @@ def rewrite(
 
 def _applied(one: Rewrite, model: ir.Model) -> tuple[ir.Model, PassReport]:
     candidate = model.clone()
-    result = one(candidate)
-    sites = result.sites if isinstance(result, RewriteResult) else ()
+    result = one.call(candidate)
     if not result.modified:
-        return model, PassReport(one.name, sites)
+        return model, PassReport(one.name, result.sites)
     RemoveUnusedNodesPass()(candidate)
     try:
         check_graph(candidate)
         found = compare_graphs(model, candidate)
     except (ParityError, BundleError) as error:
-        return model, PassReport(one.name, sites, undone=error.problem)
-    undone = None
-    if not found.relative_error <= SAME_GRAPH_ERROR:
-        undone = (
-            f"the rewritten graph differs from the one before by {found.relative_error:.2g} of the range; "
-            f"at most {SAME_GRAPH_ERROR:g} is rounding"
-        )
-    report = PassReport(one.name, sites, undone, found.compared_nodes, found.relative_error, found.inputs)
+        return model, PassReport(one.name, result.sites, undone=error.problem)
+    wrong = found.beyond_rounding
+    undone = f"the rewritten graph differs from the one before by {wrong}" if wrong else None
+    report = PassReport(one.name, result.sites, undone, found.compared_nodes, found.relative_error, found.inputs)
     return model if undone else candidate, report
 
 
@@ -142,8 +135,7 @@ def with_heads(model: ir.Model, image_input: ImageInput, head: Head) -> ir.Model
     wanted += [LabelHead()] if head is Head.LABELS else []
     changed = model.clone() if wanted else model
     for one in wanted:
-        result = one(changed)
-        refused = [site for site in result.sites if not site.applied] if isinstance(result, RewriteResult) else []
+        refused = [site for site in one.call(changed).sites if not site.applied]
         if refused:
             raise UsageError(f"no {one.name} head: {refused[0].reason}", remedy="Leave --head and --image-input out.")
     return changed

@@ -6,8 +6,8 @@ import onnx
 import onnx_ir as ir
 import onnxsim
 
-from exporters.equivalence import SAME_GRAPH_ERROR, compare_graphs
-from exporters.onnx import name_after_outputs, node_names
+from exporters.equivalence import compare_graphs
+from exporters.onnx import name_as_before
 from fcn_deploy.errors import BundleError, ParityError
 from fcn_deploy.graph import operator_counts, typed_skeleton
 from fcn_deploy.onnx_file import large_initializers
@@ -52,24 +52,17 @@ def simplify(model: ir.Model) -> tuple[ir.Model, Simplification]:
     growth = simplified.ByteSize() - skeleton.ByteSize()
     if growth > MAX_GROWTH_BYTES:
         return _refused(model, f"the graph grew by {growth} bytes, more than {MAX_GROWTH_BYTES}")
-    return _compared(model, _with_weights(simplified, model))
-
-
-def _compared(model: ir.Model, simplified: ir.Model) -> tuple[ir.Model, Simplification]:
+    candidate = _with_weights(simplified, model)
     try:
-        found = compare_graphs(model, simplified)
+        found = compare_graphs(model, candidate)
     except (ParityError, BundleError) as error:
         return _refused(model, error.problem)
-    if not found.relative_error <= SAME_GRAPH_ERROR:
-        return _refused(
-            model,
-            f"the graph differs from the plain one by {found.relative_error:.2g} of its range; "
-            f"at most {SAME_GRAPH_ERROR:g} is rounding",
-        )
-    name_after_outputs(simplified, node_names(model))
+    if found.beyond_rounding:
+        return _refused(model, f"the graph differs from the plain one by {found.beyond_rounding}")
+    name_as_before(candidate, model)
     difference = found.relative_error if found.compared_nodes else None
-    counts = operator_counts(model), operator_counts(simplified)
-    return simplified, Simplification(*counts, difference=difference, compared_nodes=found.compared_nodes)
+    counts = operator_counts(model), operator_counts(candidate)
+    return candidate, Simplification(*counts, difference=difference, compared_nodes=found.compared_nodes)
 
 
 def _refused(model: ir.Model, reason: str) -> tuple[ir.Model, Simplification]:

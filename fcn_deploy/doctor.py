@@ -45,7 +45,7 @@ class Finding:
 
 def examine() -> tuple[Finding, ...]:
     """Check versions, ONNX Runtime and its providers, NVIDIA's libraries, TensorRT, memory and disk."""
-    return (*_versions(), *_onnxruntime(), *_nvidia(), *_tensorrt(), _memory(), _disk())
+    return (*_versions(), *_onnxruntime(), *_nvidia(), *_tensorrt(), *_room())
 
 
 def _versions() -> list[Finding]:
@@ -87,11 +87,10 @@ def _nvidia() -> list[Finding]:
     driver = nvidia.driver_cuda_version()
     if driver is None:
         return [Finding("NVIDIA driver", Status.NOTE, "none (no libcuda.so.1)", "Only needed for --provider cuda.")]
-    findings = [Finding("NVIDIA driver", Status.OK, f"for CUDA up to {driver[0]}.{driver[1]}")]
-    cudnn = nvidia.library_version("libcudnn.so.9", None)
-    if cudnn is None:
-        return [*findings, Finding("cuDNN 9", Status.NOTE, "not found", "pip install 'onnxruntime-gpu[cudnn]'.")]
-    return [*findings, Finding("cuDNN 9", Status.OK, "found")]
+    cudnn = Finding("cuDNN 9", Status.OK, "found")
+    if nvidia.library_version("libcudnn.so.9", None) is None:
+        cudnn = Finding("cuDNN 9", Status.NOTE, "not found", "pip install 'onnxruntime-gpu[cudnn]'.")
+    return [Finding("NVIDIA driver", Status.OK, f"for CUDA up to {driver[0]}.{driver[1]}"), cudnn]
 
 
 def _tensorrt() -> list[Finding]:
@@ -105,9 +104,12 @@ def _tensorrt() -> list[Finding]:
     return findings
 
 
-def _memory() -> Finding:
-    remedy = "Close something, or export on a larger machine."
-    return _enough("free memory", available_memory_bytes(), NEEDED_MEMORY_BYTES, remedy)
+def _room() -> list[Finding]:
+    memory, disk = available_memory_bytes(), shutil.disk_usage(Path.cwd()).free
+    return [
+        _enough("free memory", memory, NEEDED_MEMORY_BYTES, "Close something, or export on a larger machine."),
+        _enough("free disk here", disk, NEEDED_DISK_BYTES, "Free some, or write with --output elsewhere."),
+    ]
 
 
 def available_memory_bytes() -> int:
@@ -115,11 +117,6 @@ def available_memory_bytes() -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
-
-
-def _disk() -> Finding:
-    free = shutil.disk_usage(Path.cwd()).free
-    return _enough("free disk here", free, NEEDED_DISK_BYTES, "Free some, or write with --output elsewhere.")
 
 
 def _enough(name: str, found: int, needed: int, remedy: str) -> Finding:

@@ -90,15 +90,7 @@ class RegressionError(FcnDeployError):
 def check_range(what: str, value: float, lower: float, upper: float | None = None, *, option: str) -> None:
     """Check that `lower <= value <= upper`; without `upper` only the lower bound counts. NaN fails.
 
-    Args:
-        what: names the value in the message, with its unit if it has one, e.g. `queue size`.
-        value: the value that was given.
-        lower: smallest value that is accepted.
-        upper: largest value that is accepted.
-        option: what to pass another value to, e.g. `--queue-size`.
-
-    Raises:
-        UsageError: the value is out of these bounds.
+    The UsageError calls the value `what`, with its unit if it has one, and names the `option` to pass another to.
     """
     if value >= lower and (upper is None or value <= upper):
         return

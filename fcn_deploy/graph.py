@@ -29,11 +29,7 @@ class Layer:
 
 
 def layers(model: ir.Model) -> tuple[Layer, ...]:
-    """Every node in graph order, with shapes inferred where the file does not state them.
-
-    Raises:
-        BundleError: the shapes contradict each other.
-    """
+    """Every node in order, with inferred shapes where none are stated; raises BundleError if shapes contradict."""
     types = _types(model)
     shapes = {name: shape for name, (shape, _) in types.items()}
     sizes = {name: prod(shape) * dtype.bitwidth // 8 for name, (shape, dtype) in types.items() if dtype}

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from fcn_deploy.errors import ImageError
-from fcn_deploy.model_info import MEAN_BGR, ModelInfo
+from fcn_deploy.model_info import MEAN_BGR, ModelInfo, Rgb
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.uint8]
@@ -46,20 +46,21 @@ def read_image(path: Path) -> Pixels:
         ImageError: missing, empty, truncated, of no known format, animated, larger than MAX_PIXELS, or of a pixel
             type with no defined range (32-bit integers and floats).
     """
-    if not path.is_file():
-        raise ImageError(f"image {path} is not a file", remedy="Check the path.")
+    return decode_image(read_file(path, f"image {path}"), str(path))
+
+
+def read_file(path: Path, name: str) -> bytes:
+    """Return the content of a file; raises ImageError, which calls it `name`, if there is none or it is unreadable."""
     try:
-        return decode_image(path.read_bytes(), str(path))
+        return path.read_bytes()
     except OSError as error:
-        raise ImageError(f"image {path} cannot be read: {error.strerror}", remedy="Check its permissions.") from error
+        if not path.is_file():
+            raise ImageError(f"{name} is not a file", remedy="Check the path.") from error
+        raise ImageError(f"{name} cannot be read: {error.strerror}", remedy="Check its permissions.") from error
 
 
 def decode_image(data: bytes, name: str) -> Pixels:
-    """Decode a picture's file from memory, as `read_image` does; `name` names it in errors.
-
-    Raises:
-        ImageError: as `read_image`.
-    """
+    """Decode a picture's file from memory as `read_image` does; its ImageErrors call the picture `name`."""
     try:
         with open_picture(data, _known_formats()) as image:
             _check_still(name, image)
@@ -190,7 +191,7 @@ def label_image(labels: Labels, info: ModelInfo) -> Image.Image:
     return image
 
 
-# Suffixes of the results of `predict`; such files are not photos.
+# Suffixes of the results of `predict`, which may lie beside their photos but are not photos.
 LABELS_SUFFIX, OVERLAY_SUFFIX = ".labels.png", ".overlay.png"
 
 _GLOB_CHARACTERS = frozenset("*?[")
@@ -215,7 +216,8 @@ def _expand(argument: str) -> list[Path]:
     path = Path(argument)
     if path.is_dir():
         known = readable_suffixes()
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in known and p.is_file() and not _is_result(p))
+        photos = (p for p in path.iterdir() if not p.name.endswith((LABELS_SUFFIX, OVERLAY_SUFFIX)))
+        files = sorted(p for p in photos if p.suffix.lower() in known and p.is_file())
     elif not path.exists() and _GLOB_CHARACTERS & set(argument):
         files = sorted(Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file())  # noqa: PTH207 - absolute patterns
     else:
@@ -223,11 +225,6 @@ def _expand(argument: str) -> list[Path]:
     if not files:
         raise ImageError(f"{argument} names no image", remedy="Check the directory or the pattern.")
     return files
-
-
-def _is_result(path: Path) -> bool:
-    """Return whether `predict` wrote a file: results may lie beside their photos."""
-    return path.name.endswith((LABELS_SUFFIX, OVERLAY_SUFFIX))
 
 
 OPACITY = 0.55
@@ -256,33 +253,28 @@ def class_shares(labels: Labels) -> list[tuple[int, float]]:
 def _with_legend(photo: Image.Image, shares: list[tuple[int, float]], info: ModelInfo) -> Image.Image:
     size = max(12, min(photo.height // 22, 40))
     font = ImageFont.load_default(size)
-    lines = [(info.palette[k], f"{info.class_names[k]}  {share:.1%}") for k, share in shares[:LEGEND_ROWS]]
-    rest = sum(share for _, share in shares[LEGEND_ROWS:])
-    notes = [f"{len(shares) - LEGEND_ROWS} more  {rest:.1%}"] if rest else []
-    warning = ["untrained weights:", "labels mean nothing"] if info.provenance.untrained else []
-    texts = [text for _, text in lines] + notes + warning
+    rows = _legend_rows(shares, info)
     row, margin = round(size * 1.5), size
-    width = 3 * margin + size + round(max(font.getlength(text) for text in texts))
-    height = max(photo.height, 2 * margin + row * len(texts))
+    width = 3 * margin + size + round(max(font.getlength(text) for text, _, _ in rows))
+    height = max(photo.height, 2 * margin + row * len(rows))
     canvas = Image.new("RGB", (photo.width + width, height), "white")
     canvas.paste(photo, (0, 0))
-    _draw_legend(ImageDraw.Draw(canvas), (photo.width + margin, margin, row, size), lines, notes, warning)
+    draw = ImageDraw.Draw(canvas)
+    for index, (text, text_colour, swatch) in enumerate(rows):
+        left, top = photo.width + margin, margin + row * index
+        if swatch is not None:
+            draw.rectangle((left, top, left + size, top + size), fill=swatch, outline=_TEXT_COLOUR)
+            left += round(1.5 * size)
+        draw.text((left, top + size / 2), text, fill=text_colour, font=font, anchor="lm")
     return canvas
 
 
-def _draw_legend(
-    draw: ImageDraw.ImageDraw,
-    layout: tuple[int, int, int, int],
-    lines: list[tuple[tuple[int, int, int], str]],
-    notes: list[str],
-    warning: list[str],
-) -> None:
-    left, top, row, size = layout
-    font = ImageFont.load_default(size)
-    for colour, text in lines:
-        draw.rectangle((left, top, left + size, top + size), fill=colour, outline=_TEXT_COLOUR)
-        draw.text((left + round(1.5 * size), top + size / 2), text, fill=_TEXT_COLOUR, font=font, anchor="lm")
-        top += row
-    for text, colour in [*((n, _TEXT_COLOUR) for n in notes), *((w, _NOTE_COLOUR) for w in warning)]:
-        draw.text((left, top + size / 2), text, fill=colour, font=font, anchor="lm")
-        top += row
+def _legend_rows(shares: list[tuple[int, float]], info: ModelInfo) -> list[tuple[str, Rgb, Rgb | None]]:
+    """Return the text of each row, the colour of the text, and the colour of the swatch before it, if any."""
+    rows: list[tuple[str, Rgb, Rgb | None]] = [
+        (f"{info.class_names[k]}  {share:.1%}", _TEXT_COLOUR, info.palette[k]) for k, share in shares[:LEGEND_ROWS]
+    ]
+    rest = sum(share for _, share in shares[LEGEND_ROWS:])
+    rows += [(f"{len(shares) - LEGEND_ROWS} more  {rest:.1%}", _TEXT_COLOUR, None)] if rest else []
+    warning = ("untrained weights:", "labels mean nothing") if info.provenance.untrained else ()
+    return rows + [(text, _NOTE_COLOUR, None) for text in warning]

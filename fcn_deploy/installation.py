@@ -14,11 +14,7 @@ _RECORDED = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "numpy", "pill
 
 
 def package_versions(more: Iterable[str] = ()) -> dict[str, str]:
-    """Return versions by distribution name of fcn-deploy and its main dependencies; absent ones are left out.
-
-    Args:
-        more: further distributions to look for.
-    """
+    """Return versions by name of fcn-deploy, its main dependencies and `more` packages; absent ones are left out."""
     found = {"fcn-deploy": __version__}
     for name in (*_RECORDED, *more):
         try:
@@ -57,16 +53,9 @@ def missing_packages(modules: Iterable[str]) -> tuple[str, ...]:
 def require_extra(
     purpose: str, extra: str, modules: Iterable[str], *, error: type[FcnDeployError] = UsageError
 ) -> None:
-    """Check that the packages of an optional extra are installed.
+    """Check that the top-level `modules` that an `extra` of fcn-deploy installs are importable.
 
-    Args:
-        purpose: what they are needed for, e.g. `--engine ray`.
-        extra: the extra of fcn-deploy that installs them.
-        modules: top-level modules that have to be importable.
-        error: raised when one is missing.
-
-    Raises:
-        UsageError: a package is missing; names it and the extra.
+    If one is missing, the `error` names it, the extra, and the `purpose` it is needed for, e.g. `--engine ray`.
     """
     missing = missing_packages(modules)
     if missing:

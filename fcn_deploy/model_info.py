@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import msgspec
 import numpy.typing as npt
 
 from fcn_deploy.choices import Geometry, Head, ImageInput, Precision, Variant
@@ -204,23 +205,11 @@ def _from_facts(facts: Mapping[str, str]) -> ModelInfo:
     for key, value in expected.items():
         if facts[key] != value:
             raise ValueError(f"{key} is {facts[key]}, and this version supports only {value}")
-    network = NetworkSpec(
-        Variant(facts["variant"]), Geometry(facts["geometry"]), int(facts["num_classes"]), int(facts["channel_divisor"])
-    )
-    provenance = Provenance(
-        rng_seed=int(facts["rng_seed"]) if "rng_seed" in facts else None,
-        checkpoint_sha256=facts.get("checkpoint_sha256"),
-        family=facts.get("family"),
-        at_once=facts["at_once"] == "true",
-        initialised=tuple(facts.get("initialised", "").split()),
-        dropped=tuple(facts.get("dropped", "").split()),
-    )
+    required = {key: facts[key] for key in ("variant", "geometry", "num_classes", "channel_divisor", "at_once")}
+    lists = {key: facts.get(key, "").split() for key in ("initialised", "dropped", "class_names")}
     versions = {k.removeprefix("version."): v for k, v in facts.items() if k.startswith("version.")}
-    forms = ImageInput(facts.get("image_input", ImageInput.FLOAT)), Head(facts.get("head", Head.LOGITS))
-    precision = Precision(facts.get("precision", Precision.FP32))
-    names = tuple(facts.get("class_names", "").split())
-    least = float(facts["min_agreement"]) if "min_agreement" in facts else None
-    return ModelInfo(network, provenance, *forms, precision, versions, names, least)
+    parts = {"network": required, "provenance": {**facts, **lists}, "names": lists["class_names"], "versions": versions}
+    return msgspec.convert({**facts, **parts}, ModelInfo, strict=False)
 
 
 def _to_text(value: Any) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Generic, Self, TypeVar, cast
 
 import numpy as np
@@ -48,8 +47,7 @@ class Segmenter:
 
     Attributes:
         info: the model's facts.
-        model_path: the model's file.
-        model_sha256: of that file, in hex.
+        model_sha256: of the model's file, in hex.
         batch: N, photos per run.
         height: H of the input, pixels.
         width: W of the input, pixels.
@@ -62,7 +60,7 @@ class Segmenter:
     def __init__(self, path: Path, provider: Provider = Provider.CPU) -> None:
         artifact = open_artifact(path)
         self.info: ModelInfo = artifact.info
-        self.model_path, self.model_sha256 = artifact.model_path, artifact.model_sha256
+        self.model_sha256 = artifact.model_sha256
         self.batch, _, self.height, self.width = artifact.input_shape
         self._runner = runner_for(artifact, provider)
 
@@ -70,10 +68,8 @@ class Segmenter:
         self._runner.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._runner.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._runner.__exit__(*error)
 
     @property
     def runner_name(self) -> str:

@@ -156,11 +156,7 @@ def _sweep(place: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
-    """Lock a directory.
-
-    Raises:
-        BlockingIOError: another process holds it and `wait` is False.
-    """
+    """Lock a directory; raises BlockingIOError if another process holds it and `wait` is False."""
     if sys.platform == "win32":
         # Directories cannot be locked there, so leftovers cannot be recognised.
         if not wait:

@@ -36,18 +36,24 @@ class Machine:
         return elements * self.element_bytes / self.bytes_per_s
 
 
-_HALF_ON_GPU = Machine(
-    multiply_adds_per_s=495e12,
+_FLOAT_ON_GPU = Machine(
+    multiply_adds_per_s=33.5e12,
     bytes_per_s=3.35e12,
-    element_bytes=2,
+    element_bytes=4,
     node_s=4e-6,
     copies_per_widening=1,
     copies_per_deconvolution=0,
     crops_deconvolutions=True,
-    fuses_relus=True,
+    # ONNX Runtime fuses ReLUs on CPUs; the graph that it writes for its CUDA provider still has every one of them.
+    fuses_relus=False,
+    source="NVIDIA H100 SXM data sheet: 67 TFLOPS float32, 3.35 TB/s",
+)
+_HALF_ON_GPU = replace(
+    _FLOAT_ON_GPU,
+    multiply_adds_per_s=495e12,
+    element_bytes=2,
     source="NVIDIA H100 SXM data sheet: 990 TFLOPS float16 tensor cores (dense), 3.35 TB/s",
 )
-# TensorRT's engines are mostly built in half precision, whatever the graph says.
 MACHINES: Mapping[Target, Machine] = {
     Target.CPU: Machine(
         multiply_adds_per_s=260e9,
@@ -63,18 +69,9 @@ MACHINES: Mapping[Target, Machine] = {
         fuses_relus=True,
         source="ceilings measured by `fcn-deploy bench` on two AMD EPYC cores, float32 (benchmarks/results)",
     ),
-    Target.CUDA: Machine(
-        multiply_adds_per_s=33.5e12,
-        bytes_per_s=3.35e12,
-        element_bytes=4,
-        node_s=4e-6,
-        copies_per_widening=1,
-        copies_per_deconvolution=0,
-        crops_deconvolutions=True,
-        fuses_relus=False,
-        source="NVIDIA H100 SXM data sheet: 67 TFLOPS float32, 3.35 TB/s",
-    ),
-    Target.TENSORRT: _HALF_ON_GPU,
+    Target.CUDA: _FLOAT_ON_GPU,
+    # TensorRT's engines are mostly built in half precision, whatever the graph says.
+    Target.TENSORRT: replace(_HALF_ON_GPU, fuses_relus=True),
 }
 
 
@@ -85,5 +82,4 @@ def machine_of(target: Target, precision: Precision) -> Machine:
     twice as fast: a copy weighs more than it does in float32.
     """
     on_gpu = target is Target.CUDA and precision in (Precision.FP16, Precision.BF16)
-    # ONNX Runtime fuses ReLUs on CPUs; the graph that it writes for its CUDA provider still has every one of them.
-    return replace(_HALF_ON_GPU, fuses_relus=False) if on_gpu else MACHINES[target]
+    return _HALF_ON_GPU if on_gpu else MACHINES[target]

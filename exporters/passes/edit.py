@@ -34,11 +34,7 @@ def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
 
 
 def required_constant(value: ir.Value | None) -> Array:
-    """Return the content of a constant value.
-
-    Raises:
-        ValueError: the value is not constant.
-    """
+    """Return the content of a constant value; ValueError if it is not constant."""
     found = constant(value)
     if found is None:
         raise ValueError(f"{value.name if value is not None else 'a missing input'} is not constant")
@@ -57,11 +53,7 @@ def attribute_ints(node: ir.Node, name: str, default: Sequence[int] = ()) -> tup
 
 
 def first_input(node: ir.Node) -> ir.Value:
-    """Return the first input of a node.
-
-    Raises:
-        ValueError: it is missing.
-    """
+    """Return the first input of a node; ValueError if it is missing."""
     if not node.inputs or node.inputs[0] is None:
         raise ValueError(f"{node.name} has no first input")
     return node.inputs[0]
@@ -138,11 +130,6 @@ def window_shape(value: ir.Value, window: Window) -> tuple[int, ...]:
     """Return the shape of a window of a map."""
     shape = static_shape(value) or (1, 1)
     return *shape[:2], window[0].size, window[1].size
-
-
-def relative(window: Window, within: Window) -> Window:
-    """Return `window` in indices that count from the beginning of `within`."""
-    return window[0].since(within[0].first), window[1].since(within[1].first)
 
 
 def widen(model: ir.Model, value: ir.Value, have: Window, want: Window, *, constants: Array, name: str) -> ir.Value:
@@ -234,20 +221,19 @@ class Rewrite(ir.passes.InPlacePass):
     """A pass of onnx_ir that finds places, checks each, and rewrites those that pass the check."""
 
     name: str  # its name in reports
-    pattern: str  # what it looks for, in words
 
     def call(self, model: ir.Model) -> RewriteResult:
         """Rewrite `model` in place wherever the pattern is found and the check passes."""
         sites = []
         for found in self.find(model):
-            name, refusal = self.node_name(found), self.check(found)
+            name, refusal = str(getattr(found, "node", found).name), self.check(found)
             done = self.rewrite(model, found) if refusal is None else None
             sites.append(Site(name, refusal is None, str(done if refusal is None else refusal)))
         return RewriteResult(model, any(site.applied for site in sites), tuple(sites))
 
     @abstractmethod
     def find(self, model: ir.Model) -> Sequence[Any]:
-        """Return every place where the pattern occurs."""
+        """Return every place where the pattern occurs: a node, a value, or a record with an attribute `node`."""
 
     @abstractmethod
     def check(self, found: Any) -> str | None:
@@ -256,7 +242,3 @@ class Rewrite(ir.passes.InPlacePass):
     @abstractmethod
     def rewrite(self, model: ir.Model, found: Any) -> str:
         """Rewrite the place; returns what was done, in a few words."""
-
-    def node_name(self, found: Any) -> str:
-        """Return the name of the place in reports: `found` is a node, a value, or has an attribute `node`."""
-        return str(getattr(found, "node", found).name)

@@ -43,7 +43,6 @@ class FoldCrop(Rewrite):
     """Moves crops to where `machine` saves most."""
 
     name = "fold-crop"
-    pattern = "a Slice of height and width behind a ConvTranspose or a 1x1 Conv"
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine

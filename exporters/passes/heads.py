@@ -18,7 +18,6 @@ class PixelHead(Rewrite):
     """the input, N x 3 x H x W float BGR less the mean, becomes `pixels`, N x H x W x 3 uint8 RGB."""
 
     name = "pixels"
-    pattern = "the graph's only input, N x 3 x H x W float, read by one Conv, perhaps through one Pad"
 
     def find(self, model: ir.Model) -> Sequence[ir.Value]:
         """Return the inputs that are not pixels yet."""
@@ -39,27 +38,34 @@ class PixelHead(Rewrite):
     def rewrite(self, model: ir.Model, found: ir.Value) -> str:
         """Add Cast, Sub of the mean and Transpose; reverse the channels of the first weights."""
         convolution, (batch, _, height, width) = _first_convolution(found), static_shape(found) or (0, 0, 0, 0)
-        if convolution is None or found.dtype is None:
+        if convolution is None:
             raise ValueError("the check refuses this place")
         weight = required_constant(convolution.inputs[1])
         turned = add_constant(model, f"{convolution.name}/weight_rgb", weight[:, ::-1])
         convolution.replace_input_with(1, turned)
-        mean = add_constant(model, "image/mean_rgb", np.array(MEAN_BGR[::-1], dtype=found.dtype.numpy()))
-        shape = (batch, height, width, 3)
-        pixels = ir.Value(name=PIXELS_NAME, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.UINT8))
-        values = [
-            ir.Value(name=name, shape=ir.Shape(shape), type=found.type) for name in ("image/cast", "image/centre")
-        ]
-        planes = ir.Value(name="image", shape=ir.Shape((batch, 3, height, width)), type=found.type)
-        nodes = [
-            ir.node("Cast", [pixels], {"to": int(found.dtype)}, outputs=values[:1], name="image/cast"),
-            ir.node("Sub", [values[0], mean], outputs=values[1:], name="image/centre"),
-            ir.node("Transpose", values[1:], {"perm": [0, 3, 1, 2]}, outputs=[planes], name="image"),
-        ]
-        found.replace_all_uses_with(planes)
+        nodes = pixel_nodes(model, found, "image", "image")
+        found.replace_all_uses_with(nodes[-1].outputs[0])
         model.graph.insert_before(model.graph[0], nodes)
-        model.graph.inputs[0] = pixels
         return f"{found.name} becomes pixels, {batch} x {height} x {width} x 3 bytes of RGB"
+
+
+def pixel_nodes(model: ir.Model, image: ir.Value, prefix: str, planes: str) -> list[ir.Node]:
+    """Make `pixels`, N x H x W x 3 uint8 RGB, the input of a graph.
+
+    Returns:
+        Nodes, not yet in the graph, from `pixels` to `planes`: N x 3 x H x W RGB less the mean, of its dtype.
+    """
+    dtype, (batch, _, height, width) = image.dtype or ir.DataType.FLOAT, static_shape(image) or (0, 0, 0, 0)
+    mean = add_constant(model, f"{prefix}/mean_rgb", np.array(MEAN_BGR[::-1], dtype=dtype.numpy()))
+    shape = (batch, height, width, 3)
+    pixels = model.graph.inputs[0] = ir.val(PIXELS_NAME, ir.DataType.UINT8, shape)
+    cast, centred = (ir.val(f"{prefix}/{name}", dtype, shape) for name in ("cast", "centre"))
+    rgb = ir.val(planes, dtype, (batch, 3, height, width))
+    return [
+        ir.node("Cast", [pixels], {"to": int(dtype)}, outputs=[cast], name=cast.name),
+        ir.node("Sub", [cast, mean], outputs=[centred], name=centred.name),
+        ir.node("Transpose", [centred], {"perm": [0, 3, 1, 2]}, outputs=[rgb], name=planes),
+    ]
 
 
 def _first_convolution(image: ir.Value) -> ir.Node | None:
@@ -79,7 +85,6 @@ class LabelHead(Rewrite):
     """
 
     name = "labels"
-    pattern = "the graph's only output, N x K x H x W float logits"
 
     def find(self, model: ir.Model) -> Sequence[ir.Value]:
         """Return the outputs that are not labels yet."""
@@ -99,9 +104,8 @@ class LabelHead(Rewrite):
     def rewrite(self, model: ir.Model, found: ir.Value) -> str:
         """Append ArgMax and Cast."""
         batch, _, height, width = static_shape(found) or (0, 0, 0, 0)
-        shape = ir.Shape((batch, height, width))
-        largest = ir.Value(name="labels/argmax", shape=shape, type=ir.TensorType(ir.DataType.INT64))
-        labels = ir.Value(name=LABELS_NAME, shape=shape, type=ir.TensorType(ir.DataType.UINT8))
+        largest = ir.val("labels/argmax", ir.DataType.INT64, (batch, height, width))
+        labels = ir.val(LABELS_NAME, ir.DataType.UINT8, (batch, height, width))
         argmax = ir.node("ArgMax", [found], {"axis": 1, "keepdims": 0}, outputs=[largest], name=largest.name)
         cast = ir.node("Cast", [largest], {"to": int(ir.DataType.UINT8)}, outputs=[labels], name=LABELS_NAME)
         model.graph.extend([argmax, cast])

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from exporters.passes.constants import constants_of
 from exporters.passes.cost import Machine
-from exporters.passes.edit import Rewrite, Window, add_constant, cut, relative, replace_value, widen, window_shape
+from exporters.passes.edit import Rewrite, Window, add_constant, cut, replace_value, widen, window_shape
 from exporters.passes.trace import Step, Trace, trace
 from exporters.passes.window_plan import WindowPlan, cheapest_plan, plan_windows
 from fcn_deploy.model_info import WINDOW_KEY
@@ -42,7 +42,6 @@ class LiveWindow(Rewrite):
     """Computes windows of maps, chosen for `machine`."""
 
     name = "live-window"
-    pattern = "a Conv or Pad that frames the image, and what follows it up to where nothing constant is left"
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -76,10 +75,8 @@ class LiveWindow(Rewrite):
             step.node.metadata_props[WINDOW_KEY] = f"{rows.first} {columns.first}"
         for index, step in enumerate(steps):
             if index > 0:
-                have = plan.windows[step.source]
-                taken = _moved(
-                    model, step.source, have, plan.reads[index], constants=constants, name=str(step.node.name)
-                )
+                have, name = plan.windows[step.source], str(step.node.name)
+                taken = _moved(model, step.source, have, plan.reads[index], constants=constants, name=name)
                 step.node.replace_input_with(0, taken)
             _pad_with(model, step, pads[index])
         for node, kept, value in slices:
@@ -132,7 +129,8 @@ def _moved(
     if value in constants:
         high = have[0].hull(want[0]), have[1].hull(want[1])
         taken, have = widen(model, value, have, high, constants=constants[value], name=name), high
-    return taken if have == want else cut(model, taken, relative(want, have), f"{name}/cut")
+    inside = want[0].since(have[0].first), want[1].since(have[1].first)
+    return taken if have == want else cut(model, taken, inside, f"{name}/cut")
 
 
 def _complete(model: ir.Model, value: ir.Value, plan: WindowPlan, constants: dict[ir.Value, Constants]) -> None:

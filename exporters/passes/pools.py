@@ -34,7 +34,6 @@ class PoolMaximum(Rewrite):
     """
 
     name = "pool-maximum"
-    pattern = "a MaxPool of kernel 2 and stride 2"
 
     def find(self, model: ir.Model) -> Sequence[ir.Node]:
         """Return every pool."""
@@ -93,7 +92,6 @@ class ReluAfterPool(Rewrite):
     """
 
     name = "relu-after-pool"
-    pattern = "a Relu that a MaxPool reads"
 
     def find(self, model: ir.Model) -> Sequence[ir.Node]:
         """Return the pools that read a Relu."""

@@ -125,12 +125,15 @@ def slidings_of(node: ir.Node, *, first: bool) -> Slidings | str | None:
 
     Padding is neutral where the frame begins (it makes the moat), and in a max pool (which ignores it).
     """
-    if node.op_type in POINTWISE and node.domain == "":
-        return _pointwise(node)
-    readers = {"Conv": _conv, "MaxPool": _pool, "Pad": _pad}
-    if node.op_type not in readers or node.domain:
+    if node.domain or node.op_type not in (*POINTWISE, "Conv", "MaxPool", "Pad"):
         return f"{node.op_type} is not followed"
-    return readers[node.op_type](node, first)
+    if node.op_type in POINTWISE:
+        return _pointwise(node)
+    if node.op_type == "Pad":
+        return _pad(node, first)
+    if node.op_type == "MaxPool":
+        return "MaxPool outputs indices" if len(node.outputs) > 1 else _window_operator(node, None, neutral=True)
+    return _window_operator(node, node.inputs[1], neutral=first)
 
 
 def _pointwise(node: ir.Node) -> str | None:
@@ -140,15 +143,6 @@ def _pointwise(node: ir.Node) -> str | None:
     return f"{node.op_type} has inputs that are not constant" if dynamic else None
 
 
-def _conv(node: ir.Node, first: bool) -> Slidings | str:
-    return _window_operator(node, node.inputs[1], neutral=first)
-
-
-def _pool(node: ir.Node, first: bool) -> Slidings | str:
-    del first
-    return "MaxPool outputs indices" if len(node.outputs) > 1 else _window_operator(node, None, neutral=True)
-
-
 def _window_operator(node: ir.Node, weight: ir.Value | None, *, neutral: bool) -> Slidings | str:
     if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return f"{node.op_type} with auto_pad"
@@ -156,8 +150,7 @@ def _window_operator(node: ir.Node, weight: ir.Value | None, *, neutral: bool) -
     if len(kernels) != 2 or (weight is not None and ir.convenience.get_const_tensor(weight) is None):
         return f"{node.op_type} is not two-dimensional with constant weights"
     strides, dilations = (attribute_ints(node, name, (1, 1)) for name in ("strides", "dilations"))
-    pads = attribute_ints(node, "pads", (0, 0, 0, 0))
-    ceil = bool(node.attributes.get_int("ceil_mode", 0))
+    pads, ceil = attribute_ints(node, "pads", (0, 0, 0, 0)), bool(node.attributes.get_int("ceil_mode", 0))
     height, width = (
         Sliding(kernels[i], strides[i], pads[i], pads[i + 2], dilations[i], ceil, neutral) for i in range(2)
     )
@@ -174,9 +167,8 @@ def _pad(node: ir.Node, first: bool) -> Slidings | str:
         return "Pad reaches beyond height and width, or crops"
     if not first and any(_fill_values(node)):
         return "Pad fills with a value other than 0"
-    return Sliding(1, begin=amounts[2], end=amounts[6], neutral=first), Sliding(
-        1, begin=amounts[3], end=amounts[7], neutral=first
-    )
+    height, width = (Sliding(1, begin=amounts[i], end=amounts[i + 4], neutral=first) for i in (2, 3))
+    return height, width
 
 
 def _fill_values(node: ir.Node) -> tuple[float, ...]:

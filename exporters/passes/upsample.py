@@ -53,11 +53,6 @@ class UpsampleSite:
         return attribute_ints(self.node, "pads", (0, 0, 0, 0))
 
     @property
-    def weight(self) -> npt.NDArray[Any] | None:
-        """Return the kernel, channels in x channels out x height x width, when it is constant."""
-        return constant(self.node.inputs[1])
-
-    @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         """Return the shapes of input and output, when both are known."""
         given, made = static_shape(self.node.inputs[0]), static_shape(self.node.outputs[0])
@@ -68,7 +63,6 @@ class Upsample(Rewrite):
     """Replaces transposed convolutions where a convolution is cheaper on `machine`."""
 
     name = "upsample"
-    pattern = "a ConvTranspose of kernel 2s and stride s"
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -80,7 +74,7 @@ class Upsample(Rewrite):
 
     def check(self, found: UpsampleSite) -> str | None:
         """Refuse other kernels, what is not static, and what would not be cheaper."""
-        weight, stride = found.weight, found.stride
+        weight, stride = constant(found.node.inputs[1]), found.stride
         if weight is None or found.shapes is None or weight.ndim != 4:
             return "weights or shapes are not constant"
         if stride < 2 or weight.shape[2:] != (2 * stride, 2 * stride):
@@ -97,9 +91,7 @@ class Upsample(Rewrite):
         weight = required_constant(found.node.inputs[1])
         diagonal = is_diagonal(weight)
         now, then = self._seconds(found, diagonal)
-        if then >= now:
-            return _group(model, found, weight)
-        return _convolve(model, found, weight, diagonal)
+        return _group(model, found, weight) if then >= now else _convolve(model, found, weight, diagonal)
 
     def _seconds(self, found: UpsampleSite, diagonal: bool) -> tuple[float, float]:
         """Return the time of the transposed convolution, and of a 2x2 convolution with DepthToSpace."""
@@ -129,13 +121,10 @@ def is_diagonal(weight: npt.NDArray[Any]) -> bool:
 
 def convolution_weight(weight: npt.NDArray[Any], stride: int, *, diagonal: bool) -> npt.NDArray[Any]:
     """Return the 2x2 kernel of the convolution: (K * s * s) x channels in (1 when diagonal) x 2 x 2."""
-    channels_in, channels_out = weight.shape[:2]
     if diagonal:
-        taps = weight[range(channels_in), range(channels_in)].reshape(channels_in, 1, 2, stride, 2, stride)
-        channels_in = 1
-        taps = taps.transpose(1, 0, 2, 3, 4, 5)
-    else:
-        taps = weight.reshape(channels_in, channels_out, 2, stride, 2, stride)
+        weight = weight[range(len(weight)), range(len(weight))][None]
+    channels_in, channels_out = weight.shape[:2]
+    taps = weight.reshape(channels_in, channels_out, 2, stride, 2, stride)
     # Tap 0 of the convolution reads cell q - 1, whose product is that of tap s + r of the kernel.
     flipped = taps[:, :, ::-1, :, ::-1, :].transpose(1, 3, 5, 0, 2, 4)
     return np.ascontiguousarray(flipped.reshape(channels_out * stride**2, channels_in, 2, 2))

@@ -5,7 +5,7 @@ otherwise as far as its reader reaches. Widening before every convolution comput
 chosen by its cost alone, and the graph as it stands is one of the plans: the one that widens nowhere.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -70,7 +70,8 @@ def plan_windows(trace: Trace, places: frozenset[Place]) -> WindowPlan:
             windows[step.output] = reads[index]
         else:
             windows[step.output] = _need(trace, needs, step.output)
-    return WindowPlan(trace, tuple(reads), windows, tuple(_completed(trace, windows)))
+    completed = (value for value, have in windows.items() if have != trace.whole(value) and trace.is_read_whole(value))
+    return WindowPlan(trace, tuple(reads), windows, tuple(completed))
 
 
 def cheapest_plan(trace: Trace, machine: Machine) -> WindowPlan:
@@ -93,12 +94,6 @@ def _improved(trace: Trace, places: Sequence[Place], chosen: frozenset[Place], m
         if cheapest is None or costs[cheapest] >= cost:
             return best
         best, cost, chosen = plans[cheapest], costs[cheapest], chosen ^ {cheapest}
-
-
-def _completed(trace: Trace, windows: Mapping[ir.Value, Window]) -> Iterator[ir.Value]:
-    for value, window in windows.items():
-        if window != trace.whole(value) and trace.is_read_whole(value):
-            yield value
 
 
 def _outside_need(trace: Trace, value: ir.Value, places: frozenset[Place]) -> Window | None:

@@ -90,13 +90,7 @@ def observed_names(model: ir.Model) -> list[str]:
 
 
 def rescale_factors(model: ir.Model, observed: Mapping[str, Activation], limit: float) -> dict[str, float]:
-    """Return powers of two by the name of the trunk convolution whose output they scale; only those other than 1.
-
-    Args:
-        model: the graph in float32.
-        observed: the convolutions' outputs.
-        limit: the largest finite value of the type it is to be converted to.
-    """
+    """Return powers of two other than 1, by the trunk convolution whose output they bring below `limit`."""
     found = {}
     for node in trunk_convolutions(model):
         largest = observed[str(node.outputs[0].name)].largest
@@ -201,10 +195,9 @@ def _convert(
     for index, value in enumerate(node.inputs):
         if value is None or value.dtype is not ir.DataType.FLOAT:
             continue
-        if value.is_initializer():
-            node.replace_input_with(index, _constant_in(model, value, dtype, limit))
-        else:
-            node.replace_input_with(index, _cast(value, dtype, casts))
+        fixed = value.is_initializer()
+        made = _constant_in(model, value, dtype, limit) if fixed else _cast(value, dtype, casts)
+        node.replace_input_with(index, made)
     for output in node.outputs:
         if output.dtype is ir.DataType.FLOAT:
             output.type = ir.TensorType(dtype)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from math import inf, log10
 from typing import Any
 
@@ -102,15 +103,10 @@ def quantize(
     min_agreement: float,
     on_step: OnStep = quietly,
 ) -> tuple[ir.Model, Quantization]:
-    """Quantize as many of the trunk's convolutions, in a copy of `model`, as keep the labels.
+    """Quantize as many of the trunk's convolutions, in a copy of the float32 `model`, as keep the labels.
 
-    Args:
-        model: in float32.
-        feeds: the calibration images, as inputs by name.
-        method: how clipping thresholds are chosen.
-        target: where the graph is to run, which decides the integers' type.
-        min_agreement: least mean IU between the labels of the two graphs.
-        on_step: called with every step.
+    Labels on `feeds`, the calibration images, keep a mean IU of at least `min_agreement`. `target`, where the graph is
+    to run, decides the integers' type.
 
     Raises:
         UsageError: the graph has no trunk.
@@ -185,13 +181,9 @@ def _labels(model: ir.Model, feeds: Feeds, advance: Advance) -> list[Labels]:
 
 def _agreement(expected: Sequence[Array], found: Sequence[Array]) -> float:
     """Return mean IU over all images, or over the bundled ones if less: the artifact is judged by these later."""
-    return min(_mean_iu(expected, found), _mean_iu(expected[:BUNDLED_PHOTOS], found[:BUNDLED_PHOTOS]))
-
-
-def _mean_iu(expected: Sequence[Array], found: Sequence[Array]) -> float:
-    """Return mean IU over all images together; a class that occurs nowhere does not count."""
-    counts = sum(confusion_matrix(e, f, MAX_CLASSES) for e, f in zip(expected, found, strict=True))
-    return Scores(np.asarray(counts)).mean_iu
+    matrices = (confusion_matrix(e, f, MAX_CLASSES) for e, f in zip(expected, found, strict=True))
+    bundled = sum(islice(matrices, BUNDLED_PHOTOS))
+    return min(Scores(np.asarray(counts)).mean_iu for counts in (bundled, bundled + sum(matrices)))
 
 
 def observe_maps(model: ir.Model, feeds: Feeds, advance: Advance = lambda: None) -> dict[str, Activation]:
@@ -275,13 +267,7 @@ def input_noise(found: Activation, scale: Scale) -> float:
 
 
 def quantize_layers(model: ir.Model, scales: Mapping[str, Scale], layers: set[str]) -> ir.Model:
-    """Quantize the convolutions called `layers` in a copy of `model`.
-
-    Args:
-        model: in float32.
-        scales: of the maps that `map_names` returns.
-        layers: names of trunk convolutions.
-    """
+    """Quantize the trunk convolutions called `layers` in a copy of `model`; `scales` are by the names of maps."""
     copy = model.clone()
     chosen = {node for node in trunk_convolutions(copy) if node.name in layers}
     rounded: dict[ir.Value, tuple[ir.Value, Scale]] = {}
@@ -353,7 +339,7 @@ def _dequantized(
     model: ir.Model, reader: ir.Node, inputs: list[ir.Value], name: str, **attributes: Attribute
 ) -> ir.Value:
     """Dequantize integers of the file right in front of the node that reads them."""
-    made = ir.Value(name=f"{name}/float", shape=inputs[0].shape, type=ir.TensorType(ir.DataType.FLOAT))
+    made = ir.val(f"{name}/float", ir.DataType.FLOAT, inputs[0].shape)
     node = ir.node("DequantizeLinear", inputs, attributes, outputs=[made], name=f"{name}/dequantize")
     model.graph.insert_before(reader, node)
     return made
@@ -361,14 +347,9 @@ def _dequantized(
 
 def _quantize_weights(model: ir.Model, node: ir.Node) -> None:
     integers, steps = rounded_weights(required_constant(node.inputs[1]))
-    name = str(node.name)
-    parameters = [
-        add_constant(model, f"{name}/weight_int8", integers),
-        add_constant(model, f"{name}/weight_scale", steps),
-        add_constant(model, f"{name}/weight_zero_point", np.zeros(len(steps), np.int8)),
-    ]
-    made = _dequantized(model, node, parameters, f"{name}/weight", axis=0)
-    node.replace_input_with(1, made)
+    parts: dict[str, Array] = {"int8": integers, "scale": steps, "zero_point": np.zeros(len(steps), np.int8)}
+    parameters = [add_constant(model, f"{node.name}/weight_{what}", array) for what, array in parts.items()]
+    node.replace_input_with(1, _dequantized(model, node, parameters, f"{node.name}/weight", axis=0))
 
 
 def rounded_weights(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
@@ -388,7 +369,7 @@ def _store_in_half(model: ir.Model) -> None:
         if weight is None or weight.nbytes < _LARGE_BYTES or np.abs(weight).max() > np.finfo(np.float16).max:
             continue
         stored = add_constant(model, f"{node.name}/weight_half", weight.astype(np.float16))
-        made = ir.Value(name=f"{node.name}/weight_float", shape=stored.shape, type=ir.TensorType(ir.DataType.FLOAT))
+        made = ir.val(f"{node.name}/weight_float", ir.DataType.FLOAT, stored.shape)
         cast = ir.node("Cast", [stored], {"to": int(ir.DataType.FLOAT)}, outputs=[made], name=made.name)
         model.graph.insert_before(node, cast)
         node.replace_input_with(1, made)

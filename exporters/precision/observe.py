@@ -69,18 +69,11 @@ class Activation:
 
 
 def observe(
-    model: ir.Model,
-    names: Sequence[str],
-    feeds: Feeds,
-    on_run: Callable[[], None] = lambda: None,
+    model: ir.Model, names: Sequence[str], feeds: Feeds, on_run: Callable[[], None] = lambda: None
 ) -> dict[str, Activation]:
-    """Run `model` on every feed and count the values of the maps called `names`.
+    """Run `model` on every feed and count the values of the maps called `names`, of float32 and fixed shapes.
 
-    Args:
-        model: left as it is.
-        names: of values of float32 and fixed shapes.
-        feeds: inputs by name.
-        on_run: called after each run; there are `runs(model, names) * len(feeds)` of them.
+    `on_run` is called after each of the `runs(model, names) * len(feeds)` runs.
 
     Raises:
         ParityError: a map holds infinities or NaN.

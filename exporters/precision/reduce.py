@@ -1,10 +1,8 @@
 """Converts a float32 graph to another precision, on the images that its maps are observed on."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from exporters.passes.edit import static_shape
@@ -52,12 +50,9 @@ def reduce_precision(
 ) -> tuple[ir.Model, Reduction | None]:
     """Convert a copy of `model` to the precision in `options`; float32 returns `model` itself.
 
-    Args:
-        model: in float32, with its final input and output heads; left as it is.
-        options: the precision; without a minimum agreement, every layer of the trunk is quantized.
-        inputs: what the maps are observed on, from `calibration_inputs`.
-        target: what the graph is to run on, which decides the type of 8-bit maps.
-        on_step: called with every step.
+    The model has its final input and output heads already. Its maps are observed on `inputs`, from
+    `calibration_inputs`. Without a minimum agreement, every layer of the trunk is quantized. `target`, what the graph
+    is to run on, decides the type of 8-bit maps.
 
     Raises:
         UsageError: a weight or a map is beyond the type's limit, or the precision is reduced already.
@@ -66,7 +61,10 @@ def reduce_precision(
     if options.precision is Precision.FP32:
         return model, None
     check_float32(model)
-    feeds = _feeds(model, inputs)
+    (value,) = model.graph.inputs
+    dtype = value.dtype.numpy().name if value.dtype is not None else "float32"
+    spec = TensorSpec(str(value.name), static_shape(value) or (), dtype)
+    feeds = [{spec.name: given.feed(spec)} for given in inputs]
     if options.precision is Precision.INT8:
         method, agreement = options.method or Calibration.MINMAX, options.min_agreement or 0.0
         return quantize(model, feeds, method=method, target=target, min_agreement=agreement, on_step=on_step)
@@ -77,21 +75,10 @@ def reduce_precision(
 
 
 def check_float32(model: ir.Model) -> None:
-    """Refuse a graph whose precision is reduced already.
-
-    Raises:
-        UsageError: names a reduced weight or node.
-    """
+    """Refuse a graph whose precision is reduced already: a UsageError that names a reduced weight or node."""
     reduced = [v.name for v in model.graph.initializers.values() if v.dtype in _REDUCED_DTYPES]
     reduced += [n.name for n in model.graph if n.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv")]
     if reduced:
         raise UsageError(
             f"the graph is in reduced precision already: {reduced[0]}", remedy="Reduce the float32 graph instead."
         )
-
-
-def _feeds(model: ir.Model, inputs: Sequence[ParityInput]) -> list[Mapping[str, npt.NDArray[Any]]]:
-    (value,) = model.graph.inputs
-    dtype = value.dtype.numpy().name if value.dtype is not None else "float32"
-    spec = TensorSpec(str(value.name), static_shape(value) or (), dtype)
-    return [{spec.name: given.feed(spec)} for given in inputs]

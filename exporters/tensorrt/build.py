@@ -99,8 +99,8 @@ def build_engine(
     with tempfile.TemporaryDirectory() as folder:
         path = _graph(job, Path(folder), on_step)
         with on_step(f"build the engine with {flavour}, {job.precision}"):
-            built = _build(job, path, on_phases)
-    return EngineBuild(_write(job, built, on_step), up_to_date=False)
+            plan, engine = _build(job, path, on_phases)
+    return EngineBuild(_write(job, plan, engine, on_step), up_to_date=False)
 
 
 @dataclass(frozen=True)
@@ -188,15 +188,7 @@ def _precision(options: EngineOptions, bundle: Bundle) -> Precision:
 
 
 def require_signed(bundle: Bundle, source: str) -> None:
-    """Check that TensorRT can read a bundle's 8-bit maps, if it has any.
-
-    Args:
-        bundle: the bundle.
-        source: what the user calls it.
-
-    Raises:
-        UsageError: they are unsigned.
-    """
+    """Refuse unsigned 8-bit maps, which TensorRT cannot read, in a bundle that the user calls `source`."""
     for node in bundle.model.graph:
         if node.op_type == "QuantizeLinear" and node.outputs[0].dtype is ir.DataType.UINT8:
             raise UsageError(
@@ -206,11 +198,7 @@ def require_signed(bundle: Bundle, source: str) -> None:
 
 
 def _present(options: EngineOptions, key: str) -> Engine | None:
-    """Return the engine that is there already if it is the one that would be built.
-
-    Raises:
-        OutputError: something else is there and may not be replaced, or nothing can be written there.
-    """
+    """Return the engine that is there already if it is the one that would be built; refuse to replace another."""
     path = options.plan_path
     check_writable(path)
     if not path.exists():
@@ -239,19 +227,11 @@ def _graph(job: EngineJob, folder: Path, on_step: OnStep) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class BuiltPlan:
-    """A serialised engine, still in memory."""
+def _build(job: EngineJob, path: Path, on_phases: OnPhases) -> tuple[Any, Engine]:
+    """Parse an ONNX file and build its engine; returns the plan in TensorRT's own buffer, and its facts.
 
-    plan: Any  # TensorRT's own buffer
-    inputs: tuple[TensorSpec, ...]  # of the engine
-    outputs: tuple[TensorSpec, ...]  # of the engine
-    layers: LayerTypes  # types of the engine's layers as the builder lists them, or else of the network's
-    seconds: float  # how long the builder took
-
-
-def _build(job: EngineJob, path: Path, on_phases: OnPhases) -> BuiltPlan:
-    """Parse an ONNX file and build its engine."""
+    The types of layers are those that the builder lists, or else the network's.
+    """
     flavour = job.flavour
     builder = flavour.trt.Builder(flavour.log.logger)
     network = _parsed(flavour, builder, path)
@@ -269,9 +249,7 @@ def _build(job: EngineJob, path: Path, on_phases: OnPhases) -> BuiltPlan:
     if cache is not None and cache_path is not None:
         with staged_file(cache_path) as staging:
             staging.write_bytes(bytes(cache.serialize()))
-    inputs = tuple(_spec(flavour, network.get_input(index)) for index in range(network.num_inputs))
-    outputs = tuple(_spec(flavour, network.get_output(index)) for index in range(network.num_outputs))
-    return BuiltPlan(plan, inputs, outputs, layers, seconds)
+    return plan, _described(job, network, plan, layers, seconds)
 
 
 def _parsed(flavour: Flavour, builder: Any, path: Path) -> Any:
@@ -337,7 +315,8 @@ def load_timing_cache(flavour: Flavour, config: Any, path: Path) -> Any:
 def _run(flavour: Flavour, builder: Any, network: Any, config: Any, on_phases: OnPhases) -> tuple[Any, list[Message]]:
     """Build on another thread, so that this one can be interrupted: the builder then ends at its next step."""
     # Held until the build has ended: TensorRT does not keep it alive.
-    monitor = config.progress_monitor = _monitor(flavour.trt, on_phases)
+    monitor_type = type("Monitor", (BuildMonitor, flavour.trt.IProgressMonitor), {})
+    monitor = config.progress_monitor = monitor_type(on_phases)
     with flavour.log.listening() as messages, ThreadPoolExecutor(1) as pool:
         future = pool.submit(builder.build_serialized_network, network, config)
         try:
@@ -357,7 +336,7 @@ def _run(flavour: Flavour, builder: Any, network: Any, config: Any, on_phases: O
 
 
 class BuildMonitor:
-    """Keeps the phases under way. Its methods are those of TensorRT's IProgressMonitor.
+    """Keeps the phases under way: the methods of TensorRT's IProgressMonitor, with which it is combined.
 
     Attributes:
         stopped: whether the build is to end at its next step.
@@ -365,6 +344,7 @@ class BuildMonitor:
     """
 
     def __init__(self, on_phases: OnPhases) -> None:
+        super().__init__()  # of IProgressMonitor
         self._on_phases, self._lock = on_phases, threading.Lock()
         self._phases: dict[str, Phase] = {}
         self.stopped = False
@@ -394,47 +374,41 @@ class BuildMonitor:
                 self.stopped = True
 
 
-def _monitor(trt: Any, on_phases: OnPhases) -> BuildMonitor:
-    class Monitor(BuildMonitor, trt.IProgressMonitor):  # type: ignore[misc] # TensorRT's bindings have no types
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            BuildMonitor.__init__(self, on_phases)
+def _described(job: EngineJob, network: Any, plan: Any, layers: LayerTypes, seconds: float) -> Engine:
+    return Engine(
+        path=job.options.plan_path,
+        metadata=replace(job.bundle.info, precision=job.precision).to_metadata(),
+        input_shape=job.bundle.input_shape,
+        inputs=tuple(_spec(job.flavour, network.get_input(index)) for index in range(network.num_inputs)),
+        outputs=tuple(_spec(job.flavour, network.get_output(index)) for index in range(network.num_outputs)),
+        source_sha256=job.source_sha256,
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        plan_bytes=memoryview(plan).nbytes,
+        flavour=job.flavour.name,
+        version=job.flavour.version,
+        capabilities=job.options.capabilities,
+        device=job.device,
+        key=job.key,
+        workspace_mb=job.options.workspace_mb,
+        layers=layers,
+        build_seconds=seconds,
+    )
 
-    return Monitor()
 
-
-def _write(job: EngineJob, built: BuiltPlan, on_step: OnStep) -> Engine:
-    path = job.options.plan_path
-    with staged_file(path) as staging, staged_file(sidecar_path(path)) as sidecar:
+def _write(job: EngineJob, plan: Any, engine: Engine, on_step: OnStep) -> Engine:
+    """Write a plan and its sidecar; returns the engine with the types of its layers on the GPU it was built for."""
+    with staged_file(engine.path) as staging, staged_file(sidecar_path(engine.path)) as sidecar:
         with on_step("write the plan and its sidecar"):
-            staging.write_bytes(built.plan)
-        layers = _layers(job, built, staging, on_step)
-        engine = Engine(
-            path=path,
-            metadata=replace(job.bundle.info, precision=job.precision).to_metadata(),
-            input_shape=job.bundle.input_shape,
-            inputs=built.inputs,
-            outputs=built.outputs,
-            source_sha256=job.source_sha256,
-            plan_sha256=file_sha256(staging),
-            plan_bytes=staging.stat().st_size,
-            flavour=job.flavour.name,
-            version=job.flavour.version,
-            capabilities=job.options.capabilities,
-            device=job.device,
-            key=job.key,
-            workspace_mb=job.options.workspace_mb,
-            layers=layers,
-            build_seconds=built.seconds,
-        )
+            staging.write_bytes(plan)
+        engine = replace(engine, layers=_layers(job, engine.layers, staging, on_step))
         sidecar.write_text(engine.sidecar(), encoding="utf-8")
     return engine
 
 
-def _layers(job: EngineJob, built: BuiltPlan, plan: Path, on_step: OnStep) -> LayerTypes:
-    """Types of the engine's layers on a GPU that it was built for, else those of the network it was built from."""
+def _layers(job: EngineJob, known: LayerTypes, plan: Path, on_step: OnStep) -> LayerTypes:
+    """Return the types of the engine's layers on a GPU that it was built for, else those known from its build."""
     if job.device is None:
-        return built.layers
+        return known
     with on_step("read the engine's layers"):
         layers = engine_layers(job.flavour, deserialized(job.flavour, plan))
     if layers is None and job.flavour.times_kernels:
@@ -443,6 +417,6 @@ def _layers(job: EngineJob, built: BuiltPlan, plan: Path, on_step: OnStep) -> La
             remedy="Report this: it was asked for detailed layers.",
         )
     # RTX compiles where the engine runs, and may list no layers before.
-    layers = layers or built.layers
+    layers = layers or known
     require_precision(layers, job.precision)
     return layers

@@ -15,8 +15,6 @@ from fcn_deploy.runtime.tensorrt_flavour import LAYERS, Flavour, Message
 _NAMES = {
     "bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "half": "fp16", "int8": "int8", "fp32": "fp32", "float": "fp32",
 }  # fmt: skip
-# Constants compute nothing.
-_NOT_COUNTED = ("CONSTANT",)
 
 
 def network_layers(network: Any) -> LayerTypes:
@@ -24,9 +22,9 @@ def network_layers(network: Any) -> LayerTypes:
 
     In a strongly typed network these are the types of the engine, before layers are fused.
     """
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    counted = [layer for layer in layers if layer.type.name not in _NOT_COUNTED]
-    return _counted("network", (_network_type(layer) for layer in counted))
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    # Constants compute nothing.
+    return _counted("network", (_network_type(layer) for layer in layers if layer.type.name != "CONSTANT"))
 
 
 def _network_type(layer: Any) -> str | None:

@@ -5,48 +5,71 @@ the README of triton-inference-server/onnxruntime_backend.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporters.triton.models import Ensemble, TritonModel, TritonTensor
 from fcn_deploy.choices import TritonBackend
+from fcn_deploy.model_info import TensorSpec
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-
 _PLATFORMS = {TritonBackend.ONNXRUNTIME: "onnxruntime_onnx", TritonBackend.TENSORRT: "tensorrt_plan"}
 
 
-def config_text(model: TritonModel | Ensemble) -> str:
+def config_text(config: "ModelConfig") -> str:
     """Return the text of a model's config.pbtxt."""
     from google.protobuf import text_format
 
-    config = _ensemble_config(model) if isinstance(model, Ensemble) else _model_config(model)
-    config.version_policy.latest.num_versions = 1
-    config.response_cache.enable = False
-    for name, value in model.parameters.items():
-        config.parameters[name].string_value = value
     return str(text_format.MessageToString(config))
 
 
-def _with_tensors(config: "ModelConfig", model: TritonModel | Ensemble) -> "ModelConfig":
-    for tensor in model.inputs:
-        added = config.input.add(name=tensor.spec.name, data_type=data_type(tensor.spec.dtype), dims=tensor.spec.shape)
-        added.allow_ragged_batch = tensor.ragged
-        _reshape(added, tensor)
-    for tensor in model.outputs:
-        added = config.output.add(name=tensor.spec.name, data_type=data_type(tensor.spec.dtype), dims=tensor.spec.shape)
-        _reshape(added, tensor)
+def model_config(name: str, backend: TritonBackend, instances: int, *, gpu: bool) -> "ModelConfig":
+    """Return the configuration of a model in `instances` copies, without tensors yet."""
+    config = _config(name, backend=backend, platform=_PLATFORMS.get(backend, ""))
+    config.instance_group.add(count=instances, kind="KIND_GPU" if gpu else "KIND_CPU")
     return config
 
 
-def _reshape(added: Any, tensor: TritonTensor) -> None:
-    if tensor.model_shape is not None:
-        added.reshape.shape.extend(tensor.model_shape)
+def ensemble_config(name: str, steps: Sequence["ModelConfig"]) -> "ModelConfig":
+    """Return the configuration of models that run in order, the output of each being the input of the next."""
+    config = _config(name, platform="ensemble")
+    config.input.extend(steps[0].input)
+    config.output.extend(steps[-1].output)
+    # An ensemble's own tensors are those of its steps, which reshape them.
+    for tensor in (*config.input, *config.output):
+        tensor.ClearField("reshape")
+    for step in steps:
+        inputs, outputs = ({tensor.name: tensor.name for tensor in tensors} for tensors in (step.input, step.output))
+        config.ensemble_scheduling.step.add(
+            model_name=step.name, model_version=-1, input_map=inputs, output_map=outputs
+        )
+    return config
+
+
+def _config(name: str, **fields: str) -> "ModelConfig":
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+    config = ModelConfig(name=name, **fields)
+    config.version_policy.latest.num_versions = 1
+    config.response_cache.enable = False
+    return config
+
+
+def add_tensors(config: "ModelConfig", source: TensorSpec, target: TensorSpec) -> None:
+    """Declare the input and the output: without the batch where Triton forms one, else in the model's own shape.
+
+    Clients see a batch fixed at 1 as no batch.
+    """
+    for tensors, spec in ((config.input, source), (config.output, target)):
+        single = not config.max_batch_size and spec.shape[0] == 1
+        dims = spec.shape[1:] if single else spec.shape
+        added = tensors.add(name=spec.name, data_type=data_type(spec.dtype), dims=dims)
+        if single:
+            added.reshape.shape.extend(spec.shape)
 
 
 def data_type(dtype: str) -> int:
@@ -57,63 +80,13 @@ def data_type(dtype: str) -> int:
     return int(messages.DataType.Value(f"TYPE_{np_to_triton_dtype(np.dtype(dtype).type)}"))
 
 
-def _model_config(model: TritonModel) -> "ModelConfig":
-    from tritonclient.grpc import model_config_pb2 as messages
-
-    config = messages.ModelConfig(
-        name=model.name, backend=model.backend, platform=_PLATFORMS.get(model.backend, ""), max_batch_size=0
-    )
-    _with_tensors(config, model)
-    if model.batching is not None:
-        config.max_batch_size = model.batching.size
-        config.dynamic_batching.preferred_batch_size.append(model.batching.size)
-        config.dynamic_batching.max_queue_delay_microseconds = model.batching.queue_delay_us
-    _place(config, model)
-    for shape in model.warm_up:
-        _warm_up(config, model.inputs[0], shape, batched=model.batching is not None)
-    return config
-
-
-def _place(config: "ModelConfig", model: TritonModel) -> None:
-    from tritonclient.grpc import model_config_pb2 as messages
-
-    kinds, place = messages.ModelInstanceGroup.Kind, model.placement
-    group = config.instance_group.add(count=place.instances)
-    group.kind = kinds.Value("KIND_GPU" if place.gpu else "KIND_CPU")
-    if place.first_gpu_only:
-        group.gpus.append(0)
-    for name, parameters in place.accelerators:
-        added = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name=name)
-        _fill(added.parameters, parameters)
-
-
-def _fill(field: Any, values: Mapping[str, str]) -> None:
-    for name, value in values.items():
-        field[name] = value
-
-
-def _warm_up(config: "ModelConfig", tensor: TritonTensor, shape: tuple[int, ...], *, batched: bool) -> None:
-    """Add a run on random pixels of exactly that shape, before the model counts as ready."""
-    added = config.model_warmup.add(name=f"random {'x'.join(map(str, shape))}", count=1)
-    added.batch_size = shape[0] if batched else 0
-    image = added.inputs[tensor.spec.name]
-    image.data_type = data_type(tensor.spec.dtype)
-    image.dims.extend(shape[1:] if batched else shape)
-    image.random_data = True
-
-
-def _ensemble_config(model: Ensemble) -> "ModelConfig":
-    from tritonclient.grpc import model_config_pb2 as messages
-
-    config = _with_tensors(messages.ModelConfig(name=model.name, platform="ensemble"), model)
-    # An ensemble's own tensors are those of its steps, which reshape them.
-    for tensor in (*config.input, *config.output):
-        tensor.ClearField("reshape")
-    for step in model.steps:
-        added = config.ensemble_scheduling.step.add(model_name=step.name, model_version=-1)
-        _fill(added.input_map, {tensor.spec.name: tensor.spec.name for tensor in step.inputs})
-        _fill(added.output_map, {tensor.spec.name: tensor.spec.name for tensor in step.outputs})
-    return config
+def add_warm_up(config: "ModelConfig", batch: int, sizes: Sequence[int]) -> None:
+    """Add a run on random pixels of exactly that shape, before the model counts as ready; batch 0 is none."""
+    shape = (batch, *sizes) if batch else sizes
+    added = config.model_warmup.add(name=f"random {'x'.join(map(str, shape))}", count=1, batch_size=batch)
+    image = added.inputs[config.input[0].name]
+    image.data_type, image.random_data = config.input[0].data_type, True
+    image.dims.extend(sizes)
 
 
 _INVALID = re.compile(r"[^a-z0-9-]+")

@@ -12,12 +12,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from exporters.passes.edit import add_constant, constant, constant_ints, static_shape
+from exporters.passes.edit import add_constant, constant, constant_ints, required_constant, static_shape
+from exporters.passes.heads import pixel_nodes
 from exporters.rewrite import with_heads
 from fcn_deploy.choices import Head, ImageInput
 from fcn_deploy.errors import ParityError, UsageError
 from fcn_deploy.images import SAMPLE_PHOTO, Labels, Pixels
-from fcn_deploy.model_info import INPUT_NAME, LABELS_NAME, MEAN_BGR, OUTPUT_NAME, PIXELS_NAME
+from fcn_deploy.model_info import INPUT_NAME, LABELS_NAME, OUTPUT_NAME, PIXELS_NAME
 from fcn_deploy.parity.inputs import Shape, photo_input, pixel_noise_input
 from fcn_deploy.parity.tolerance import TIERS
 from fcn_deploy.runtime.base import feed_of, labels_of
@@ -39,7 +40,7 @@ def pixels_to_labels(model: ir.Model) -> ir.Model:
 
 def preprocessing(batch: int, height: int, width: int) -> ir.Model:
     """Return a separate model: N x H x W x 3 uint8 RGB `pixels` to N x 3 x H x W float32 BGR less the mean, `image`."""
-    image = _value(INPUT_NAME, (batch, 3, height, width), ir.DataType.FLOAT)
+    image = ir.val(INPUT_NAME, ir.DataType.FLOAT, (batch, 3, height, width))
     model = _model(ir.Graph([image], [], nodes=[], name="preprocessing"))
     model.graph.outputs.append(_take_pixels(model))
     return model
@@ -47,7 +48,7 @@ def preprocessing(batch: int, height: int, width: int) -> ir.Model:
 
 def postprocessing(batch: int, classes: int, height: int, width: int) -> ir.Model:
     """Return a separate model: N x K x H x W float32 `logits` to N x H x W uint8 `labels`."""
-    logits = _value(OUTPUT_NAME, (batch, classes, height, width), ir.DataType.FLOAT)
+    logits = ir.val(OUTPUT_NAME, ir.DataType.FLOAT, (batch, classes, height, width))
     graph = ir.Graph([logits], [logits], nodes=[], name="postprocessing")
     return with_heads(_model(graph), ImageInput.FLOAT, Head.LABELS)
 
@@ -57,36 +58,19 @@ def _model(graph: ir.Graph) -> ir.Model:
     return ir.Model(graph, ir_version=_IR_VERSION)
 
 
-def _value(name: str, shape: tuple[int, ...], dtype: ir.DataType) -> ir.Value:
-    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
-
-
 def _take_pixels(model: ir.Model) -> ir.Value:
     """Replace a model's input by pixels, in place; returns the value that has the input's name now."""
-    image = model.graph.inputs[0]
-    batch, _, height, width = static_shape(image) or (0, 0, 0, 0)
-    pixels = _value(PIXELS_NAME, (batch, height, width, 3), ir.DataType.UINT8)
-    mean = add_constant(model, "preprocess/mean_rgb", np.array(MEAN_BGR[::-1], dtype=np.float32))
-    order = add_constant(model, "preprocess/bgr", np.array(_RGB_TO_BGR, dtype=np.int64))
-    float_rgb, planes = (batch, height, width, 3), (batch, 3, height, width)
-    cast = _node("Cast", [pixels], "preprocess/cast", float_rgb, ir.AttrInt64("to", int(ir.DataType.FLOAT)))
-    centred = _node("Sub", [cast.outputs[0], mean], "preprocess/centre", float_rgb)
-    transpose = ir.AttrInt64s("perm", [0, 3, 1, 2])
-    rgb = _node("Transpose", [centred.outputs[0]], "preprocess/planes", planes, transpose)
-    bgr = _node("Gather", [rgb.outputs[0], order], str(image.name), planes, ir.AttrInt64("axis", 1))
-    image.replace_all_uses_with(bgr.outputs[0])
-    nodes = [cast, centred, rgb, bgr]
-    if len(model.graph):
-        model.graph.insert_before(model.graph[0], nodes)
+    image, graph = model.graph.inputs[0], model.graph
+    nodes = pixel_nodes(model, image, "preprocess", "preprocess/planes")
+    rgb, order = nodes[-1].outputs[0], add_constant(model, "preprocess/bgr", np.array(_RGB_TO_BGR, dtype=np.int64))
+    bgr = ir.val(image.name, rgb.dtype, rgb.shape)
+    nodes.append(ir.node("Gather", [rgb, order], {"axis": 1}, outputs=[bgr], name=image.name))
+    image.replace_all_uses_with(bgr)
+    if len(graph):
+        graph.insert_before(graph[0], nodes)
     else:
-        model.graph.extend(nodes)
-    model.graph.inputs[0] = pixels
-    return bgr.outputs[0]
-
-
-def _node(operator: str, inputs: list[ir.Value], name: str, shape: tuple[int, ...], *attributes: ir.Attr) -> ir.Node:
-    output = _value(name, shape, ir.DataType.FLOAT)
-    return ir.Node("", operator, inputs, attributes, outputs=[output], name=name)
+        graph.extend(nodes)
+    return bgr
 
 
 _BATCH = "batch"
@@ -117,17 +101,13 @@ def with_free_batch(model: ir.Model) -> ir.Model:
         value.shape = None
     image.shape = ir.Shape([_BATCH, *(image.shape or ())[1:]])
     ShapeInferencePass()(changed)
-    _require_free(changed, batch)
-    return changed
-
-
-def _require_free(model: ir.Model, batch: int) -> None:
-    fixed = [str(value.name) for value in model.graph.outputs if value.shape is None or str(value.shape[0]) != _BATCH]
+    fixed = [str(value.name) for value in graph.outputs if value.shape is None or str(value.shape[0]) != _BATCH]
     if fixed:
         raise UsageError(
             f"the batch of {fixed[0]} stays fixed at {batch}: the graph fixes it in an unknown way",
             remedy="Pass --backend python, or export with --batch 1.",
         )
+    return changed
 
 
 def _is_repeated(value: ir.Value, batch: int) -> bool:
@@ -150,55 +130,40 @@ def _expands_to(node: ir.Node, batch: int) -> bool:
 def _shapes(model: ir.Model, front: ir.Node) -> ShapeOf:
     """Return a function that adds nodes for shapes at run time, each once, before the node `front`."""
     image = model.graph.inputs[0]
-    bounds = [ir.AttrInt64("start", 0), ir.AttrInt64("end", 1)]
-    size = ir.Node("", "Shape", [image], bounds, outputs=[_sizes("batch/size", 1)], name="batch/size")
-    model.graph.insert_before(front, size)
+    size = ir.val("batch/size", ir.DataType.INT64, (1,))
+    node = ir.node("Shape", [image], {"start": 0, "end": 1}, outputs=[size], name=size.name)
+    model.graph.insert_before(front, node)
 
     @cache
     def shape_of(rest: tuple[int, ...]) -> ir.Value:
         name = "batch/" + "x".join(map(str, rest))
         behind = add_constant(model, f"{name}/sizes", np.array(rest, dtype=np.int64))
-        axis = [ir.AttrInt64("axis", 0)]
-        shape = _sizes(name, len(rest) + 1)
-        node = ir.Node("", "Concat", [size.outputs[0], behind], axis, outputs=[shape], name=name)
-        model.graph.insert_before(front, node)
+        shape = ir.val(name, ir.DataType.INT64, (len(rest) + 1,))
+        model.graph.insert_before(front, ir.node("Concat", [size, behind], {"axis": 0}, outputs=[shape], name=name))
         return shape
 
     return shape_of
 
 
 def _repeat_stored(model: ir.Model, value: ir.Value, shape_of: ShapeOf, front: ir.Node) -> None:
-    array = constant(value)
-    if array is None or value.dtype is None:
-        raise ValueError(f"{value.name} is no constant")
+    array = required_constant(value)
     one = add_constant(model, f"{value.name}/one", array[:1])
-    shape = shape_of(array.shape[1:])
-    output = ir.Value(name=f"{value.name}/batch", type=ir.TensorType(value.dtype))
-    node = ir.Node("", "Expand", [one, shape], outputs=[output], name=str(output.name))
+    output = ir.val(f"{value.name}/batch", value.dtype)
+    node = ir.node("Expand", [one, shape_of(array.shape[1:])], outputs=[output], name=output.name)
     model.graph.insert_before(front, node)
     value.replace_all_uses_with(output)
     model.graph.initializers.pop(str(value.name))
 
 
-def _sizes(name: str, count: int) -> ir.Value:
-    return ir.Value(name=name, shape=ir.Shape((count,)), type=ir.TensorType(ir.DataType.INT64))
-
-
-_SEED = 0
-
-
 def require_same_labels(source: Path, served: ir.Model, shape: Shape) -> None:
     """Compare labels of `served` with those of the ONNX file `source`, on a photo and on noise, on the CPU.
 
-    Args:
-        source: the artifact's model.
-        served: the graph from pixels to labels that is to be packaged.
-        shape: N, 3, H, W of the artifact; batches of 1 and of N are compared.
+    `shape` is N, 3, H, W of the artifact; batches of 1 and of N are compared.
 
     Raises:
         ParityError: more pixels have another label than a change in the order of sums explains.
     """
-    pictures = [photo_input(SAMPLE_PHOTO, shape), pixel_noise_input(_SEED, shape)]
+    pictures = [photo_input(SAMPLE_PHOTO, shape), pixel_noise_input(seed=0, shape=shape)]
     pixels = np.concatenate([one.pixels for one in pictures if one.pixels is not None])
     with OrtRunner(source) as runner:
         parts = np.split(pixels, len(pictures))

@@ -1,17 +1,18 @@
-"""The models of a repository: their files, and the facts that their configurations are written from.
+"""The models of a repository: their files and their configurations.
 
 `check_servable` refuses what Triton cannot serve as verified; `write_models` then writes one model for ONNX Runtime or
 the Python backend, and for an engine as many as it takes from pixels to labels.
 """
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from exporters.tensorrt.build import require_signed
+from exporters.triton.config import add_tensors, add_warm_up, ensemble_config, model_config
 from exporters.triton.graphs import (
     pixels_to_labels,
     postprocessing,
@@ -26,8 +27,12 @@ from fcn_deploy.choices import FlavourName, Precision, Provider, TritonBackend
 from fcn_deploy.errors import UsageError
 from fcn_deploy.model_info import LABELS_NAME, METADATA_PREFIX, PIXELS_NAME, TensorSpec
 from fcn_deploy.onnx_file import write_model
+from fcn_deploy.parity.inputs import Shape
 from fcn_deploy.progress import OnStep
 from fcn_deploy.runtime.ort_options import OrtOptions
+
+if TYPE_CHECKING:
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 ANY = -1  # a size that every request chooses for itself
 VERSION = "1"
@@ -36,75 +41,6 @@ _QUEUE_DELAY_US = 1000
 _MEBIBYTE = 2**20
 _PRECISION_MODES = {Precision.FP32: "FP32", Precision.FP16: "FP16", Precision.INT8: "INT8"}
 _MODEL_PY = Path(__file__).parent / "python_backend" / "model.py"
-
-
-@dataclass(frozen=True)
-class TritonTensor:
-    """An input or output as Triton's clients see it."""
-
-    spec: TensorSpec  # name, sizes without the batch that Triton forms (`ANY` where they are free), and NumPy dtype
-    model_shape: tuple[int, ...] | None = None  # the model's own shape where that is not `spec.shape`
-    ragged: bool = False  # whether requests of different sizes may run together
-
-    @classmethod
-    def of(cls, spec: TensorSpec) -> "TritonTensor":
-        """Describe a model's tensor of fixed sizes: a batch of one is left out of what clients see."""
-        if len(spec.shape) > 1 and spec.shape[0] == 1:
-            return cls(TensorSpec(spec.name, spec.shape[1:], spec.dtype), spec.shape)
-        return cls(spec)
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How Triton puts requests together."""
-
-    size: int  # the most images per run
-    queue_delay_us: int  # how long a request may wait for others, microseconds
-
-
-@dataclass(frozen=True)
-class InstancePlacement:
-    """Where copies of a model run."""
-
-    instances: int = 1  # number of copies
-    gpu: bool = False  # whether on GPUs
-    first_gpu_only: bool = False  # the runtime uses the first GPU only; Triton would use all
-    # ONNX Runtime's providers, most wanted first, and their options by Triton's names
-    accelerators: tuple[tuple[str, Mapping[str, str]], ...] = ()
-
-
-@dataclass(frozen=True)
-class TritonModel:
-    """A model of a repository."""
-
-    name: str  # for clients and ensembles
-    backend: TritonBackend  # what runs it
-    inputs: tuple[TritonTensor, ...]  # as clients see them
-    outputs: tuple[TritonTensor, ...]  # likewise
-    # shapes of the images that it is warmed up with, one a run, batch included
-    warm_up: tuple[tuple[int, ...], ...] = ()
-    placement: InstancePlacement = InstancePlacement()  # where it runs
-    batching: Batching | None = None  # how Triton puts requests together; None where it does not
-    parameters: Mapping[str, str] = field(default_factory=dict)  # facts that travel with the configuration
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """Models that run one after the other, the output of each being the input of the next."""
-
-    name: str  # for clients
-    steps: tuple[TritonModel, ...]  # the models, in order
-    parameters: Mapping[str, str] = field(default_factory=dict)  # facts that travel with the configuration
-
-    @property
-    def inputs(self) -> tuple[TritonTensor, ...]:
-        """Inputs of the first step."""
-        return self.steps[0].inputs
-
-    @property
-    def outputs(self) -> tuple[TritonTensor, ...]:
-        """Outputs of the last step."""
-        return self.steps[-1].outputs
 
 
 @dataclass(frozen=True)
@@ -122,10 +58,9 @@ class PackageJob:
         return self.options.model_name
 
     @property
-    def batching(self) -> Batching | None:
-        """How requests are put together, up to the artifact's batch; None where that is 1."""
-        batch, delay = self.artifact.input_shape[0], self.options.queue_delay_us
-        return Batching(batch, _QUEUE_DELAY_US if delay is None else delay) if batch > 1 else None
+    def batch(self) -> int:
+        """The artifact's batch: up to so many photos are put together, none where it is 1."""
+        return self.artifact.input_shape[0]
 
     def version(self, name: str) -> Path:
         """Make the folder of a model's only version."""
@@ -133,13 +68,16 @@ class PackageJob:
         folder.mkdir(parents=True)
         return folder
 
-    def facts(self) -> dict[str, str]:
-        """Return the model's metadata and the hash of its file."""
-        return {**self.artifact.info.to_metadata(), f"{METADATA_PREFIX}model_sha256": self.artifact.model_sha256}
+    def with_facts(self, config: "ModelConfig", **parameters: str) -> "ModelConfig":
+        """Add parameters, the model's metadata and the hash of its file to a configuration; returns it."""
+        facts = {**self.artifact.info.to_metadata(), f"{METADATA_PREFIX}model_sha256": self.artifact.model_sha256}
+        for name, value in {**parameters, **facts}.items():
+            config.parameters[name].string_value = value
+        return config
 
 
-def write_models(job: PackageJob) -> tuple[TritonModel | Ensemble, ...]:
-    """Write the files of every model; returns the models, the one that clients ask for last.
+def write_models(job: PackageJob) -> tuple["ModelConfig", ...]:
+    """Write the files of every model; returns their configurations, that of the model clients ask for last.
 
     Raises:
         UsageError: the graph cannot be given the inputs, outputs or batch that Triton needs.
@@ -152,22 +90,34 @@ def write_models(job: PackageJob) -> tuple[TritonModel | Ensemble, ...]:
     return (_write_onnx_model(job, job.artifact),)
 
 
-def _write_onnx_model(job: PackageJob, bundle: Bundle) -> TritonModel:
-    batch, _, height, width = shape = bundle.input_shape
+def _write_onnx_model(job: PackageJob, bundle: Bundle) -> "ModelConfig":
     _write_graph(job, bundle)
-    pixels, labels = (height, width, 3), (height, width)
-    # Triton adds the dimension of a batch that it forms itself; a fixed batch of 1 is declared explicitly.
-    pixels_shape, labels_shape = (None, None) if batch > 1 else ((1, *pixels), (1, *labels))
-    return TritonModel(
-        job.name,
-        TritonBackend.ONNXRUNTIME,
-        inputs=(TritonTensor(TensorSpec(PIXELS_NAME, pixels, "uint8"), pixels_shape),),
-        outputs=(TritonTensor(TensorSpec(LABELS_NAME, labels, "uint8"), labels_shape),),
-        warm_up=((1, *pixels), (batch, *pixels)) if batch > 1 else (pixels,),
-        placement=_onnx_placement(job.options, bundle.info.precision, shape),
-        batching=job.batching,
-        parameters=job.facts(),
-    )
+    provider = job.options.provider or Provider.CPU
+    sizes = bundle.input_shape[2:] if job.batch > 1 else (1, *bundle.input_shape[2:])
+    config = _config_of_photos(job, sizes, gpu=provider is not Provider.CPU)
+    for batch in (1, job.batch) if job.batch > 1 else (0,):
+        add_warm_up(config, batch, (*bundle.input_shape[2:], 3))
+    # On every GPU with the options that this toolkit compares models under: Triton's own default rounds products to
+    # TF32. Nodes that TensorRT does not run use these options too.
+    accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
+    if provider is Provider.TENSORRT:
+        options = _tensorrt_options(job.options, bundle.info.precision, bundle.input_shape)
+        accelerators.add(name="tensorrt", parameters=options)
+    if provider is not Provider.CPU:
+        accelerators.add(name="cuda", parameters=OrtOptions(Provider.CUDA).provider_options())
+    return job.with_facts(config)
+
+
+def _config_of_photos(job: PackageJob, sizes: tuple[int, ...], *, gpu: bool) -> "ModelConfig":
+    """Configure a model from uint8 pixels to labels of `sizes`, up to the artifact's batch."""
+    config = model_config(job.name, job.options.backend, job.options.instances, gpu=gpu)
+    if job.batch > 1:
+        delay = job.options.queue_delay_us
+        config.max_batch_size = job.batch
+        config.dynamic_batching.preferred_batch_size.append(job.batch)
+        config.dynamic_batching.max_queue_delay_microseconds = _QUEUE_DELAY_US if delay is None else delay
+    add_tensors(config, TensorSpec(PIXELS_NAME, (*sizes, 3), "uint8"), TensorSpec(LABELS_NAME, sizes, "uint8"))
+    return config
 
 
 def _write_graph(job: PackageJob, bundle: Bundle) -> None:
@@ -176,7 +126,7 @@ def _write_graph(job: PackageJob, bundle: Bundle) -> None:
     graph = bundle.model.graph
     complete = (graph.inputs[0].name, graph.outputs[0].name) == (PIXELS_NAME, LABELS_NAME)
     served = bundle.model if complete else pixels_to_labels(bundle.model)
-    if bundle.input_shape[0] > 1:
+    if job.batch > 1:
         served = with_free_batch(served)
     if served is bundle.model:
         with job.on_step(f"copy {bundle.model_path}"):
@@ -190,23 +140,7 @@ def _write_graph(job: PackageJob, bundle: Bundle) -> None:
         shutil.copyfile(bundle.path / MANIFEST_FILE, version / MANIFEST_FILE)
 
 
-def _onnx_placement(
-    options: PackageOptions, precision: Precision, shape: tuple[int, int, int, int]
-) -> InstancePlacement:
-    """Place an ONNX model on the CPU, or on every GPU with the options that this toolkit compares models under."""
-    provider = options.provider or Provider.CPU
-    if provider is Provider.CPU:
-        return InstancePlacement(options.instances)
-    # Triton's own default rounds products to TF32; and nodes that TensorRT does not run use these options too.
-    accelerators: tuple[tuple[str, Mapping[str, str]], ...] = (("cuda", OrtOptions(Provider.CUDA).provider_options()),)
-    if provider is Provider.TENSORRT:
-        accelerators = (("tensorrt", _tensorrt_options(options, precision, shape)), *accelerators)
-    return InstancePlacement(options.instances, gpu=True, accelerators=accelerators)
-
-
-def _tensorrt_options(
-    options: PackageOptions, precision: Precision, shape: tuple[int, int, int, int]
-) -> Mapping[str, str]:
+def _tensorrt_options(options: PackageOptions, precision: Precision, shape: Shape) -> dict[str, str]:
     chosen = {"precision_mode": _PRECISION_MODES[precision]}
     if options.workspace_mb is not None:
         chosen["max_workspace_size_bytes"] = str(options.workspace_mb * _MEBIBYTE)
@@ -220,15 +154,16 @@ def _tensorrt_options(
     return chosen
 
 
-def _write_engine_models(job: PackageJob, engine: Engine) -> tuple[TritonModel | Ensemble, ...]:
+def _write_engine_models(job: PackageJob, engine: Engine) -> tuple["ModelConfig", ...]:
     """Write the engine, and an ensemble around one that does not go from pixels to labels itself."""
     (source,), (target,) = engine.inputs, engine.outputs
     before, after = source.name != PIXELS_NAME, target.name != LABELS_NAME
-    facts = job.facts()
+    name = f"{job.name}_engine" if before or after else job.name
     with job.on_step(f"copy {engine.path}"):
-        if not before and not after:
-            return (replace(_write_engine(job, engine, job.name), parameters=facts),)
-        steps = [_write_engine(job, engine, f"{job.name}_engine")]
+        engine.copy_to(job.version(name), Path(PLAN_FILE).stem)
+    steps = [_config_of_step(job, name, TritonBackend.TENSORRT, source, target)]
+    if not before and not after:
+        return (job.with_facts(steps[0]),)
     batch, _, height, width = engine.input_shape
     if before:
         pixels = TensorSpec(PIXELS_NAME, (batch, height, width, 3), "uint8")
@@ -239,47 +174,39 @@ def _write_engine_models(job: PackageJob, engine: Engine) -> tuple[TritonModel |
         steps.append(_write_step(job, "labels", target, labels, graph))
     # Triton wants a version folder of an ensemble too, and object stores lose folders that are empty.
     shutil.copyfile(sidecar_path(engine.path), sidecar_path(job.version(job.name) / PLAN_FILE))
-    return (*steps, Ensemble(job.name, tuple(steps), facts))
+    return (*steps, job.with_facts(ensemble_config(job.name, steps)))
 
 
-def _write_engine(job: PackageJob, engine: Engine, name: str) -> TritonModel:
-    engine.copy_to(job.version(name), Path(PLAN_FILE).stem)
-    return _on_gpu(job, name, TritonBackend.TENSORRT, engine.inputs[0], engine.outputs[0])
-
-
-def _write_step(job: PackageJob, what: str, source: TensorSpec, target: TensorSpec, graph: ir.Model) -> TritonModel:
+def _write_step(job: PackageJob, what: str, source: TensorSpec, target: TensorSpec, graph: ir.Model) -> "ModelConfig":
     name = f"{job.name}_{what}"
     write_model(graph, job.version(name) / MODEL_FILE)
-    return _on_gpu(job, name, TritonBackend.ONNXRUNTIME, source, target)
+    return _config_of_step(job, name, TritonBackend.ONNXRUNTIME, source, target)
 
 
-def _on_gpu(job: PackageJob, name: str, backend: TritonBackend, source: TensorSpec, target: TensorSpec) -> TritonModel:
-    pixels = TritonTensor.of(source)
-    placement = InstancePlacement(job.options.instances, gpu=True)
-    return TritonModel(name, backend, (pixels,), (TritonTensor.of(target),), (pixels.spec.shape,), placement)
+def _config_of_step(
+    job: PackageJob, name: str, backend: TritonBackend, source: TensorSpec, target: TensorSpec
+) -> "ModelConfig":
+    config = model_config(name, backend, job.options.instances, gpu=True)
+    add_tensors(config, source, target)
+    add_warm_up(config, 0, config.input[0].dims)
+    return config
 
 
-def _write_python_model(job: PackageJob) -> TritonModel:
+def _write_python_model(job: PackageJob) -> "ModelConfig":
     """Write the artifact and model.py: from photos of any size to labels of the same size."""
-    version, batching = job.version(job.name), job.batching
+    version = job.version(job.name)
     with job.on_step(f"copy {job.options.source}"):
         shutil.copyfile(_MODEL_PY, version / "model.py")
         copied = job.artifact.copy_to(version, "artifact")
-    _, _, height, width = job.artifact.input_shape
     provider = job.options.provider or Provider.CPU
     gpu = not job.artifact.has_graph or provider is not Provider.CPU
-    pixels, labels = TensorSpec(PIXELS_NAME, (ANY, ANY, 3), "uint8"), TensorSpec(LABELS_NAME, (ANY, ANY), "uint8")
-    return TritonModel(
-        job.name,
-        TritonBackend.PYTHON,
-        inputs=(TritonTensor(pixels, ragged=batching is not None),),
-        outputs=(TritonTensor(labels),),
-        warm_up=((height, width, 3) if batching is None else (batching.size, height, width, 3),),
+    config = _config_of_photos(job, (ANY, ANY), gpu=gpu)
+    config.input[0].allow_ragged_batch = job.batch > 1
+    if gpu:
         # The runtime uses the first GPU that it sees; Triton would put copies on all.
-        placement=InstancePlacement(job.options.instances, gpu=gpu, first_gpu_only=gpu),
-        batching=batching,
-        parameters={"artifact": copied, "provider": str(provider), **job.facts()},
-    )
+        config.instance_group[0].gpus.append(0)
+    add_warm_up(config, job.batch if job.batch > 1 else 0, (*job.artifact.input_shape[2:], 3))
+    return job.with_facts(config, artifact=copied, provider=str(provider))
 
 
 def check_servable(options: PackageOptions, artifact: Bundle | Engine) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.triton.config import config_text, data_type, write_inference_service
-from exporters.triton.models import PLAN_FILE, VERSION, Ensemble, PackageJob, TritonModel, check_servable, write_models
+from exporters.triton.models import PLAN_FILE, VERSION, PackageJob, check_servable, write_models
 from exporters.triton.options import PackageOptions
 from fcn_deploy.artifact import open_artifact
 from fcn_deploy.artifact.bundle import MODEL_FILE
@@ -95,40 +95,31 @@ def package(options: PackageOptions, on_step: OnStep = quietly) -> Package:
         check_servable(options, artifact)
     with staged_directory(options.output, marker=RECORD, force=options.force) as staging:
         job = PackageJob(options, artifact, staging / REPOSITORY, on_step)
-        served = write_models(job)
+        configs = write_models(job)
         with on_step("read the configurations back and compare them with the models"):
-            for model in served:
-                text = config_text(model)
-                (job.repository / model.name / CONFIG_FILE).write_text(text, encoding="utf-8")
+            for config in configs:
+                (job.repository / config.name / CONFIG_FILE).write_text(config_text(config), encoding="utf-8")
             validate_repository(job.repository)
-        gpu = _write_beside(staging, options, served)
-        result = _result(options, artifact.info, served[-1], staging, gpu=gpu)
+        gpu = any(group.kind == group.KIND_GPU for config in configs for group in config.instance_group)
+        text = _CLIENT.read_text(encoding="utf-8").replace(_CLIENT_MODEL, f'MODEL = "{options.model_name}"')
+        (staging / CLIENT).write_text(text, encoding="utf-8")
+        write_inference_service(staging / MANIFEST, options.model_name, options.storage_uri, gpu=gpu)
+        result = _result(options, artifact.info, configs[-1], staging, gpu=gpu)
         _write_record(staging / RECORD, result, options)
     return result
 
 
-def _write_beside(staging: Path, options: PackageOptions, served: tuple[TritonModel | Ensemble, ...]) -> bool:
-    """Write the client and the manifest; returns whether a GPU is needed."""
-    text = _CLIENT.read_text(encoding="utf-8")
-    (staging / CLIENT).write_text(text.replace(_CLIENT_MODEL, f'MODEL = "{options.model_name}"'), encoding="utf-8")
-    gpu = any(isinstance(model, TritonModel) and model.placement.gpu for model in served)
-    write_inference_service(staging / MANIFEST, options.model_name, options.storage_uri, gpu=gpu)
-    return gpu
-
-
-def _result(
-    options: PackageOptions, info: ModelInfo, served: TritonModel | Ensemble, staging: Path, *, gpu: bool
-) -> Package:
+def _result(options: PackageOptions, info: ModelInfo, config: Any, staging: Path, *, gpu: bool) -> Package:
     files = sorted(path for path in staging.rglob("*") if path.is_file())
-    batching = served.batching if isinstance(served, TritonModel) else None
     return Package(
         path=options.output,
-        name=served.name,
+        name=config.name,
         backend=options.backend,
         info=info,
-        input=served.inputs[0].spec,
-        output=served.outputs[0].spec,
-        max_batch=batching.size if batching else 0,
+        # Every model is served from uint8 pixels to uint8 labels.
+        input=TensorSpec(config.input[0].name, tuple(config.input[0].dims), "uint8"),
+        output=TensorSpec(config.output[0].name, tuple(config.output[0].dims), "uint8"),
+        max_batch=config.max_batch_size,
         gpu=gpu,
         files={path.relative_to(staging).as_posix(): path.stat().st_size for path in files},
     )
@@ -156,10 +147,8 @@ def validate_repository(repository: Path) -> None:
         if config.platform == "ensemble":
             _check_ensemble(path, config, configs)
             continue
-        found = _model_tensors(repository / name / VERSION, config.backend)
-        if found is not None:
-            _check_tensors(path, "input", config, config.input, found[0])
-            _check_tensors(path, "output", config, config.output, found[1])
+        for what, found in _model_tensors(repository / name / VERSION, config.backend).items():
+            _check_tensors(path, what, config, found)
 
 
 def read_config(path: Path) -> Any:
@@ -177,37 +166,30 @@ def read_config(path: Path) -> Any:
         raise BundleError(f"{path} is not a configuration for Triton: {error}", remedy=_AGAIN) from error
 
 
-def _model_tensors(version: Path, backend: str) -> tuple[_Tensors, _Tensors] | None:
-    """Return inputs and outputs as the model's own file states them; None for a program, which states none."""
+def _model_tensors(version: Path, backend: str) -> dict[str, _Tensors]:
+    """Return `input` and `output` as the model's own file states them; neither for a program, which states none."""
     if backend == "python":
-        return None
-    if backend == "tensorrt":
-        engine = open_engine(version / PLAN_FILE)
-        return _engine_tensors(engine.inputs), _engine_tensors(engine.outputs)
-    graph = read_model(version / MODEL_FILE).graph
-    return _onnx_tensors(graph.inputs), _onnx_tensors(graph.outputs)
+        return {}
+    model: Any = open_engine(version / PLAN_FILE) if backend == "tensorrt" else read_model(version / MODEL_FILE).graph
+    return {"input": _tensors(model.inputs), "output": _tensors(model.outputs)}
 
 
-def _engine_tensors(specs: Iterable[TensorSpec]) -> _Tensors:
-    return {spec.name: (data_type(spec.dtype), spec.shape) for spec in specs}
-
-
-def _onnx_tensors(values: Iterable[Any]) -> _Tensors:
+def _tensors(values: Iterable[Any]) -> _Tensors:
     found = {}
     for value in values:
+        dtype = value.dtype if isinstance(value, TensorSpec) else value.dtype.numpy().name
         sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
-        found[str(value.name)] = data_type(value.dtype.numpy().name), sizes
+        found[str(value.name)] = data_type(dtype), sizes
     return found
 
 
-def _check_tensors(path: Path, what: str, config: Any, tensors: Iterable[Any], found: _Tensors) -> None:
+def _check_tensors(path: Path, what: str, config: Any, found: _Tensors) -> None:
     stated = {}
-    for tensor in tensors:
-        sizes = tuple(tensor.reshape.shape) if tensor.HasField("reshape") else tuple(tensor.dims)
-        batch: tuple[int | None, ...] = (None,) if config.max_batch_size else ()
-        stated[tensor.name] = tensor.data_type, batch + sizes
-    if stated != dict(found):
-        raise BundleError(f"{path} has {what} {stated}; the model beside it has {dict(found)}", remedy=_AGAIN)
+    for tensor in getattr(config, what):
+        sizes = tuple(tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims)
+        stated[tensor.name] = tensor.data_type, (None, *sizes) if config.max_batch_size else sizes
+    if stated != found:
+        raise BundleError(f"{path} has {what} {stated}; the model beside it has {found}", remedy=_AGAIN)
 
 
 def _check_ensemble(path: Path, config: Any, configs: Mapping[str, Any]) -> None:

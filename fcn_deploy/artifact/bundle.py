@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
 import onnx_ir as ir
@@ -55,6 +55,9 @@ class _Versioned:
     schema_version: int
 
 
+_Facts = TypeVar("_Facts")
+
+
 @dataclass(frozen=True)
 class Bundle:
     """An opened bundle, or a bare ONNX file.
@@ -75,11 +78,7 @@ class Bundle:
 
     @property
     def info(self) -> ModelInfo:
-        """The model's facts.
-
-        Raises:
-            BundleError: a bare file that this toolkit did not write.
-        """
+        """The model's facts; raises BundleError for a bare file that this toolkit did not write."""
         return ModelInfo.from_metadata(self.model.metadata_props, str(self.model_path))
 
     @property
@@ -95,11 +94,7 @@ class Bundle:
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """N, 3, H and W of the first input, which are fixed.
-
-        Raises:
-            BundleError: the model has no such input.
-        """
+        """N, 3, H and W of the first input, which are fixed; raises BundleError if the model has no such input."""
         shape = self.model.graph.inputs[0].shape if self.model.graph.inputs else None
         sizes = tuple(shape) if shape is not None else ()
         if len(sizes) != 4 or not all(isinstance(n, int) for n in sizes):
@@ -136,7 +131,7 @@ def open_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path} is neither a bundle nor an ONNX file", remedy="Write one with `fcn-deploy export`.")
     manifest = _read_manifest(path / MANIFEST_FILE)
     for name, record in manifest["files"].items():
-        _check_file(path / name, FileRecord(record["bytes"], record["sha256"]))
+        check_file(path / name, FileRecord(record["bytes"], record["sha256"]), MANIFEST_FILE, _AGAIN)
     bundle = Bundle(path, path / MODEL_FILE, read_model(path / MODEL_FILE), manifest)
     if dict(bundle.model.metadata_props) != manifest["model"]:
         raise BundleError(f"{path}: manifest and {MODEL_FILE} describe different models", remedy=_AGAIN)
@@ -185,30 +180,38 @@ def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = msgspec.json.decode(path.read_bytes())
-        version = msgspec.convert(manifest, _Versioned).schema_version
+        manifest = read_facts(path, SCHEMA_VERSION, _AGAIN)
     except OSError as error:
         raise BundleError(
             f"{path.parent} is no bundle: {path.name}: {error.strerror}", remedy="Pass what `fcn-deploy export` wrote."
         ) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{path} is damaged: {error}", remedy=_AGAIN) from error
-    if version != SCHEMA_VERSION:
-        raise BundleError(
-            f"{path} has schema version {version}; this fcn-deploy reads {SCHEMA_VERSION}",
-            remedy="Export the bundle again with this version.",
-        )
     if manifest.get(_SELF_HASH) != _self_hash(manifest):
         raise BundleError(f"{path} was edited after it was written", remedy=_AGAIN)
-    _check_fields(path, manifest)
-    return dict(manifest)
+    _check_files(path, convert_facts(manifest, _Manifest, path, _AGAIN).files)
+    return manifest
 
 
-def _check_fields(path: Path, manifest: Mapping[str, Any]) -> None:
+def read_facts(path: Path, known_version: int, remedy: str) -> dict[str, Any]:
+    """Read a manifest or a sidecar; raises BundleError with `remedy` if it is damaged or of another schema version."""
     try:
-        files = msgspec.convert(manifest, _Manifest).files
+        facts: Any = msgspec.json.decode(path.read_bytes())
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{path} is damaged: {error}", remedy=remedy) from error
+    version = convert_facts(facts, _Versioned, path, remedy).schema_version
+    if version != known_version:
+        raise BundleError(f"{path} has schema version {version}; this fcn-deploy reads {known_version}", remedy=remedy)
+    return dict(facts)
+
+
+def convert_facts(facts: Any, kind: type[_Facts], path: Path, remedy: str) -> _Facts:
+    """Convert what `path` holds to a class; raises BundleError with `remedy` if its fields are others."""
+    try:
+        return msgspec.convert(facts, kind)
     except msgspec.ValidationError as error:
-        raise BundleError(f"{path} is damaged: {error}", remedy=_AGAIN) from error
+        raise BundleError(f"{path} is damaged: {error}", remedy=remedy) from error
+
+
+def _check_files(path: Path, files: Mapping[str, FileRecord]) -> None:
     unexpected = [name for name in files if not _FILE_NAME.fullmatch(name)]
     if unexpected:
         raise BundleError(
@@ -224,12 +227,13 @@ def _self_hash(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _check_file(path: Path, record: FileRecord) -> None:
+def check_file(path: Path, record: FileRecord, source: str, remedy: str) -> None:
+    """Check a file against what its manifest or sidecar, `source`, records; raises BundleError if it differs."""
     found = path.stat().st_size if path.is_file() else None
     if found != record.bytes:
         raise BundleError(
-            f"{path} has {'no file' if found is None else f'{found} bytes'}; its manifest says {record.bytes} bytes",
-            remedy="Copy the bundle again, or export it again.",
+            f"{path} has {'no file' if found is None else f'{found} bytes'}; {source} says {record.bytes} bytes",
+            remedy=f"Copy it again. If that does not help: {remedy}",
         )
     if file_sha256(path) != record.sha256:
-        raise BundleError(f"{path} is not the file the manifest describes (SHA-256 differs)", remedy=_AGAIN)
+        raise BundleError(f"{path} is not the file that {source} describes (SHA-256 differs)", remedy=remedy)

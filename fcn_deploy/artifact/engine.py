@@ -13,10 +13,10 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
+from fcn_deploy.artifact.bundle import FileRecord, check_file, convert_facts, read_facts
 from fcn_deploy.choices import FlavourName
 from fcn_deploy.errors import BundleError
 from fcn_deploy.model_info import ModelInfo, TensorSpec
-from fcn_deploy.storage import file_sha256
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class Engine:
     layers: LayerTypes
     build_seconds: float
     has_graph: ClassVar[bool] = False  # TensorRT has fused the layers
+    photos: ClassVar[tuple[Path, ...]] = ()  # no calibration photos lie beside an engine
 
     @property
     def info(self) -> ModelInfo:
@@ -110,11 +111,6 @@ class Engine:
     def model_sha256(self) -> str:
         """SHA-256 of the file that runs, in hex."""
         return self.plan_sha256
-
-    @property
-    def photos(self) -> tuple[Path, ...]:
-        """Empty: an engine has no calibration photos beside it."""
-        return ()
 
     @property
     def built_for(self) -> str:
@@ -159,46 +155,25 @@ def open_engine(path: Path) -> Engine:
     if not path.is_file():
         raise BundleError(f"{path} is not a file", remedy="Build it with `fcn-deploy tensorrt`.")
     engine = read_sidecar(path)
-    size = path.stat().st_size
-    if size != engine.plan_bytes:
-        raise BundleError(
-            f"{path} has {size} bytes; {sidecar_path(path).name} says {engine.plan_bytes}",
-            remedy="Copy the engine again, or build it again with `fcn-deploy tensorrt`.",
-        )
-    if file_sha256(path) != engine.plan_sha256:
-        raise BundleError(
-            f"{path} is not the plan that {sidecar_path(path).name} describes (SHA-256 differs)", remedy=_BUILD_AGAIN
-        )
+    check_file(path, FileRecord(engine.plan_bytes, engine.plan_sha256), sidecar_path(path).name, _BUILD_AGAIN)
     return engine
 
 
 def read_sidecar(plan: Path) -> Engine:
-    """Read the facts of a plan, without reading the plan.
-
-    Raises:
-        BundleError: there is no sidecar, it is damaged, or of another schema version.
-    """
+    """Read a plan's facts, not the plan; raises BundleError if they are missing, damaged or of another version."""
     path = sidecar_path(plan)
     try:
-        facts = msgspec.json.decode(path.read_bytes())
-        version = msgspec.convert(facts, dict[str, Any]).get("schema_version")
-        if version == SCHEMA_VERSION:
-            engine = msgspec.convert({**facts, "path": plan}, Engine)
-            _check_types(engine)
-            return engine
+        facts = read_facts(path, SCHEMA_VERSION, _BUILD_AGAIN)
     except OSError as error:
         raise BundleError(
             f"{plan} has no sidecar {path.name}, so its model, TensorRT and GPU are unknown",
             remedy=f"Copy {path.name} along with the plan, or build it with `fcn-deploy tensorrt`.",
         ) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{path} is damaged: {error}", remedy=_BUILD_AGAIN) from error
-    raise BundleError(
-        f"{path} has schema version {version}; this fcn-deploy reads {SCHEMA_VERSION}", remedy=_BUILD_AGAIN
-    )
-
-
-def _check_types(engine: Engine) -> None:
-    for spec in (*engine.inputs, *engine.outputs):
-        if spec.dtype not in _DTYPES:
-            raise msgspec.ValidationError(f"tensor {spec.name} has dtype {spec.dtype!r}, not {', '.join(_DTYPES)}")
+    engine = convert_facts({**facts, "path": plan}, Engine, path, _BUILD_AGAIN)
+    unknown = [spec for spec in (*engine.inputs, *engine.outputs) if spec.dtype not in _DTYPES]
+    if unknown:
+        raise BundleError(
+            f"{path} is damaged: tensor {unknown[0].name} has dtype {unknown[0].dtype!r}, not {', '.join(_DTYPES)}",
+            remedy=_BUILD_AGAIN,
+        )
+    return engine

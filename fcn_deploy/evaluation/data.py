@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fcn_deploy.assets import SAMPLE_LABELS, SAMPLE_SCENE
-from fcn_deploy.errors import FcnDeployError, ImageError, InputFileError, UsageError
-from fcn_deploy.images import Labels, Pixels, decode_image, find_images, open_picture
+from fcn_deploy.errors import FcnDeployError, InputFileError, UsageError
+from fcn_deploy.images import Labels, Pixels, decode_image, find_images, open_picture, read_file
 from fcn_deploy.model_info import VOID_LABEL
 
 # Names in Pascal VOC's development kit, and the default names of the two folders.
@@ -171,13 +171,7 @@ _REMEDY = "Save it as a palette PNG (mode P) whose pixel values are the labels."
 
 
 def decode_truth(data: bytes, name: str, size: tuple[int, int], num_classes: int) -> Labels:
-    """Decode a label PNG from memory to H x W uint8, unscaled: 0..K-1, and 255 for void.
-
-    Args:
-        data: the file's content.
-        name: names the file in errors.
-        size: H and W of its photo.
-        num_classes: K.
+    """Decode a label PNG from memory to H x W uint8, unscaled: 0..K-1, and 255 for void; `size` is its photo's H, W.
 
     Raises:
         InputFileError: it is not a PNG or is damaged; it has colours, 16 bits or scaled grey levels instead of
@@ -257,28 +251,12 @@ class Files:
         return hashlib.sha256(self.photo).hexdigest(), hashlib.sha256(self.labels).hexdigest()
 
     def decode(self, num_classes: int) -> tuple[Pixels, Labels]:
-        """Decode the H x W x 3 uint8 RGB photo and the H x W uint8 truth.
-
-        Raises:
-            ImageError: the photo cannot be decoded.
-            InputFileError: the labels do not fit this photo, or K classes.
-        """
+        """Decode the H x W x 3 uint8 RGB photo and the H x W uint8 truth; raises InputFileError if one is unusable."""
         photo = decode_image(self.photo, str(self.pair.photo))
         height, width = photo.shape[:2]
         return photo, decode_truth(self.labels, str(self.pair.labels), (height, width), num_classes)
 
 
 def read_files(pair: Pair) -> Files:
-    """Read both files of a pair.
-
-    Raises:
-        ImageError: one of them cannot be read.
-    """
-    return Files(pair, _read(pair.photo), _read(pair.labels))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror}", remedy="Check its permissions.") from error
+    """Read both files of a pair; raises ImageError if one of them cannot be read."""
+    return Files(pair, read_file(pair.photo, str(pair.photo)), read_file(pair.labels, str(pair.labels)))

@@ -70,11 +70,7 @@ class Journal:
         return record if same else None
 
     def add(self, record: ImageRecord) -> None:
-        """Append a finished image.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
+        """Append a finished image; raises OutputError if it cannot be written."""
         try:
             self._writing.write(record.to_json())
             self._writing.flush()

@@ -3,10 +3,9 @@
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,43 +24,25 @@ _STRIPE_GREY = 150
 
 
 @dataclass(frozen=True)
-class Shown:
-    """The arrays of an image to draw: an h x w x 3 photo and its h x w label maps, 255 void in the truth."""
-
-    photo: Pixels
-    truth: Labels
-    artifact: Labels
-    pytorch: Labels | None
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One of the pictures side by side: its caption, and its file as a data URI."""
-
-    caption: str
-    uri: str
-
-
-@dataclass(frozen=True)
 class Picture:
     """An image on the page."""
 
     score: ImageScore  # its name and scores
-    panels: tuple[Panel, ...]  # photo, truth, PyTorch's labels where there are any, the artifact's labels
-    classes: tuple[tuple[int, ClassScore], ...]  # those in it, with their position among the K, the worst first
+    panels: Mapping[str, str]  # files as data URIs by caption: photo, truth, and the labels of each runtime
+    classes: list[tuple[int, ClassScore]]  # those in it, with their position among the K, the worst first
     void_share: float  # share of its pixels that are void in the truth
 
 
-def draw(shown: Shown, score: ImageScore, counts: Confusions, info: ModelInfo) -> Picture:
-    """Draw a photo with its truth and its labels, and score its classes from its pixel counts."""
-    maps = {"truth": shown.truth, "PyTorch": shown.pytorch, "artifact": shown.artifact}
-    panels = [Panel("photo", _photo_uri(shown.photo))]
-    panels += [Panel(caption, _labels_uri(labels, info)) for caption, labels in maps.items() if labels is not None]
+def draw(
+    photo: Pixels, maps: Mapping[str, Labels | None], score: ImageScore, counts: Confusions, info: ModelInfo
+) -> Picture:
+    """Draw an h x w x 3 photo and its h x w label maps, by caption, and score its classes from its pixel counts."""
+    drawn = {caption: _labels_uri(labels, info) for caption, labels in maps.items() if labels is not None}
     theirs = Scores(counts.pytorch) if counts.pytorch is not None else None
     scored = enumerate(class_scores(info.class_names, Scores(counts.artifact), theirs))
     found = [(index, of_class) for index, of_class in scored if of_class.occurs]
     found.sort(key=lambda pair: -1.0 if math.isnan(pair[1].iu) else pair[1].iu)
-    return Picture(score, tuple(panels), tuple(found), float((shown.truth == VOID_LABEL).mean()))
+    return Picture(score, {"photo": _photo_uri(photo), **drawn}, found, float(np.mean(maps["truth"] == VOID_LABEL)))
 
 
 def _photo_uri(photo: Pixels) -> str:
@@ -96,11 +77,7 @@ _SHOWN_CLASSES = 12
 
 
 def write_page(result: Evaluation, pictures: Sequence[Picture], path: Path) -> None:
-    """Write one page about an evaluation, with these pictures of its worst images.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
+    """Write one page about an evaluation, with these pictures of its worst images; raises OutputError."""
     text = _render(result, pictures)
     with staged_file(path) as staging:
         staging.write_text(text, encoding="utf-8")
@@ -112,9 +89,10 @@ def _render(result: Evaluation, pictures: Sequence[Picture]) -> str:
     loader = jinja2.FileSystemLoader(_TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters.update(share=share, score=score)
+    source = result.source
     return environment.get_template(_TEMPLATE).render(
         result=result,
-        overall=_overall(result),
+        overall=[(f"artifact, {source.runtime}", result.scores), (source.pytorch, result.pytorch_scores)],
         classes=[(index, of_class) for index, of_class in enumerate(result.classes) if of_class.occurs],
         colours=["#{:02x}{:02x}{:02x}".format(*colour) for colour in result.info.palette],
         pictures=pictures,
@@ -132,21 +110,3 @@ def score(value: float | None) -> str:
 def share(value: float | None) -> str:
     """Format a share in per cent, or a dash where it is undefined."""
     return NOTHING if value is None or math.isnan(value) else f"{value:.2%}"
-
-
-def _overall(result: Evaluation) -> list[dict[str, Any]]:
-    """Return a row each for the artifact and PyTorch: its name, and its four scores as texts."""
-    rows = [(f"artifact, {result.source.runtime}", result.scores), (result.source.pytorch, result.pytorch_scores)]
-    return [
-        {
-            "name": name,
-            "figures": (
-                score(scores.mean_iu),
-                share(scores.pixel_accuracy),
-                share(scores.mean_accuracy),
-                score(scores.frequency_weighted_iu),
-            ),
-        }
-        for name, scores in rows
-        if scores is not None
-    ]

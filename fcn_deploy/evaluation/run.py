@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +12,7 @@ from fcn_deploy.choices import Provider
 from fcn_deploy.errors import FcnDeployError, UsageError, check_range
 from fcn_deploy.evaluation.data import Dataset, Failure, Files, Pair, read_files
 from fcn_deploy.evaluation.journal import Journal
-from fcn_deploy.evaluation.page import PAGE_FILE, Picture, Shown, draw, write_page
+from fcn_deploy.evaluation.page import PAGE_FILE, Picture, draw, write_page
 from fcn_deploy.evaluation.scores import Confusions, Evaluation, ImageRecord, ImageScore, Source
 from fcn_deploy.images import Labels, Pixels
 from fcn_deploy.metrics import confusion_matrix
@@ -135,9 +135,9 @@ def evaluate(
             if journal.restart_reason:
                 with on_step(f"start over: the journal in {options.output} is for {journal.restart_reason}"):
                     pass
-            totals = _score(sources, journal, pairs, on_step)
-        result = totals.result(sources, source, pairs, journal)
-        _write(result, options.output / RESULT_FILE)
+            result = _score(sources, journal, source, pairs, on_step)
+        with staged_file(options.output / RESULT_FILE) as staging:
+            staging.write_text(json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         _write_page(result, sources, pairs, options, on_step)
     return result
 
@@ -159,36 +159,6 @@ def _describe(path: Path, sources: LabelSources, dataset: Dataset, options: Eval
     return Source(path, sources.artifact.model_sha256, sources.artifact.runner_name, pytorch, dataset.name, fitting)
 
 
-@dataclass
-class _Totals:
-    """The sums over the images so far."""
-
-    counts: Confusions
-    pixels: int = 0
-    images: dict[str, ImageScore] = field(default_factory=dict)
-    failures: dict[str, Failure] = field(default_factory=dict)
-
-    def add(self, outcome: ImageRecord | Failure) -> None:
-        if isinstance(outcome, Failure):
-            self.failures[outcome.name] = outcome
-            return
-        self.counts += outcome.confusions
-        self.pixels += outcome.pixels
-        self.images[outcome.name] = ImageScore.of(outcome)
-
-    def result(self, sources: LabelSources, source: Source, pairs: tuple[Pair, ...], journal: Journal) -> Evaluation:
-        return Evaluation(
-            sources.artifact.info,
-            source,
-            self.counts,
-            self.pixels,
-            images=tuple(self.images[pair.name] for pair in pairs if pair.name in self.images),
-            failures=tuple(self.failures[pair.name] for pair in pairs if pair.name in self.failures),
-            resumed=len(self.images) - journal.added,
-            restart_reason=journal.restart_reason,
-        )
-
-
 @dataclass(frozen=True)
 class _Loaded(PendingPhoto):
     """A photo to label, with its files and its truth."""
@@ -197,13 +167,24 @@ class _Loaded(PendingPhoto):
     truth: Labels
 
 
-def _score(sources: LabelSources, journal: Journal, pairs: tuple[Pair, ...], on_step: OnStep) -> _Totals:
-    totals = _Totals(Confusions.none(sources.num_classes, pytorch=sources.pytorch is not None))
+def _score(
+    sources: LabelSources, journal: Journal, source: Source, pairs: tuple[Pair, ...], on_step: OnStep
+) -> Evaluation:
+    """Score every pair; images and failures stay in the order of the pairs."""
+    counts, pixels = Confusions.none(sources.num_classes, pytorch=sources.pytorch is not None), 0
+    images, failures = [], []
     with on_step(f"label and score, images: {len(pairs)}", len(pairs)) as advance:
         for outcome in _outcomes(sources, journal, pairs):
-            totals.add(outcome)
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            else:
+                counts += outcome.counts
+                pixels += outcome.pixels
+                images.append(ImageScore.of(outcome))
             advance()
-    return totals
+    scored, unscored, resumed = tuple(images), tuple(failures), len(images) - journal.added
+    info = sources.artifact.info
+    return Evaluation(info, source, counts, pixels, scored, unscored, resumed, journal.restart_reason)
 
 
 def _outcomes(sources: LabelSources, journal: Journal, pairs: tuple[Pair, ...]) -> Iterator[ImageRecord | Failure]:
@@ -248,11 +229,6 @@ def _confusions(truth: Labels, artifact: Labels, pytorch: Labels | None, num_cla
     )
 
 
-def _write(result: Evaluation, path: Path) -> None:
-    with staged_file(path) as staging:
-        staging.write_text(json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
 def _write_page(
     result: Evaluation, sources: LabelSources, pairs: tuple[Pair, ...], options: EvaluateOptions, on_step: OnStep
 ) -> None:
@@ -276,4 +252,5 @@ def _picture(sources: LabelSources, pair: Pair, score: ImageScore) -> Picture:
     artifact = sources.artifact.segment(photo, keep_aspect=sources.keep_aspect)
     pytorch = sources.label_with_pytorch(sources.fit(photo))
     counts = _confusions(truth, artifact, pytorch, sources.num_classes)
-    return draw(Shown(photo, truth, artifact, pytorch), score, counts, sources.artifact.info)
+    maps = {"truth": truth, "PyTorch": pytorch, "artifact": artifact}
+    return draw(photo, maps, score, counts, sources.artifact.info)

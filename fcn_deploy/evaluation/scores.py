@@ -15,8 +15,7 @@ from fcn_deploy.metrics import Counts, Scores
 from fcn_deploy.model_info import ModelInfo
 
 
-@dataclass(frozen=True)
-class Confusions:
+class Confusions(msgspec.Struct, frozen=True, omit_defaults=True):
     """Pixel counts of one image or of many, each K x K."""
 
     artifact: Counts  # rows the truth, columns the artifact's labels
@@ -36,52 +35,25 @@ class Confusions:
         return cls(zeros, zeros, zeros) if pytorch else cls(zeros)
 
 
-@dataclass(frozen=True)
-class ImageRecord:
-    """One scored image."""
+class ImageRecord(msgspec.Struct, frozen=True):
+    """One scored image; a line of the journal."""
 
     name: str  # name of its pair
     photo_sha256: str  # hash of the photo's file
     labels_sha256: str  # hash of the label map's file
     pixels: int  # number of the photo's pixels, including void
-    confusions: Confusions  # its pixel counts
+    counts: Confusions  # its pixel counts
 
     def to_json(self) -> bytes:
         """Return one line of JSON: of each matrix the cells that are not zero, as pairs of position and count."""
-        c = self.confusions
-        counts = _Cells(*(None if matrix is None else _sparse(matrix) for matrix in (c.artifact, c.pytorch, c.both)))
-        line = _Line(self.name, self.photo_sha256, self.labels_sha256, self.pixels, counts)
-        return msgspec.json.encode(line) + b"\n"
+        return msgspec.json.encode(self, enc_hook=_sparse) + b"\n"
 
     @classmethod
     def from_json(cls, line: bytes, num_classes: int) -> Self:
         """Read a line that `to_json` wrote; raises ValueError for any other line."""
         if not line.endswith(b"\n"):
             raise ValueError("incomplete line")
-        r = msgspec.json.decode(line, type=_Line)
-        if r.counts.artifact is None:
-            raise ValueError("no counts of the artifact")
-        beside = (None if cells is None else _dense(cells, num_classes) for cells in (r.counts.pytorch, r.counts.both))
-        confusions = Confusions(_dense(r.counts.artifact, num_classes), *beside)
-        return cls(r.name, r.photo_sha256, r.labels_sha256, r.pixels, confusions)
-
-
-class _Cells(msgspec.Struct, omit_defaults=True):
-    """The cells of `Confusions` that are not zero."""
-
-    artifact: list[tuple[int, int]] | None = None
-    pytorch: list[tuple[int, int]] | None = None
-    both: list[tuple[int, int]] | None = None
-
-
-class _Line(msgspec.Struct):
-    """An `ImageRecord` in the journal."""
-
-    name: str
-    photo_sha256: str
-    labels_sha256: str
-    pixels: int
-    counts: _Cells
+        return msgspec.json.decode(line, type=cls, dec_hook=lambda _type, cells: _dense(cells, num_classes))
 
 
 def _sparse(counts: Counts) -> list[tuple[int, int]]:
@@ -89,9 +61,9 @@ def _sparse(counts: Counts) -> list[tuple[int, int]]:
     return [(int(cell), int(flat[cell])) for cell in np.flatnonzero(flat)]
 
 
-def _dense(cells: list[tuple[int, int]], num_classes: int) -> Counts:
+def _dense(cells: object, num_classes: int) -> Counts:
     flat = np.zeros(num_classes**2, dtype=np.int64)
-    for cell, count in cells:
+    for cell, count in msgspec.convert(cells, list[tuple[int, int]]):
         if not 0 <= cell < flat.size:
             raise ValueError(f"cell {cell} of {flat.size}")
         flat[cell] = count
@@ -134,7 +106,7 @@ class ImageScore:
     @classmethod
     def of(cls, record: ImageRecord) -> Self:
         """Derive the scores from an image's pixel counts."""
-        counts, scores = record.confusions, Scores(record.confusions.artifact)
+        counts, scores = record.counts, Scores(record.counts.artifact)
         figures = record.name, scores.mean_iu, scores.pixel_accuracy
         if counts.pytorch is None or counts.both is None:
             return cls(*figures)
@@ -252,7 +224,11 @@ class Evaluation:
             "agreement": _overall(both) if both is not None else None,
             "classes": [_numbers(score) for score in self.classes],
             "images": [_numbers(score) for score in self.images],
-            "confusion": {name: counts.tolist() for name, counts in vars(self.counts).items() if counts is not None},
+            "confusion": {
+                name: counts.tolist()
+                for name, counts in msgspec.structs.asdict(self.counts).items()
+                if counts is not None
+            },
             "failures": [{"name": f.name, "problem": f.error.problem} for f in self.failures],
             "resumed": self.resumed,
         }

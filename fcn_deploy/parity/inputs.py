@@ -34,11 +34,7 @@ class ParityInput:
     pixels: Pixels | None = None  # the same as N x H x W x 3 uint8 RGB; None for inputs that are not pictures
 
     def feed(self, spec: TensorSpec) -> npt.NDArray[Any]:
-        """Return the input in the form that a model with input `spec` takes.
-
-        Raises:
-            UsageError: the model takes pixels, and this input is not a picture.
-        """
+        """Return the input as `spec` states; raises UsageError if the model takes pixels and this is not a picture."""
         if spec.dtype != "uint8":
             return self.image.astype(spec.dtype, copy=False)
         if self.pixels is None:
@@ -80,11 +76,7 @@ def parity_inputs(
 
 
 def photo_inputs(paths: Sequence[Path], shape: Shape) -> tuple[ParityInput, ...]:
-    """Read each photo once; files of the same name in different folders are called by their paths.
-
-    Raises:
-        ImageError: see `photo_input`.
-    """
+    """Read each photo once with `photo_input`; those of one name in several folders are called by their paths."""
     different = list(dict.fromkeys(paths))
     names = Counter(path.name for path in different)
     return tuple(photo_input(path, shape, path.name if names[path.name] == 1 else str(path)) for path in different)

@@ -80,11 +80,8 @@ class ParityReport:
     def require(self, first_wrong: str = "") -> None:
         """Do nothing when the check passed.
 
-        Args:
-            first_wrong: a sentence that names the first wrong layer, if it is known.
-
         Raises:
-            ParityError: the check failed; names the worst input and every broken bound.
+            ParityError: the check failed; names the worst input, every broken bound, and `first_wrong`, a sentence.
         """
         if not self.passed:
             raise ParityError(

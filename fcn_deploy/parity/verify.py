@@ -46,11 +46,7 @@ def run_all(runner: Runner, inputs: Sequence[ParityInput], on_step: OnStep) -> l
 def compare_all(
     inputs: Sequence[ParityInput], references: Sequence[Outputs], candidates: Sequence[Outputs]
 ) -> tuple[LabelComparison, ...]:
-    """Compare the outputs of two runners, input by input.
-
-    Raises:
-        ParityError: names or shapes of the outputs differ.
-    """
+    """Compare the outputs of two runners, input by input; raises ParityError if their names or shapes differ."""
     triples = zip(inputs, references, candidates, strict=True)
     return tuple(compare_outputs(given.name, expected, actual) for given, expected, actual in triples)
 
@@ -162,7 +158,8 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
         layers = compare_layers(
             artifact.model_path, network, worst, parity.tier.max_error, options=how, on_step=on_step
         )
-    return Verification(info, parity, _save_worst(artifact, options, parity, worst), placement, layers)
+    saved = _save_worst(artifact, options, worst, passed=parity.passed)
+    return Verification(info, parity, saved, placement, layers)
 
 
 def _reference_outputs(
@@ -188,23 +185,18 @@ def _distances(
     return tuple(ExactErrors(ours.input_name, ours.severity, theirs.severity) for ours, theirs in pairs)
 
 
-def _save_worst(artifact: Artifact, options: VerifyOptions, parity: ParityReport, worst: ParityInput) -> Path | None:
-    as_pixels = artifact.info.image_input is ImageInput.UINT8
-    if options.save_worst is not None:
-        _save(worst, options.save_worst, as_pixels)
-        return options.save_worst
-    if parity.passed:
+def _save_worst(artifact: Artifact, options: VerifyOptions, worst: ParityInput, *, passed: bool) -> Path | None:
+    """Save an input in the form that the model takes, if it is asked for or the check failed; return its file."""
+    if options.save_worst is None and passed:
         return None
-    path = artifact.model_path.parent / WORST_INPUT_FILE
+    path = options.save_worst or artifact.model_path.parent / WORST_INPUT_FILE
+    pixels = worst.pixels if artifact.info.image_input is ImageInput.UINT8 else None
     try:
-        _save(worst, path, as_pixels)
+        with staged_file(path) as staging, staging.open("wb") as file:
+            np.save(file, worst.image if pixels is None else pixels)
     except OutputError:
         # The verdict matters more than the copy: a bundle may be in a read-only place.
+        if options.save_worst is not None:
+            raise
         return None
     return path
-
-
-def _save(given: ParityInput, path: Path, as_pixels: bool) -> None:
-    """Save an input in the form that the model takes."""
-    with staged_file(path) as staging, staging.open("wb") as file:
-        np.save(file, given.image if given.pixels is None or not as_pixels else given.pixels)

@@ -15,9 +15,6 @@ from fcn_deploy.installation import require_extra
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.segmentation import PendingPhoto, Segmenter
 
-# Marks an address for fsspec: `s3://bucket/folder`, `memory://folder`.
-URL_MARK = "://"
-
 
 @dataclass(frozen=True)
 class PredictOptions:
@@ -52,11 +49,6 @@ class PredictOptions:
             require_extra("--engine ray", "ray", ["ray"])
         if self.output_format is OutputFormat.PARQUET:
             require_extra("--output-format parquet", "parquet", ["pyarrow"])
-
-    @property
-    def remote(self) -> bool:
-        """Whether the results go to an address that fsspec opens, not to a directory."""
-        return URL_MARK in str(self.output)
 
 
 @dataclass(frozen=True)

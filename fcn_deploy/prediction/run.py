@@ -32,11 +32,7 @@ _MAX_THREADS = 16
 
 
 def predict_locally(plan: Plan, tasks: Iterable[Task], sink: Sink, segmenter: Segmenter) -> Iterator[Prediction]:
-    """Segment photos with a segmenter that is not open yet; yields in order, each once it is written.
-
-    Raises:
-        OutputError: a result cannot be written; those before it are whole.
-    """
+    """Segment photos with a segmenter that is not open yet; yields in order, each once it is written."""
     threads = min(os.cpu_count() or 1, _MAX_THREADS)
     waiting = threads + plan.batch
     with ExitStack() as stack:
@@ -79,7 +75,7 @@ def predict(path: Path, images: Sequence[Path], options: PredictOptions | None =
     options = options or PredictOptions()
     segmenter = Segmenter(path, options.provider)
     plan = make_plan(path, segmenter, options)
-    store = open_store(options.output, remote=options.remote)
+    store = open_store(options.output)
     with store.claim():
         sink = (TableSink if options.output_format is OutputFormat.PARQUET else FileSink)(plan, store)
         yield from _record_failures(store, _run(plan, make_tasks(images), sink, segmenter))

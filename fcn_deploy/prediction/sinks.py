@@ -123,15 +123,9 @@ class Encoded:
 
 
 class Sink(ABC):
-    """Encodes and writes results; travels between processes.
+    """Encodes and writes the results of a plan to a store; travels between processes."""
 
-    Attributes:
-        plan: the run.
-        store: where results go.
-        rows_per_write: how many results are written at once.
-    """
-
-    rows_per_write: int = 1
+    rows_per_write: int = 1  # results that are written at once
 
     def __init__(self, plan: Plan, store: Store) -> None:
         self.plan = plan
@@ -165,11 +159,7 @@ class Sink(ABC):
 
     @abstractmethod
     def write(self, results: Sequence[Encoded]) -> list[Prediction]:
-        """Write results, each file in one move.
-
-        Raises:
-            OutputError: they cannot be written.
-        """
+        """Write results, each file in one move; raises OutputError if they cannot be written."""
 
     def remove_replaced(self) -> None:  # noqa: B027 - files are replaced under their names
         """Remove, at the end of a run, results of earlier runs that this run replaced."""

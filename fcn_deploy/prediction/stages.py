@@ -7,7 +7,7 @@ Threads of one process and tasks of a Ray cluster run the same stages; the model
 from collections.abc import Iterable, Iterator, Sequence
 
 from fcn_deploy.errors import ImageError
-from fcn_deploy.images import decode_image
+from fcn_deploy.images import decode_image, read_file
 from fcn_deploy.prediction.options import Decoded, Plan, Prediction, Task
 from fcn_deploy.prediction.sinks import Encoded, Sink
 from fcn_deploy.segmentation import Labelled, fit
@@ -16,7 +16,7 @@ from fcn_deploy.segmentation import Labelled, fit
 def decode(plan: Plan, sink: Sink, task: Task) -> Decoded | Prediction:
     """Read and fit a photo; return the prediction at once when results exist or the photo cannot be read."""
     try:
-        data = _read(plan, task)
+        data = read_file(plan.folder / task.image, f"image {task.image}")
         key = plan.key(data)
         finished = sink.finished(task, key)
         if finished is not None:
@@ -25,18 +25,6 @@ def decode(plan: Plan, sink: Sink, task: Task) -> Decoded | Prediction:
     except ImageError as error:
         return Prediction(task.image, failure=error, untrained=plan.info.provenance.untrained)
     return Decoded(fit(photo, plan.height, plan.width, keep_aspect=plan.options.keep_aspect), task, key)
-
-
-def _read(plan: Plan, task: Task) -> bytes:
-    path = plan.folder / task.image
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        if not path.is_file():
-            raise ImageError(f"image {task.image} is not a file", remedy="Check the path.") from error
-        raise ImageError(
-            f"image {task.image} cannot be read: {error.strerror}", remedy="Check its permissions."
-        ) from error
 
 
 def encode(sink: Sink, entries: Sequence[Labelled[Decoded] | Prediction]) -> list[Encoded | Prediction]:
@@ -58,11 +46,7 @@ def group_writes(entries: Iterable[Encoded | Prediction], size: int) -> Iterator
 
 
 def write(sink: Sink, entries: Sequence[Encoded | Prediction]) -> list[Prediction]:
-    """Write the results among `entries`; return all predictions, in order.
-
-    Raises:
-        OutputError: they cannot be written.
-    """
+    """Write the results among `entries`, or raise OutputError; return all predictions, in order."""
     results = [entry for entry in entries if isinstance(entry, Encoded)]
     written = iter(sink.write(results) if results else ())
     return [next(written) if isinstance(entry, Encoded) else entry for entry in entries]

@@ -28,41 +28,37 @@ class Store:
 
     def read(self, name: str) -> bytes | None:
         """Return a file's content, or None when there is no such file."""
-        return bytes(self._system.cat_file(self._path(name))) if self.exists(name) else None
+        return bytes(self._files.cat_file(name)) if self.exists(name) else None
 
     def exists(self, name: str) -> bool:
         """Return whether there is such a file."""
-        return bool(self._system.isfile(self._path(name)))
+        return bool(self._files.isfile(name))
 
     def names(self, suffix: str) -> list[str]:
         """Return the files whose names end so, sorted; hidden files, which may be incomplete, are left out."""
         try:
-            paths = self._system.ls(self._path(""), detail=False)
+            paths = self._files.ls("", detail=False)
         except FileNotFoundError:
             return []
         found = (str(path).rpartition("/")[2] for path in paths)
         return sorted(name for name in found if name.endswith(suffix) and not name.startswith("."))
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file, or replace it, in one move.
-
-        Raises:
-            OutputError: it cannot be written; what was there before is still there.
-        """
+        """Write or replace a file in one move, or raise OutputError and leave the old file in place."""
         if self.directory:
             # fsspec would not flush the file to the disk before it gets its name.
             with staged_file(self.directory / name) as staging:
                 staging.write_bytes(data)
             return
         # Not every file system writes whole objects only.
-        partial = self._path(f".{name}.partial")
+        partial = f".{name}.partial"
         try:
-            self._system.makedirs(self._path("").rstrip("/"), exist_ok=True)
-            self._system.pipe_file(partial, data)
-            self._system.mv(partial, self._path(name))
+            self._files.makedirs("", exist_ok=True)
+            self._files.pipe_file(partial, data)
+            self._files.mv(partial, name)
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._system.rm_file(partial)
+                self._files.rm_file(partial)
             raise OutputError(
                 f"cannot write {self.location(name)}: {error.strerror or error}",
                 remedy="Check the address, your permissions and the free space there.",
@@ -71,7 +67,7 @@ class Store:
     def remove(self, name: str) -> None:
         """Remove a file, if there is one."""
         with contextlib.suppress(FileNotFoundError):
-            self._system.rm_file(self._path(name))
+            self._files.rm_file(name)
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
@@ -81,22 +77,15 @@ class Store:
             OutputError: another run writes there, or nothing can be written there.
         """
         with sole_writer(self.directory) if self.directory else contextlib.nullcontext():
-            _ = self._system
+            _ = self._files
             yield
 
-    def _path(self, name: str) -> str:
-        return f"{self._opened[1].rstrip('/')}/{name}"
-
-    @property
-    def _system(self) -> Any:
-        return self._opened[0]
-
     @cached_property
-    def _opened(self) -> tuple[Any, str]:
+    def _files(self) -> Any:
         import fsspec
 
         if self.directory:
-            return fsspec.filesystem("file"), self.directory.as_posix()
+            return fsspec.filesystem("dir", path=self.directory.as_posix(), target_protocol="file")
         try:
             system, path = fsspec.core.url_to_fs(self.output)
         except (ValueError, ImportError) as error:
@@ -104,9 +93,9 @@ class Store:
                 f"output {self.output} cannot be opened: {error}",
                 remedy="Use a protocol that fsspec knows, and install its package (s3fs for s3://, gcsfs for gs://).",
             ) from error
-        return system, str(path)
+        return fsspec.filesystem("dir", path=path, fs=system)
 
 
-def open_store(output: Path | str, *, remote: bool) -> Store:
-    """Return the store of an output directory, or of an address."""
-    return Store(str(output), None if remote else Path.cwd() / output)
+def open_store(output: Path | str) -> Store:
+    """Return the store of an output directory, or of an address for fsspec such as `s3://bucket/folder`."""
+    return Store(str(output), None if "://" in str(output) else Path.cwd() / output)

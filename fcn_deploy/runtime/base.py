@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -25,17 +24,11 @@ class Runner(ABC):
         self._open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._close()
 
     def run(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Compute every output for `feeds`.
-
-        Raises:
-            UsageError: a name, shape or dtype is not one of `inputs`.
-        """
+        """Compute every output for `feeds`; raises UsageError if a name, shape or dtype is not one of `inputs`."""
         given = {TensorSpec.of(name, array) for name, array in feeds.items()}
         if given != set(self.inputs):
             raise UsageError(

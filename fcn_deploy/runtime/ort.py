@@ -81,12 +81,7 @@ def placement_of(session: Any) -> NodePlacement:
 
 
 def require_placement(provider: Provider, running: Sequence[str], placement: NodePlacement) -> None:
-    """Check that `provider` runs every node.
-
-    Args:
-        provider: the provider asked for.
-        running: ONNX Runtime's names of the session's providers.
-        placement: the nodes by provider.
+    """Check that `provider` is `running`, among the session's providers, and runs every node of its `placement`.
 
     Raises:
         ProviderError: the provider is not there, or some nodes run elsewhere; names the first five.
@@ -225,11 +220,7 @@ class OrtBinding(Bound):
 
 
 def require_provider(provider: Provider) -> None:
-    """Check, with a model of one node, that `provider` itself would run.
-
-    Raises:
-        ProviderError: it would not; names what could not be loaded.
-    """
+    """Check with a model of one node that `provider` itself would run; raises ProviderError with what does not load."""
     clashing = nvidia.clashing_wheels()
     if clashing:
         both = " and ".join(f"{name} {version}" for name, version in clashing.items())

@@ -73,11 +73,11 @@ class OrtOptions:
         if self.stream is not None:
             stream = {"has_user_compute_stream": "1", "user_compute_stream": str(self.stream)}
         if self.provider is Provider.TENSORRT:
-            return {"trt_cuda_graph_enable": _flag(on=self.cuda_graph), **stream}
+            return {"trt_cuda_graph_enable": str(int(self.cuda_graph)), **stream}
         return {
-            "use_tf32": _flag(on=self.tf32),
-            "enable_cuda_graph": _flag(on=self.cuda_graph),
-            "prefer_nhwc": _flag(on=self.nhwc),
+            "use_tf32": str(int(self.tf32)),
+            "enable_cuda_graph": str(int(self.cuda_graph)),
+            "prefer_nhwc": str(int(self.nhwc)),
             "cudnn_conv_algo_search": "EXHAUSTIVE",
             **stream,
         }
@@ -99,7 +99,3 @@ class OrtOptions:
             "exhaustive search" if self.provider is Provider.CUDA else "",
         ]
         return ", ".join(part for part in parts if part)
-
-
-def _flag(*, on: bool) -> str:
-    return "1" if on else "0"

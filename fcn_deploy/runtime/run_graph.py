@@ -31,12 +31,6 @@ def open_graph(model: ir.Model, options: OrtOptions | None = None) -> Iterator[O
 
 
 def run_graph(model: ir.Model, feeds: Arrays, options: OrtOptions | None = None) -> dict[str, npt.NDArray[Any]]:
-    """Run `model` once; returns its outputs by name, and raises what `open_graph` does.
-
-    Args:
-        model: the graph.
-        feeds: arrays by name; those that the graph has no input for are left out.
-        options: where and how it is run.
-    """
+    """Run `model` once; `feeds` may hold more than its inputs. Returns outputs by name, and raises as `open_graph`."""
     with open_graph(model, options) as runner:
         return runner.run({spec.name: feeds[spec.name] for spec in runner.inputs})

@@ -157,11 +157,7 @@ class TrtBinding(Bound):
 
 
 def check_version(engine: Engine, flavour: Flavour) -> None:
-    """Check that this TensorRT built the engine.
-
-    Raises:
-        BundleError: another version built it.
-    """
+    """Check that this TensorRT built the engine; raises BundleError if another version did."""
     if engine.version != flavour.version:
         raise BundleError(
             f"{engine.path} was built by {engine.flavour} {engine.version}; {flavour.version} is installed here",
@@ -170,11 +166,7 @@ def check_version(engine: Engine, flavour: Flavour) -> None:
 
 
 def check_device(engine: Engine, device: Device) -> None:
-    """Check that an engine was built for a GPU.
-
-    Raises:
-        BundleError: it was built for another.
-    """
+    """Check that an engine was built for a GPU; raises BundleError if it was built for another."""
     if engine.capabilities:
         fits = device.capability in engine.capabilities
     else:
@@ -186,11 +178,7 @@ def check_device(engine: Engine, device: Device) -> None:
 
 
 def deserialized(flavour: Flavour, plan: Path) -> Any:
-    """Load TensorRT's engine from a plan.
-
-    Raises:
-        BundleError: TensorRT refuses it, in its own words.
-    """
+    """Load TensorRT's engine from a plan; raises BundleError in TensorRT's own words if it refuses the plan."""
     with (
         plan.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,

@@ -110,11 +110,7 @@ class Flavour:
         return tuple(f"{number // 10}.{number % 10}" for number in numbers)
 
     def capability(self, text: str) -> Any:
-        """Return TensorRT-RTX's own value for a compute capability.
-
-        Raises:
-            UsageError: it builds for no such GPU.
-        """
+        """Return TensorRT-RTX's own value for a compute capability; raises UsageError if it builds for no such GPU."""
         if text not in self.capabilities:
             raise UsageError(
                 f"compute capability {text}: {self} builds for {', '.join(self.capabilities)}",

@@ -1,6 +1,5 @@
 """The gRPC server, on the Open Inference Protocol's messages as Triton's client package defines them."""
 
-import logging
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -10,20 +9,14 @@ from grpc import aio
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc
 
-from fcn_deploy.serving.metrics import OK, ServerMetrics
-from fcn_deploy.serving.model import ModelService, server_metadata
-from fcn_deploy.serving.protocol import (
-    InputTensor,
-    RequestError,
-    bad_request,
-    check_outputs,
-    server_failure,
-)
+from fcn_deploy.serving.model import ModelService
+from fcn_deploy.serving.protocol import SERVER_METADATA, RequestError, bad_request, check_outputs, server_failure
 
-_LOGGER = logging.getLogger("fcn_deploy.serving")
 _CODES = {
     HTTPStatus.BAD_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
     HTTPStatus.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    HTTPStatus.INTERNAL_SERVER_ERROR: grpc.StatusCode.INTERNAL,
+    HTTPStatus.NOT_IMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
     HTTPStatus.SERVICE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
 }
 # Of a message's other fields, names and parameters among them.
@@ -34,63 +27,55 @@ _MAX_CONCURRENT_CALLS = 256
 _FRAME_BYTES = 1_048_576
 
 
+# ruff: noqa: N802 - the methods have the protocol's names
 class GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc] # it has no types
     """Answers over gRPC what the HTTP server answers; other methods are not implemented."""
 
-    def __init__(self, service: ModelService, metrics: ServerMetrics) -> None:
+    def __init__(self, service: ModelService) -> None:
         self._service = service
-        self._metrics = metrics
 
-    async def ServerLive(self, *_: Any) -> Any:  # noqa: N802 - the protocol's names
+    async def ServerLive(self, *_: Any) -> Any:
         """Return that the process lives."""
         return messages.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, *_: Any) -> Any:  # noqa: N802
+    async def ServerReady(self, *_: Any) -> Any:
         """Return whether requests are accepted."""
-        return messages.ServerReadyResponse(ready=self._service.ready)
+        return messages.ServerReadyResponse(ready=not self._service.unready)
 
-    async def ServerMetadata(self, *_: Any) -> Any:  # noqa: N802
+    async def ServerMetadata(self, *_: Any) -> Any:
         """Return name, version and extensions of the server."""
-        return messages.ServerMetadataResponse(**server_metadata())
+        return messages.ServerMetadataResponse(**SERVER_METADATA)
 
-    async def ModelReady(self, request: Any, _: Any) -> Any:  # noqa: N802
+    async def ModelReady(self, request: Any, _: Any) -> Any:
         """Return whether requests to a model are accepted."""
         self._service.check_name(request.name)
-        return messages.ModelReadyResponse(ready=self._service.ready)
+        return messages.ModelReadyResponse(ready=not self._service.unready)
 
-    async def ModelMetadata(self, request: Any, _: Any) -> Any:  # noqa: N802
+    async def ModelMetadata(self, request: Any, _: Any) -> Any:
         """Return inputs and outputs of a model."""
         self._service.check_name(request.name)
         return messages.ModelMetadataResponse(**self._service.metadata())
 
-    async def ModelInfer(self, request: Any, _: Any) -> Any:  # noqa: N802
+    async def ModelInfer(self, request: Any, _: Any) -> Any:
         """Return the labels of a request's pixels."""
         service = self._service
-        with self._metrics.count_request("grpc") as record, service.accepted():
+        with service.accepted("grpc"):
             service.check_name(request.model_name)
-            check_outputs([output.name for output in request.outputs])
-            result = await service.queue.submit(service.interface.pixels(_tensors(request)))
-            response = messages.ModelInferResponse(
-                **result.describe(service.name, request.id), raw_output_contents=[result.labels.tobytes()]
-            )
-            for name, value in result.parameters().items():
-                response.parameters[name].int64_param = value
-            record.outcome = OK
-            return response
+            check_outputs(request.outputs)
+            pixels = service.interface.pixels(request.inputs, partial(_values, raw=request.raw_input_contents))
+            result = await service.queue.submit(pixels)
+            response = result.describe(service.name, request.id)
+            response["parameters"] = {
+                name: messages.InferParameter(int64_param=value) for name, value in response["parameters"].items()
+            }
+            return messages.ModelInferResponse(**response, raw_output_contents=[result.labels.tobytes()])
 
 
-def _tensors(request: Any) -> list[InputTensor]:
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        raise bad_request(f"{len(request.inputs)} inputs and {len(raw)} raw contents", "Send as many of each.")
-    try:
-        values = raw or [bytes(tensor.contents.uint_contents) for tensor in request.inputs]
-    except ValueError:
-        raise bad_request("values are not all whole numbers from 0 to 255", "Send them as files have them.") from None
-    return [
-        InputTensor(tensor.name, tensor.datatype, tensor.shape, value)
-        for tensor, value in zip(request.inputs, values, strict=True)
-    ]
+def _values(tensor: Any, raw: list[bytes]) -> bytes:
+    """Return the values of a request's only input, which come in it or in the list beside it."""
+    if len(raw) > 1:
+        raise bad_request(f"1 input and {len(raw)} raw contents", "Send as many of each.")
+    return raw[0] if raw else bytes(tensor.contents.uint_contents)
 
 
 class _ErrorsToStatus(aio.ServerInterceptor):  # type: ignore[misc] # it has no types
@@ -109,16 +94,16 @@ async def _answer(method: Any, name: str, request: Any, context: Any) -> Any:
     try:
         return await method(request, context)
     except RequestError as error:
-        await context.abort(_CODES[error.status], str(error))
+        refusal = error
     except NotImplementedError:
-        text = "this server has one model, which is always loaded; it answers metadata, health and inference."
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
+        problem = "this server has one model, which is always loaded"
+        refusal = RequestError(HTTPStatus.NOT_IMPLEMENTED, problem, "It answers metadata, health and inference.")
     except Exception as error:
-        _LOGGER.error("%s: %s: %s", name, type(error).__name__, error)
-        await context.abort(grpc.StatusCode.INTERNAL, str(server_failure()))
+        refusal = server_failure(name, error)
+    return await context.abort(_CODES[refusal.status], str(refusal))
 
 
-def create_grpc_server(service: ModelService, metrics: ServerMetrics) -> aio.Server:
+def create_grpc_server(service: ModelService) -> aio.Server:
     """Return a server that is not listening yet."""
     max_bytes = _VARINT_BYTES * service.interface.tensor_bytes + _MESSAGE_OVERHEAD_BYTES
     options = [
@@ -133,5 +118,5 @@ def create_grpc_server(service: ModelService, metrics: ServerMetrics) -> aio.Ser
     server = aio.server(
         interceptors=[_ErrorsToStatus()], options=options, maximum_concurrent_rpcs=_MAX_CONCURRENT_CALLS
     )  # fmt: skip
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(GrpcService(service, metrics), server)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(GrpcService(service), server)
     return server

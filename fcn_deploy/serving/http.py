@@ -7,8 +7,6 @@ reading an answer (from its beginning), `timeout_s` each.
 
 import asyncio
 import contextlib
-import json
-import logging
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from email.utils import formatdate
@@ -18,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 import h11
+import msgspec
 import numpy as np
 
 from fcn_deploy.serving.protocol import (
@@ -30,7 +29,6 @@ from fcn_deploy.serving.protocol import (
 )
 
 T = TypeVar("T")
-LOGGER = logging.getLogger("fcn_deploy.serving")
 
 # Of a head, of a chunk's size line with its extensions, and of trailers.
 MAX_HEAD_BYTES = 65_536
@@ -38,7 +36,7 @@ MAX_HEAD_BYTES = 65_536
 MAX_HELD_BYTES = 256_000_000
 # Each may hold an answer that its client does not read.
 MAX_CONNECTIONS = 512
-BACKLOG = 512
+_BACKLOG = 512
 _READ_BYTES = 65_536
 _MAX_PIPELINED_BYTES = 65_536
 # A client that is still sending reads the answer only afterwards, so a refused body is read on for a while.
@@ -63,8 +61,7 @@ class HttpResponse(NamedTuple):
 
 def json_response(value: Any, headers: dict[str, str] | None = None, status: int = HTTPStatus.OK) -> HttpResponse:
     """Return a response whose body is JSON."""
-    body = json.dumps(value, separators=(",", ":")).encode()
-    return HttpResponse(status, body, {"content-type": "application/json"} | (headers or {}))
+    return HttpResponse(status, msgspec.json.encode(value), {"content-type": "application/json"} | (headers or {}))
 
 
 def error_response(error: RequestError) -> HttpResponse:
@@ -82,21 +79,19 @@ class HttpConnection:
         self._parser = _parser()
         # What came after the current request.
         self._ahead = b""
-        self._timeout_s = server.timeout_s
         self._held_bytes = 0
-        self._request_complete = self._client_left = self._without_body = False
+        self._request_complete = self._without_body = False
         # With any other limit, `drain` returns before the client has everything.
         writer.transport.set_write_buffer_limits(0)
 
     async def serve(self) -> None:
         """Answer requests one after the other until the connection ends."""
         try:
-            while await self._serve_one():
-                self._parser = _parser()
-                self._receive(self._ahead)
-            self._writer.close()
-        except ClientGoneError:
-            pass
+            with contextlib.suppress(ClientGoneError):
+                while await self._serve_one():
+                    self._parser = _parser()
+                    self._receive(self._ahead)
+                self._writer.close()
         finally:
             if not self._writer.is_closing():
                 self.abort()
@@ -118,7 +113,7 @@ class HttpConnection:
         if self._parser.they_are_waiting_for_100_continue:
             self._writer.write(self._parser.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._server.timeout_s):
                 if "transfer-encoding" in request.headers:
                     body = await self._read_chunks(max_bytes)
                 else:
@@ -126,7 +121,7 @@ class HttpConnection:
         except TimeoutError:
             raise RequestError(
                 HTTPStatus.REQUEST_TIMEOUT,
-                f"{self._held_bytes} bytes of the body came in {self._timeout_s:g} s, and it is not complete",
+                f"{self._held_bytes} bytes of the body came in {self._server.timeout_s:g} s, and it is not complete",
                 "Send it faster.",
             ) from None
         self._request_complete = True
@@ -159,33 +154,42 @@ class HttpConnection:
         return memoryview(body)
 
     async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
-        """Return what `work` returns; it is cancelled when the client leaves first.
-
-        Raises:
-            ClientGoneError: the client left.
-        """
-        task = asyncio.ensure_future(work)
-        watch = asyncio.ensure_future(self._cancel_when_gone(task))
+        """Return what `work` returns; when the client leaves first, cancel it and raise a `ClientGoneError`."""
+        task, watch = asyncio.ensure_future(work), asyncio.ensure_future(self._wait_until_gone())
         try:
-            return await task
-        except asyncio.CancelledError:
-            if self._client_left:
-                raise ClientGoneError from None
-            raise
+            await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientGoneError
+            return task.result()
         finally:
+            task.cancel()
             watch.cancel()
-            await asyncio.wait((watch,))
+            await asyncio.wait((task, watch))
+
+    async def _wait_until_gone(self) -> None:
+        """Wait until the client leaves; a client that sends ahead is read only so far, and then not watched."""
+        with contextlib.suppress(ClientGoneError):
+            while len(self._ahead) < _MAX_PIPELINED_BYTES:
+                self._ahead += await self._read()
+            await asyncio.Event().wait()
 
     async def send(self, response: HttpResponse, *, close: bool = False) -> None:
         """Send the response to the current request, and wait until the client has taken it.
 
-        Args:
-            response: what to send; after a HEAD request, its headers only.
-            close: tell the client that the connection ends.
+        A HEAD request is sent the headers only; `close` tells the client that the connection ends.
 
         Raises:
             ClientGoneError: the client left, or did not take it in time.
         """
+        self.write(response, close=close)
+        try:
+            async with asyncio.timeout(self._server.timeout_s):
+                await self._writer.drain()
+        except OSError as error:  # a timeout is one, too
+            raise ClientGoneError from error
+
+    def write(self, response: HttpResponse, *, close: bool) -> None:
+        """Begin to send a response, as `send`."""
         headers = {"date": formatdate(usegmt=True), "content-length": str(len(response.body)), **response.headers}
         if close:
             headers["connection"] = "close"
@@ -194,12 +198,7 @@ class HttpConnection:
             parts.append(response.body)
             self._parser.send_with_data_passthrough(h11.Data(data=response.body))
         self._parser.send(h11.EndOfMessage())
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                self._writer.writelines(part for part in parts if part)
-                await self._writer.drain()
-        except OSError as error:  # a timeout is one, too
-            raise ClientGoneError from error
+        self._writer.writelines(part for part in parts if part)
 
     async def _serve_one(self) -> bool:
         """Answer one request, and return whether another may follow."""
@@ -210,14 +209,11 @@ class HttpConnection:
             await self._server.handler(self, request)
         except RequestError as error:
             await self._refuse(error)
-        except h11.RemoteProtocolError as error:
-            await self._refuse(_not_http(error))
         except ClientGoneError:
             raise
         except Exception as error:
             name = f"{request.method} {request.path}" if request else "connection"
-            LOGGER.error("%s: %s: %s", name, type(error).__name__, error)
-            await self._refuse(server_failure())
+            await self._refuse(server_failure(name, error))
         finally:
             self._hold(-self._held_bytes)
         return self._request_complete and self._parser.our_state is h11.DONE and not self._server.stopping
@@ -225,7 +221,7 @@ class HttpConnection:
     async def _read_head(self) -> HttpRequest:
         self._server.awaiting_head[self] = None
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._server.timeout_s):
                 event = await self._next_event()
         except TimeoutError:
             raise ClientGoneError from None
@@ -240,8 +236,15 @@ class HttpConnection:
 
     async def _next_event(self) -> Any:
         """Return h11's next event, reading from the client as often as it takes."""
-        while (event := self._parser.next_event()) is h11.NEED_DATA:
-            self._receive(await self._read())
+        try:
+            while (event := self._parser.next_event()) is h11.NEED_DATA:
+                self._receive(await self._read())
+        except h11.RemoteProtocolError as error:
+            if error.error_status_hint == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+                problem = f"the request's head or trailers take more than {MAX_HEAD_BYTES} bytes"
+                raise bad_request(problem, "Send fewer.") from None
+            problem = f"this is not valid HTTP/1.1: {str(error)[:100]}"
+            raise bad_request(problem, "Send a request of HTTP/1.1.") from None
         return event
 
     def _receive(self, data: bytes) -> None:
@@ -252,11 +255,7 @@ class HttpConnection:
             self._parser.receive_data(data)
 
     async def _read(self, max_bytes: int = _READ_BYTES) -> bytes:
-        """Return what the client sends next.
-
-        Raises:
-            ClientGoneError: it ended the connection.
-        """
+        """Return what the client sends next; raises `ClientGoneError` when it ended the connection."""
         try:
             data = await self._reader.read(max_bytes)
         except OSError as error:
@@ -265,22 +264,13 @@ class HttpConnection:
             raise ClientGoneError
         return data
 
-    async def _cancel_when_gone(self, task: "asyncio.Future[Any]") -> None:
-        """Cancel a task when the client leaves; a client that sends ahead is read only so far, and then not watched."""
-        try:
-            while len(self._ahead) < _MAX_PIPELINED_BYTES:
-                self._ahead += await self._read()
-        except ClientGoneError:
-            self._client_left = True
-            task.cancel()
-
     async def _refuse(self, error: RequestError) -> None:
         """Send an error; when the client is still sending, end the connection, and read on for a while."""
         if self._parser.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer was begun already
             raise ClientGoneError
         await self.send(error_response(error), close=not self._request_complete)
         if not self._request_complete:
-            with contextlib.suppress(ClientGoneError, TimeoutError, OSError):
+            with contextlib.suppress(ClientGoneError, OSError):
                 async with asyncio.timeout(_DISCARD_S):
                     self._writer.write_eof()
                     while await self._read():
@@ -301,18 +291,8 @@ def _too_large(size: str, max_bytes: int) -> RequestError:
     )  # fmt: skip
 
 
-def _not_http(error: h11.RemoteProtocolError) -> RequestError:
-    if error.error_status_hint == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
-        return bad_request(f"the request's head or trailers take more than {MAX_HEAD_BYTES} bytes", "Send fewer.")
-    return bad_request(f"this is not valid HTTP/1.1: {str(error)[:100]}", "Send a request of HTTP/1.1.")
-
-
 def _parser() -> h11.Connection:
     return h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
-
-
-# Reads the body of a request from its connection, and sends the response to it.
-HttpHandler = Callable[[HttpConnection, HttpRequest], Awaitable[None]]
 
 
 class HttpServer:
@@ -321,28 +301,24 @@ class HttpServer:
     When all are in use, the one that has been waiting longest for a client's request is closed for a new one.
 
     Args:
-        handler: answers a request; a `RequestError` that it raises becomes the response.
+        handler: reads the body of a request from its connection, and sends the response to it; a `RequestError` that
+            it raises becomes the response.
         timeout_s: seconds a client has for each of a head, a body, and reading an answer.
-
-    Attributes:
-        held_bytes: of all bodies in memory.
-        connections: the tasks that serve them.
-        awaiting_head: connections without a complete request's head, those that wait longest first.
-        stopping: whether connections end after the current answer.
     """
 
-    def __init__(self, handler: HttpHandler, timeout_s: float) -> None:
+    def __init__(self, handler: Callable[[HttpConnection, HttpRequest], Awaitable[None]], timeout_s: float) -> None:
         self.handler = handler
         self.timeout_s = timeout_s
-        self.held_bytes = 0
+        self.held_bytes = 0  # of all bodies in memory
+        # Connections without a complete request's head, those that wait longest first.
         self.awaiting_head: dict[HttpConnection, None] = {}
-        self.stopping = False
+        self.stopping = False  # connections end after the current answer
         self.connections: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
 
     async def start(self, listener: socket.socket) -> None:
         """Accept connections on a socket that is bound already."""
-        self._listener = await asyncio.start_server(self._connected, sock=listener, limit=_READ_BYTES, backlog=BACKLOG)
+        self._listener = await asyncio.start_server(self._connected, sock=listener, limit=_READ_BYTES, backlog=_BACKLOG)
 
     async def stop(self, grace_s: float) -> None:
         """Stop listening, close connections that wait for a request, and give the others some seconds to end."""
@@ -358,22 +334,17 @@ class HttpServer:
             await asyncio.gather(*unfinished, return_exceptions=True)
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self.connections) >= MAX_CONNECTIONS and not self._close_longest_waiting():
-            body = error_response(unavailable(f"all of {MAX_CONNECTIONS} connections are in use")).body
-            head = f"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: {RETRY_AFTER_S}\r\n"
-            writer.write(f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
-            writer.close()
-            return
         connection = HttpConnection(self, reader, writer)
+        if len(self.connections) >= MAX_CONNECTIONS:
+            longest_waiting = next(iter(self.awaiting_head), None)
+            if longest_waiting is None:
+                error = unavailable(f"all of {MAX_CONNECTIONS} connections are in use")
+                connection.write(error_response(error), close=True)
+                writer.close()
+                return
+            del self.awaiting_head[longest_waiting]
+            longest_waiting.abort()
         self.awaiting_head[connection] = None
         task = asyncio.create_task(connection.serve())
         self.connections.add(task)
         task.add_done_callback(self.connections.discard)
-
-    def _close_longest_waiting(self) -> bool:
-        connection = next(iter(self.awaiting_head), None)
-        if connection is None:
-            return False
-        del self.awaiting_head[connection]
-        connection.abort()
-        return True

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 
 from fcn_deploy.choices import Provider
 from fcn_deploy.errors import UsageError, check_range
-from fcn_deploy.installation import require_extra
 
 _MAX_PORT = 65_535
 _MAX_SECONDS = 3_600
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_NOT_IN_MODEL_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True)
@@ -61,17 +59,3 @@ class ServeOptions:
                 f"model name {self.name!r} has characters that are not allowed in a URL path",
                 remedy="Use up to 100 letters, digits, and . _ - after a letter or digit.",
             )
-
-
-def model_name_of(file_name: str) -> str:
-    """Return a model name for a file name: each run of characters that names may not have becomes one underscore."""
-    return _NOT_IN_MODEL_NAMES.sub("_", file_name).lstrip("_.-")[:100] or "model"
-
-
-def require_serving() -> None:
-    """Check that the packages a server needs are installed, without loading them.
-
-    Raises:
-        UsageError: one is missing; names it and the extra that installs it.
-    """
-    require_extra("serving", "serve", ("h11", "grpc", "tritonclient", "prometheus_client"))

@@ -1,58 +1,77 @@
-"""What the HTTP server answers at each address."""
+"""What the HTTP server answers at each address: the protocol, metrics, and the page on which a person drops a photo."""
 
+import io
 import re
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http import HTTPStatus
+from pathlib import Path
+from typing import Any
 
 from prometheus_client import exposition
 
-from fcn_deploy.images import Pixels
+from fcn_deploy.errors import ImageError
+from fcn_deploy.images import MAX_PIXELS, Labels, Pixels, Placement, class_shares, decode_image, label_image, place
 from fcn_deploy.serving.http import MAX_HEAD_BYTES, HttpConnection, HttpRequest, HttpResponse, json_response
-from fcn_deploy.serving.metrics import ServerMetrics, outcome_of
-from fcn_deploy.serving.model import ModelService, server_metadata
+from fcn_deploy.serving.model import ModelService, run_in_thread
 from fcn_deploy.serving.options import ServeOptions
-from fcn_deploy.serving.page import PhotoPage
 from fcn_deploy.serving.protocol import (
     JSON_LENGTH_HEADER,
-    InferRequest,
+    SERVER_METADATA,
     RequestError,
-    decode_request,
+    bad_request,
     short_repr,
+    unavailable,
 )
-from fcn_deploy.serving.queue import run_in_thread
 
-_MODEL_PATH = re.compile(r"/v2/models/([^/]+)(/ready|/infer)?")
+_MODEL_PATH = re.compile(r"/v2/models/([^/]+)(?:/ready|/infer)?")
 _SEGMENT_PATH = "/segment"
 _BYTES_PER_MB = 1_000_000
 # Of a value as JSON, with a comma, a space, and a bracket now and then.
 _JSON_BYTES_PER_VALUE = 6
+# Photos that wait to be decoded, beside the one that is.
+_MAX_WAITING_PHOTOS = 8
+_STATIC = Path(__file__).parent / "static"
+_PAGE_FILES = {"/": ("index.html", "html"), "/page.css": ("page.css", "css"), "/page.js": ("page.js", "javascript")}
+_PAGE_HEADERS = {
+    # Nothing but this server's own files, and pictures the page makes itself.
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
 
 
 class Routes:
-    """The addresses of one server: the Open Inference Protocol, metrics, and the page.
+    """The addresses of one server.
 
-    `executor`, for JSON tensors and photos, has to have one thread: a decoded photo takes up to half a gigabyte.
+    JSON tensors and photos are decoded in `executor`, by one thread: a decoded photo takes up to half a gigabyte.
     """
 
-    def __init__(
-        self, service: ModelService, metrics: ServerMetrics, options: ServeOptions, executor: Executor
-    ) -> None:
+    def __init__(self, service: ModelService, options: ServeOptions) -> None:
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._service = service
-        self._metrics = metrics
-        self._executor = executor
+        self._keep_aspect = options.keep_aspect
         self._max_photo_bytes = options.max_photo_mb * _BYTES_PER_MB
         self._max_infer_bytes = _JSON_BYTES_PER_VALUE * service.interface.tensor_bytes + MAX_HEAD_BYTES
-        self._page = PhotoPage(service, executor, options.keep_aspect, self._max_photo_bytes)
+        self._photos = 0
+        model_path = f"/v2/models/{service.name}"
         self._get_routes: dict[str, Callable[[HttpRequest], HttpResponse]] = {
-            "/v2": lambda _: json_response(server_metadata()),
+            "/v2": lambda _: json_response(SERVER_METADATA),
             "/v2/models": lambda _: json_response({"models": [service.name]}),
             "/v2/health/live": lambda _: json_response({"live": True}),
-            "/v2/health/ready": self._get_ready,
-            "/metrics": self._get_metrics,
-            "/facts": lambda _: self._page.facts(),
-            **{path: lambda request: self._page.file(request.path) for path in self._page.files},
+            "/v2/health/ready": lambda _: self._ready(),
+            model_path: lambda _: json_response(service.metadata()),
+            f"{model_path}/ready": lambda _: self._ready(name=service.name),
+            "/metrics": self._metrics,
+            "/facts": self._facts,
+            **dict.fromkeys(_PAGE_FILES, _page_file),
+        }
+        self._post_routes: dict[str, Callable[[HttpRequest, memoryview], Coroutine[Any, Any, HttpResponse]]] = {
+            f"{model_path}/infer": self._infer,
+            _SEGMENT_PATH: self._segment,
         }
 
     async def handle(self, connection: HttpConnection, request: HttpRequest) -> None:
@@ -64,63 +83,95 @@ class Routes:
         """
         if request.method != "POST":
             await connection.read_body(request, MAX_HEAD_BYTES)
-            await connection.send(self._get(request))
+            if request.method not in {"GET", "HEAD"} or request.path not in self._get_routes:
+                raise self._no_route(request)
+            await connection.send(self._get_routes[request.path](request))
             return
-        segment = request.path == _SEGMENT_PATH
-        with self._metrics.count_request("page" if segment else "http") as record, self._service.accepted():
-            body = await connection.read_body(request, self._max_photo_bytes if segment else self._max_infer_bytes)
-            response = await connection.while_connected(self._post(request, body))
-            await connection.send(response)
-            record.outcome = outcome_of(response.status)
-
-    def _get(self, request: HttpRequest) -> HttpResponse:
-        model_path = _MODEL_PATH.fullmatch(request.path)
-        if request.method not in {"GET", "HEAD"}:
-            raise self._no_route(request)
-        if request.path in self._get_routes:
-            return self._get_routes[request.path](request)
-        if model_path is None or model_path[2] == "/infer":
-            raise self._no_route(request)
-        self._service.check_name(model_path[1])
-        if model_path[2] is None:
-            return json_response(self._service.metadata())
-        self._service.check_ready()
-        return json_response({"name": self._service.name, "ready": True})
-
-    def _get_ready(self, _: HttpRequest) -> HttpResponse:
-        self._service.check_ready()
-        return json_response({"ready": True})
-
-    def _get_metrics(self, request: HttpRequest) -> HttpResponse:
-        encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
-        return HttpResponse(HTTPStatus.OK, encode(self._metrics.registry), {"content-type": content_type})
-
-    async def _post(self, request: HttpRequest, body: memoryview) -> HttpResponse:
-        if request.path == _SEGMENT_PATH:
-            return await self._page.segment(body)
-        model_path = _MODEL_PATH.fullmatch(request.path)
-        if model_path is None or model_path[2] != "/infer":
-            raise self._no_route(request)
-        self._service.check_name(model_path[1])
-        return await self._infer(body, request.headers.get(JSON_LENGTH_HEADER))
-
-    async def _infer(self, body: memoryview, json_length: str | None) -> HttpResponse:
-        """Return labels. Numbers as JSON take long to read and to write, so another thread does that."""
-        if json_length is None:
-            request, pixels = await run_in_thread(self._executor, lambda: self._decode(body, None))
-        else:
-            request, pixels = self._decode(body, json_length)
-        result = await self._service.queue.submit(pixels)
-        encode = partial(result.encode, self._service.name, request.id, binary=request.binary)
-        content, headers = encode() if request.binary else await run_in_thread(self._executor, encode)
-        return HttpResponse(HTTPStatus.OK, content, headers)
-
-    def _decode(self, body: memoryview, json_length: str | None) -> tuple[InferRequest, Pixels]:
-        request = decode_request(body, json_length)
-        return request, self._service.interface.pixels(request.tensors)
+        is_photo = request.path == _SEGMENT_PATH
+        with self._service.accepted("page" if is_photo else "http"):
+            body = await connection.read_body(request, self._max_photo_bytes if is_photo else self._max_infer_bytes)
+            if request.path not in self._post_routes:
+                raise self._no_route(request)
+            await connection.send(await connection.while_connected(self._post_routes[request.path](request, body)))
 
     def _no_route(self, request: HttpRequest) -> RequestError:
-        known = request.path in {*self._get_routes, _SEGMENT_PATH} or _MODEL_PATH.fullmatch(request.path)
+        if model_path := _MODEL_PATH.fullmatch(request.path):
+            self._service.check_name(model_path[1])
+        known = request.path in self._get_routes or request.path in self._post_routes
         status = HTTPStatus.METHOD_NOT_ALLOWED if known else HTTPStatus.NOT_FOUND
         address = f"{request.method} {short_repr(request.path)}"
         return RequestError(status, f"{address}: {status.phrase}", "The model is below /v2/models.")
+
+    def _ready(self, **facts: str) -> HttpResponse:
+        self._service.check_ready()
+        return json_response({**facts, "ready": True})
+
+    def _metrics(self, request: HttpRequest) -> HttpResponse:
+        encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
+        return HttpResponse(HTTPStatus.OK, encode(self._service.metrics.registry), {"content-type": content_type})
+
+    async def _infer(self, request: HttpRequest, body: memoryview) -> HttpResponse:
+        """Return labels. Numbers as JSON take long to read and to write, so another thread does that."""
+        json_length = request.headers.get(JSON_LENGTH_HEADER)
+        decode = partial(self._service.interface.decode, body, json_length)
+        decoded = await run_in_thread(self.executor, decode) if json_length is None else decode()
+        result = await self._service.queue.submit(decoded.pixels)
+        encode = partial(result.encode, self._service.name, decoded.id, binary=decoded.binary)
+        return HttpResponse(
+            HTTPStatus.OK, *(encode() if decoded.binary else await run_in_thread(self.executor, encode))
+        )  # fmt: skip
+
+    def _facts(self, _: HttpRequest) -> HttpResponse:
+        """Return what the page says about the model and about photos."""
+        segmenter = self._service.segmenter
+        return json_response({
+            "name": self._service.name,
+            "network": str(segmenter.info.network),
+            "untrained": segmenter.info.provenance.untrained,
+            "height": segmenter.height,
+            "width": segmenter.width,
+            "max_bytes": self._max_photo_bytes,
+            "max_pixels": MAX_PIXELS,
+        }, _PAGE_HEADERS)  # fmt: skip
+
+    async def _segment(self, _: HttpRequest, body: memoryview) -> HttpResponse:
+        """Return a photo's labels as a PNG of the photo's size, and each class's share."""
+        if not body:
+            raise bad_request("the body is empty", "Post a photo's file.")
+        if self._photos > _MAX_WAITING_PHOTOS:
+            raise unavailable(f"{self._photos} photos are being worked on, and at most {_MAX_WAITING_PHOTOS} may wait")
+        self._photos += 1
+        try:
+            canvas, placement = await run_in_thread(self.executor, lambda: self._fit(bytes(body)))
+            labels = (await self._service.queue.submit(canvas[None])).labels[0]
+            facts = await run_in_thread(self.executor, lambda: self._describe(placement.restore(labels)))
+        except ImageError as error:
+            raise bad_request(error.problem, error.remedy) from error
+        finally:
+            self._photos -= 1
+        return json_response(facts, _PAGE_HEADERS)
+
+    def _fit(self, data: bytes) -> tuple[Pixels, Placement]:
+        # The photo itself, which may be a thousand times as large, is not kept while others are run.
+        size = self._service.segmenter.height, self._service.segmenter.width
+        return place(decode_image(data, "you sent"), *size, keep_aspect=self._keep_aspect)
+
+    def _describe(self, labels: Labels) -> dict[str, Any]:
+        info, png = self._service.segmenter.info, io.BytesIO()
+        label_image(labels, info).save(png, "PNG")
+        return {
+            "height": labels.shape[0],
+            "width": labels.shape[1],
+            "untrained": info.provenance.untrained,
+            "classes": [
+                {"name": info.class_names[k], "colour": "#{:02x}{:02x}{:02x}".format(*info.palette[k]), "share": share}
+                for k, share in class_shares(labels)
+            ],
+            "labels_png": png.getvalue(),  # in JSON, bytes are base64
+        }
+
+
+def _page_file(request: HttpRequest) -> HttpResponse:
+    name, kind = _PAGE_FILES[request.path]
+    headers = _PAGE_HEADERS | {"content-type": f"text/{kind}; charset=utf-8"}
+    return HttpResponse(HTTPStatus.OK, (_STATIC / name).read_bytes(), headers)

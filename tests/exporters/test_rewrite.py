@@ -79,7 +79,7 @@ def test_a_second_application_changes_nothing(graph: ir.Model) -> None:
 class Broken(Rewrite):
     """Says that it changes nothing but names, and does what it was made to do to the first node of a kind."""
 
-    name, pattern = "broken", "any"
+    name = "broken"
 
     def __init__(self, operator: str, damage: Any) -> None:
         self.operator, self.damage = operator, damage
@@ -93,9 +93,6 @@ class Broken(Rewrite):
     def rewrite(self, model: ir.Model, found: ir.Node) -> str:
         self.damage(model, found)
         return "all is well"
-
-    def node_name(self, found: ir.Node) -> str:
-        return str(found.name)
 
 
 def drop(_: ir.Model, node: ir.Node) -> None:

@@ -54,7 +54,8 @@ def grpc_infer(client: Any, pixels: Pixels) -> Pixels:
 
 
 def connect(server: fd.Server, timeout_s: float = 20) -> socket.socket:
-    return socket.create_connection((server.listening.host, server.listening.http_port), timeout_s)
+    url = urlsplit(server.listening.http_url)
+    return socket.create_connection((url.hostname or "", url.port or 0), timeout_s)
 
 
 def call(

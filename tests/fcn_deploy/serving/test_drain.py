@@ -17,6 +17,7 @@ from fcn_deploy.serving.server import listen
 from tests.fcn_deploy.serving.clients import (
     INFER,
     Pixels,
+    address,
     binary_request,
     call,
     connect,
@@ -85,7 +86,7 @@ def test_what_was_accepted_is_answered_and_what_comes_later_is_refused(shared_bu
 def test_an_upload_that_had_begun_is_answered(shared_bundle: Path) -> None:
     body, fields = binary_request(noise())
     with fd.Server(shared_bundle, OPTIONS) as server:
-        uploading = http.client.HTTPConnection(server.listening.host, server.listening.http_port, timeout=20)
+        uploading = http.client.HTTPConnection(address(server), timeout=20)
         uploading.putrequest("POST", INFER)
         for name, value in (fields | {"Content-Length": str(len(body))}).items():
             uploading.putheader(name, value)

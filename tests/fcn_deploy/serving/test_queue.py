@@ -17,8 +17,8 @@ import fcn_deploy as fd
 from fcn_deploy.images import Labels, Pixels
 from fcn_deploy.runtime.base import Arrays
 from fcn_deploy.serving.metrics import ServerMetrics
+from fcn_deploy.serving.model import BatchQueue, run_in_thread
 from fcn_deploy.serving.protocol import RequestError
-from fcn_deploy.serving.queue import BatchQueue, run_in_thread
 from tests.fcn_deploy.serving.clients import (
     INFER,
     binary_request,

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcn_deploy.serving.protocol import ModelInterface, RequestError, decode_request
+from fcn_deploy.serving.protocol import ModelInterface, RequestError
 
 INTERFACE = ModelInterface(2, 2, 3)
 JSON = st.recursive(
@@ -35,7 +35,7 @@ REQUESTS = st.fixed_dictionaries(
 
 def answered(body: bytes, length: str | None) -> None:
     with contextlib.suppress(RequestError):
-        pixels = INTERFACE.pixels(decode_request(body, length).tensors)
+        pixels = INTERFACE.decode(body, length).pixels
         assert pixels.dtype == np.uint8
         assert pixels.shape[1:] == (2, 3, 3)
         assert 1 <= len(pixels) <= 2
@@ -61,7 +61,7 @@ def test_all_ways_to_send_pixels_are_the_same(count: int, random: Any) -> None:
     tensor = {"name": "pixels", "datatype": "UINT8", "shape": list(pixels.shape)}
     for data in (pixels.ravel().tolist(), pixels.tolist()):
         body = json.dumps({"inputs": [tensor | {"data": data}]}).encode()
-        assert np.array_equal(INTERFACE.pixels(decode_request(body, None).tensors), pixels)
+        assert np.array_equal(INTERFACE.decode(body, None).pixels, pixels)
     head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": pixels.size}}]}).encode()
     sent = head + struct.pack(f"{pixels.size}B", *pixels.ravel())
-    assert np.array_equal(INTERFACE.pixels(decode_request(sent, str(len(head))).tensors), pixels)
+    assert np.array_equal(INTERFACE.decode(sent, str(len(head))).pixels, pixels)
