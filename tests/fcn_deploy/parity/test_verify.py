@@ -150,7 +150,7 @@ def test_the_verdict_survives_a_place_that_takes_no_file(damaged: Path, monkeypa
     def unwritable(*_: object) -> None:
         raise fd.OutputError("cannot write", remedy="none")
 
-    monkeypatch.setattr("fcn_deploy.parity.verify._save", unwritable)
+    monkeypatch.setattr("fcn_deploy.parity.verify.staged_file", unwritable)
 
     result = fd.verify(damaged)
 
