@@ -115,8 +115,7 @@ def create_grpc_server(service: ModelService) -> aio.Server:
         ("grpc.http2.lookahead_bytes", max_bytes),
         ("grpc.http2.max_frame_size", _FRAME_BYTES),
     ]
-    server = aio.server(
-        interceptors=[_ErrorsToStatus()], options=options, maximum_concurrent_rpcs=_MAX_CONCURRENT_CALLS
-    )  # fmt: skip
+    interceptors = [_ErrorsToStatus()]
+    server = aio.server(interceptors=interceptors, options=options, maximum_concurrent_rpcs=_MAX_CONCURRENT_CALLS)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(GrpcService(service), server)
     return server

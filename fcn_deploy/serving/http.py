@@ -77,8 +77,7 @@ class HttpConnection:
         self._server = server
         self._reader, self._writer = reader, writer
         self._parser = _parser()
-        # What came after the current request.
-        self._ahead = b""
+        self._ahead = b""  # what came after the current request
         self._held_bytes = 0
         self._request_complete = self._without_body = False
         # With any other limit, `drain` returns before the client has everything.

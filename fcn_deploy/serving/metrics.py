@@ -63,8 +63,5 @@ class ServerMetrics:
 
     def answered_requests(self) -> int:
         """Return how many requests were answered with labels."""
-        values = (
-            self.registry.get_sample_value("fcn_deploy_requests_total", {"protocol": protocol, "outcome": OK})
-            for protocol in _PROTOCOLS
-        )
-        return int(sum(value or 0 for value in values))
+        labels = [{"protocol": protocol, "outcome": OK} for protocol in _PROTOCOLS]
+        return int(sum(self.registry.get_sample_value("fcn_deploy_requests_total", each) or 0 for each in labels))

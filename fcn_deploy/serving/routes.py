@@ -117,9 +117,8 @@ class Routes:
         decoded = await run_in_thread(self.executor, decode) if json_length is None else decode()
         result = await self._service.queue.submit(decoded.pixels)
         encode = partial(result.encode, self._service.name, decoded.id, binary=decoded.binary)
-        return HttpResponse(
-            HTTPStatus.OK, *(encode() if decoded.binary else await run_in_thread(self.executor, encode))
-        )  # fmt: skip
+        content, headers = encode() if decoded.binary else await run_in_thread(self.executor, encode)
+        return HttpResponse(HTTPStatus.OK, content, headers)
 
     def _facts(self, _: HttpRequest) -> HttpResponse:
         """Return what the page says about the model and about photos."""

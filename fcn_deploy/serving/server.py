@@ -101,11 +101,10 @@ class Server:
 
     def __init__(self, path: Path, options: ServeOptions | None = None) -> None:
         require_extra("serving", "serve", _REQUIRED)
-        self._path, self._options = path, options or ServeOptions()
         self._started: Future[Endpoint] = Future()
         self._shutdown = _Shutdown()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._serve, name="server")
+        self._thread = threading.Thread(target=self._serve, args=(path, options or ServeOptions()), name="server")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -122,10 +121,10 @@ class Server:
                 self._loop.call_soon_threadsafe(self._shutdown.requested.set)
         self._thread.join()
 
-    def _serve(self) -> None:
+    def _serve(self, path: Path, options: ServeOptions) -> None:
         async def main() -> Served:
             self._loop = asyncio.get_running_loop()
-            return await _run(self._path, self._options, self._shutdown, self._started.set_result)
+            return await _run(path, options, self._shutdown, self._started.set_result)
 
         try:
             _run_on_loop(main())
@@ -242,8 +241,9 @@ def listen(host: str, port: int, option: str) -> socket.socket:
             on_error.pop_all()
         return opened
     except OSError as error:
-        in_use = error.errno in (errno.EADDRINUSE, errno.EACCES)
-        remedy = f"Pass another {option}, or 0 for any that is free." if in_use else "Pass another --host."
+        remedy = "Pass --host with an address of this machine."
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            remedy = f"Pass another {option}, or 0 for any that is free."
         raise UsageError(f"cannot listen on {_address(host, port)}: {error.strerror}", remedy=remedy) from error
 
 

@@ -174,6 +174,7 @@ def test_a_file_that_is_no_photo(server: fd.Server, body: bytes, message: str) -
     ({"shape": []}, "INVALID_ARGUMENT", "shape [] of pixels"),
     ({"raw": b"abc"}, "INVALID_ARGUMENT", "3 values for pixels of shape [1, 96, 96, 3], which has 27648"),
     ({"raw": None}, "INVALID_ARGUMENT", "0 values for pixels"),
+    ({"raws": [b"", b""]}, "INVALID_ARGUMENT", "1 input and 2 raw contents"),
     ({"values": [256] * 27648, "raw": None}, "INVALID_ARGUMENT", "not all whole numbers from 0 to 255"),
     ({"model": "other"}, "NOT_FOUND", "no model 'other' is served here"),
     ({"raw": bytes(200_000)}, "RESOURCE_EXHAUSTED", "larger than max"),
@@ -182,7 +183,8 @@ def test_a_wrong_tensor_over_grpc(server: fd.Server, changed: dict[str, Any], co
     messages = tritonclient.grpc.service_pb2
     raw = changed.get("raw", PIXELS.tobytes())
     request = messages.ModelInferRequest(
-        model_name=changed.get("model", "net"), raw_input_contents=[] if raw is None else [raw]
+        model_name=changed.get("model", "net"),
+        raw_input_contents=changed.get("raws", [] if raw is None else [raw]),
     )
     wanted = TENSOR | {key: value for key, value in changed.items() if key in TENSOR}
     given = request.inputs.add(**wanted)

@@ -1,8 +1,11 @@
 """How a server ends: what was accepted is answered, what comes later is refused, and nothing waits forever."""
 
+import contextlib
 import http.client
 import json
+import socket
 import threading
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -112,7 +115,8 @@ def test_who_takes_longer_than_the_drain_is_cut_off(shared_bundle: Path) -> None
         assert b"labels" not in read_until_closed(slow)
 
 
-def test_nothing_is_let_in_before_the_model_is_loaded(shared_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def load_slowly(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Have models wait while they are loaded: the first event is set then, the second one ends it."""
     loading, going = threading.Event(), threading.Event()
 
     class Slow(Segmenter):
@@ -122,8 +126,17 @@ def test_nothing_is_let_in_before_the_model_is_loaded(shared_bundle: Path, monke
             return super().__enter__()
 
     monkeypatch.setattr("fcn_deploy.serving.model.Segmenter", Slow)
+    return loading, going
+
+
+def free_port() -> int:
     with listen("127.0.0.1", 0, "") as free:
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def test_nothing_is_let_in_before_the_model_is_loaded(shared_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading, going = load_slowly(monkeypatch)
+    port = free_port()
     server = fd.Server(shared_bundle, replace(OPTIONS, http_port=port))
     entering = in_thread(server.__enter__)
     assert loading.wait(20)
@@ -144,3 +157,36 @@ def test_nothing_is_let_in_before_the_model_is_loaded(shared_bundle: Path, monke
     entering.join()
     assert call(server, "/v2/health/ready")[0] == 200
     server.stop()
+
+
+def test_a_server_that_is_stopped_while_it_loads_is_not_waited_for(
+    shared_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, going = load_slowly(monkeypatch)
+    port = free_port()
+    server = fd.Server(shared_bundle, replace(OPTIONS, http_port=port))
+    outcomes = []
+
+    def enter() -> None:
+        try:
+            server.__enter__()
+        except CancelledError as error:
+            outcomes.append(error)
+
+    def listens() -> bool:
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), 20).close()
+            return True
+        return False
+
+    entering = in_thread(enter)
+    assert loading.wait(20)
+    stopping = in_thread(server.stop)
+    wait_until(lambda: not listens())
+    going.set()
+    entering.join(20)
+    stopping.join(20)
+
+    assert not entering.is_alive()
+    assert not stopping.is_alive()
+    assert len(outcomes) == 1

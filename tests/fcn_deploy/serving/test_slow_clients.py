@@ -106,6 +106,16 @@ def test_chunks_are_counted(server: fd.Server) -> None:
     assert f"a body of more than {MAX_CALL} bytes" in error
 
 
+def test_a_chunk_that_is_none_is_the_clients_fault(server: fd.Server) -> None:
+    with connect(server) as chunked:
+        chunked.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n")
+        status, error = parsed(read_until_closed(chunked))
+
+    assert status == 400
+    assert "not valid HTTP/1.1" in error
+    assert 'fcn_deploy_requests_total{outcome="failed",protocol="http"} 0.0' in exposed(server)
+
+
 def test_chunks_within_the_bound_are_answered(server: fd.Server) -> None:
     body, headers = binary_request(noise())
     with connect(server) as chunked:
