@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import fcn_deploy as fd
 from fcn_deploy.images import Pixels
 from fcn_deploy.prediction.options import Decoded, Prediction, make_tasks
+from fcn_deploy.prediction.run import PredictionSummary
 from fcn_deploy.prediction.sinks import Encoded
 from fcn_deploy.prediction.stages import group_writes
 from fcn_deploy.runtime.base import Arrays
@@ -54,6 +55,14 @@ def test_large_batches_are_full(shared_bundle: Path, others: int) -> None:
     batches = list(make_batches(cast("Segmenter", Large()), entries))
 
     assert [len(batch.arrays["canvases"]) for batch in batches if batch.arrays] == [100, 100, 50]
+
+
+def test_a_summary_counts_one_photo_in_the_singular() -> None:
+    assert str(PredictionSummary(segmented=1)).startswith("1 photo segmented,")
+    assert str(PredictionSummary(segmented=2)).startswith("2 photos segmented,")
+    assert str(PredictionSummary()).startswith("0 photos segmented,")
+    assert str(PredictionSummary(failed=1)).endswith("; 1 of 1 photo failed")
+    assert str(PredictionSummary(segmented=2, failed=1)).endswith("; 1 of 3 photos failed")
 
 
 @given(st.lists(st.sampled_from(["a", "A", "a-2", "a-3", "b", "b-2"]), max_size=12))
