@@ -1,4 +1,4 @@
-"""Write results in one move: beside their place first, and renamed into it when they are complete. Read JSON strictly."""
+"""Write results in one move: beside their place first, and renamed into it when they are complete. Also reads JSON."""
 
 import contextlib
 import glob
@@ -188,9 +188,9 @@ def file_sha256(path: Path) -> str:
 
 
 def parse_json(data: bytes) -> Any:
-    """Return the value of a JSON document in UTF-8; raises ValueError for anything else, such as NaN and 1e999.
+    r"""Return the value of a JSON document in UTF-8; raises ValueError for anything else, such as NaN and 1e999.
 
-    Unlike msgspec's decoder it reads `\\udcff`, which stands for the byte 0xff of a path that is not UTF-8.
+    Unlike msgspec's decoder it reads `\udcff`, which stands for the byte 0xff of a path that is not UTF-8.
     """
     try:
         return json.loads(data.decode(), parse_constant=_finite, parse_float=_finite)

@@ -1,7 +1,7 @@
 """How the pipeline of one process batches, groups and names."""
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -51,8 +51,8 @@ def test_large_batches_are_full(shared_bundle: Path, others: int) -> None:
         def feed(self, canvases: list[Pixels]) -> Arrays:
             return {"canvases": np.stack(canvases)}
 
-    entries = ([photo] * 2 + [done] * others) * 125
-    batches = list(make_batches(cast("Segmenter", Large()), entries))
+    entries: list[Any] = ([photo] * 2 + [done] * others) * 125
+    batches: list[Batch[PendingPhoto, Prediction]] = list(make_batches(cast("Segmenter", Large()), entries))
 
     assert [len(batch.arrays["canvases"]) for batch in batches if batch.arrays] == [100, 100, 50]
 
