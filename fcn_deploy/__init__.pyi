@@ -74,6 +74,7 @@ from fcn_deploy.evaluation.scores import Evaluation as Evaluation
 from fcn_deploy.geometry import AxisSizes as AxisSizes
 from fcn_deploy.geometry import axis_sizes as axis_sizes
 from fcn_deploy.geometry import check_fits as check_fits
+from fcn_deploy.images import MAX_PIXELS as MAX_PIXELS
 from fcn_deploy.images import find_images as find_images
 from fcn_deploy.inspection import Inspection as Inspection
 from fcn_deploy.inspection import inspect as inspect
@@ -98,6 +99,7 @@ from fcn_deploy.prediction.options import PredictOptions as PredictOptions
 from fcn_deploy.prediction.run import PredictionSummary as PredictionSummary
 from fcn_deploy.prediction.run import predict as predict
 from fcn_deploy.runtime.ort_options import OrtOptions as OrtOptions
+from fcn_deploy.segmentation import Segmenter as Segmenter
 from fcn_deploy.serving.options import ServeOptions as ServeOptions
 from fcn_deploy.serving.server import Served as Served
 from fcn_deploy.serving.server import Server as Server

@@ -135,8 +135,8 @@ class Labelled(Generic[Photo]):
         return self.photo.fitted.placement.restore(self.labels)
 
 
-# Entries that need no run do not wait for a full batch of photos: a batch has at most this many entries.
-_MAX_ENTRIES = 64
+# Entries that need no run do not wait for a full batch of photos: a batch has at most this many of them.
+_MAX_WITHOUT_RUN = 64
 
 
 def make_batches(segmenter: Segmenter, entries: Iterable[Photo | Other]) -> Iterator[Batch[Photo, Other]]:
@@ -144,7 +144,8 @@ def make_batches(segmenter: Segmenter, entries: Iterable[Photo | Other]) -> Iter
     chunk: list[Photo | Other] = []
     for entry in entries:
         chunk.append(entry)
-        if sum(isinstance(e, PendingPhoto) for e in chunk) == segmenter.batch or len(chunk) >= _MAX_ENTRIES:
+        photos = sum(isinstance(e, PendingPhoto) for e in chunk)
+        if photos == segmenter.batch or len(chunk) - photos == _MAX_WITHOUT_RUN:
             yield make_batch(segmenter, chunk)
             chunk = []
     if chunk:

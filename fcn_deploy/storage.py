@@ -1,14 +1,17 @@
-"""Write results in one move: beside their place first, and renamed into it when they are complete."""
+"""Write results in one move: beside their place first, and renamed into it when they are complete. Also reads JSON."""
 
 import contextlib
 import glob
 import hashlib
+import json
+import math
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fcn_deploy.errors import OutputError
 
@@ -182,3 +185,21 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hex; raises OSError when it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_json(data: bytes) -> Any:
+    r"""Return the value of a JSON document in UTF-8; raises ValueError for anything else, such as NaN and 1e999.
+
+    Unlike msgspec's decoder it reads `\udcff`, which stands for the byte 0xff of a path that is not UTF-8.
+    """
+    try:
+        return json.loads(data.decode(), parse_constant=_finite, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is no finite number")
+    return value

@@ -117,6 +117,9 @@ def test_json_is_one_document_and_nothing_else(call_cli: Call, photo: Path, shar
     (("export", "--variant", "8s", "--at-once"), 2, "--at-once"),
     (("export", "--variant", "8s", "--checkpoint", "none.pth"), 3, "none.pth"),
     (("verify", "nothing"), 3, "nothing"),
+    (("verify", "nothing.plan"), 3, "nothing.plan"),
+    (("verify", "nothing.plan", "--layers"), 2, "nothing.plan --layers"),
+    (("verify", "nothing.plan", "--provider", "cuda"), 2, "nothing.plan cuda --provider"),
     (("inspect", "nothing"), 3, "nothing export"),
     (("predict", "nothing", "*.jpg"), 3, "*.jpg"),
 ])  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fcn_deploy import __version__
 from tests.conftest import Call, Run
 from tests.messages import missing
 
@@ -32,7 +33,7 @@ def test_a_package_from_a_bundle(run_cli: Run, shared_bundle: Path, tmp_path: Pa
         "untrained", "pixels uint8 -1x-1x3", "tritonserver --model-repository out/repository",
         f"docker run --rm -p 8000:8000 -p 8001:8001 -v {tmp_path}/out/repository:/models:ro "
         "nvcr.io/nvidia/tritonserver:25.08-py3 sh -c "
-        '"pip install fcn-deploy && tritonserver --model-repository /models"',
+        f'"pip install fcn-deploy=={__version__} && tritonserver --model-repository /models"',
         "python out/client.py photo.jpg", "--storage-uri",
     ), strict=True):  # fmt: skip
         assert fact in line

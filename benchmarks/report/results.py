@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import msgspec
 from benchmarks.stats.timing import Measurement
 from fcn_deploy.errors import InputFileError
 from fcn_deploy.parity.report import json_ready
-from fcn_deploy.storage import staged_file
+from fcn_deploy.storage import parse_json, staged_file
 
 SCHEMA = "fcn-deploy benchmark"
 SCHEMA_VERSION = 1
@@ -218,10 +218,10 @@ def read_report(path: Path) -> BenchReport:
     """
     remedy = "Pass a file that `fcn-deploy bench --json` wrote."
     try:
-        document = msgspec.json.decode(path.read_bytes())
+        document = parse_json(path.read_bytes())
     except OSError as error:
         raise InputFileError(f"{path}: {error.strerror}", remedy=remedy) from error
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise InputFileError(f"{path} is not JSON: {error}", remedy=remedy) from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise InputFileError(f"{path} is not a benchmark report", remedy=remedy)
@@ -231,9 +231,20 @@ def read_report(path: Path) -> BenchReport:
             remedy="Measure again with this version, or read it with the one that wrote it.",
         )
     try:
-        return msgspec.convert({**document, "rows": _nested(document.get("rows"))}, BenchReport)
-    except msgspec.ValidationError as error:
+        rows = _nested(document.get("rows"))
+        report = msgspec.convert({**document, "rows": rows}, BenchReport)
+        _check_complete(BenchReport, document, "$")
+        for number, row in enumerate(rows):
+            _check_complete(Row, row, f"$.rows[{number}]")
+    except ValueError as error:
         raise InputFileError(f"{path} is damaged: {error}", remedy="Measure again, or copy it again.") from error
+    return report
+
+
+def _check_complete(kind: type[BenchReport | Row], document: Mapping[str, Any], place: str) -> None:
+    """Raise a ValidationError if a field is missing; only a row that is still measured has default values."""
+    for name in (f.name for f in fields(kind) if f.name not in document):
+        raise msgspec.ValidationError(f"Object missing required field `{name}` - at `{place}`")
 
 
 def _nested(rows: Any) -> Any:

@@ -15,7 +15,7 @@ from fcn_deploy.artifact.bundle import MODEL_FILE
 from fcn_deploy.artifact.engine import open_engine
 from fcn_deploy.choices import TritonBackend
 from fcn_deploy.errors import BundleError
-from fcn_deploy.installation import require_extra
+from fcn_deploy.installation import __version__, require_extra
 from fcn_deploy.model_info import ModelInfo, TensorSpec
 from fcn_deploy.onnx_file import read_model
 from fcn_deploy.progress import OnStep, quietly
@@ -66,7 +66,8 @@ class Package:
         mounted = shlex.quote(f"{(self.path / REPOSITORY).absolute()}:/models:ro")
         device = "--gpus all " if self.gpu else ""
         serve = "tritonserver --model-repository /models"
-        inside = f'sh -c "pip install fcn-deploy && {serve}"' if self.backend is TritonBackend.PYTHON else serve
+        install = f"pip install fcn-deploy=={__version__}"
+        inside = f'sh -c "{install} && {serve}"' if self.backend is TritonBackend.PYTHON else serve
         return {
             "server": f"tritonserver --model-repository {repository}",
             "container": f"docker run --rm {device}-p 8000:8000 -p 8001:8001 -v {mounted} {IMAGE} {inside}",

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from fcn_deploy.errors import BundleError, CheckpointError, UsageError
 from fcn_deploy.model_info import PIXELS_NAME, ModelInfo, Provenance
 from fcn_deploy.onnx_file import read_model
-from fcn_deploy.storage import file_sha256
+from fcn_deploy.storage import file_sha256, parse_json
 
 SCHEMA_VERSION = 1
 MODEL_FILE = "model.onnx"
@@ -194,8 +194,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def read_facts(path: Path, known_version: int, remedy: str) -> dict[str, Any]:
     """Read a manifest or a sidecar; raises BundleError with `remedy` if it is damaged or of another schema version."""
     try:
-        facts: Any = msgspec.json.decode(path.read_bytes())
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        facts = parse_json(path.read_bytes())
+    except ValueError as error:
         raise BundleError(f"{path} is damaged: {error}", remedy=remedy) from error
     version = convert_facts(facts, _Versioned, path, remedy).schema_version
     if version != known_version:
@@ -207,7 +207,7 @@ def convert_facts(facts: Any, kind: type[_Facts], path: Path, remedy: str) -> _F
     """Convert what `path` holds to a class; raises BundleError with `remedy` if its fields are others."""
     try:
         return msgspec.convert(facts, kind)
-    except msgspec.ValidationError as error:
+    except ValueError as error:  # msgspec's, or of a field that cannot be UTF-8
         raise BundleError(f"{path} is damaged: {error}", remedy=remedy) from error
 
 

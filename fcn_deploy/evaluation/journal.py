@@ -14,7 +14,7 @@ import msgspec
 from fcn_deploy.errors import OutputError
 from fcn_deploy.evaluation.scores import ImageRecord
 from fcn_deploy.installation import __version__
-from fcn_deploy.storage import staged_file, unwritable
+from fcn_deploy.storage import parse_json, staged_file, unwritable
 
 JOURNAL_FILE = "journal.jsonl"
 _KIND, _FORMAT = "fcn-deploy evaluation", "1"
@@ -106,7 +106,7 @@ def _read_header(path: Path) -> dict[str, str] | None:
     with path.open("rb") as file:
         line = file.readline()
     try:
-        header = msgspec.json.decode(line, type=dict[str, str])
+        header = msgspec.convert(parse_json(line), dict[str, str])
     except ValueError:
         header = {}
     if header.get("kind") != _KIND:

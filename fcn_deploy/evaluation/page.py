@@ -80,7 +80,7 @@ def write_page(result: Evaluation, pictures: Sequence[Picture], path: Path) -> N
     """Write one page about an evaluation, with these pictures of its worst images; raises OutputError."""
     text = _render(result, pictures)
     with staged_file(path) as staging:
-        staging.write_text(text, encoding="utf-8")
+        staging.write_text(text, encoding="utf-8", errors="replace")  # names of files may be no UTF-8
 
 
 def _render(result: Evaluation, pictures: Sequence[Picture]) -> str:

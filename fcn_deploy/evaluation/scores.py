@@ -1,5 +1,6 @@
 """The outcome of an evaluation: raw pixel counts, and every score derived from them."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from fcn_deploy.errors import InputFileError
 from fcn_deploy.evaluation.data import Failure, list_first
 from fcn_deploy.metrics import Counts, Scores
 from fcn_deploy.model_info import ModelInfo
+from fcn_deploy.storage import parse_json
 
 
 class Confusions(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -46,14 +48,14 @@ class ImageRecord(msgspec.Struct, frozen=True):
 
     def to_json(self) -> bytes:
         """Return one line of JSON: of each matrix the cells that are not zero, as pairs of position and count."""
-        return msgspec.json.encode(self, enc_hook=_sparse) + b"\n"
+        return json.dumps(msgspec.to_builtins(self, enc_hook=_sparse)).encode() + b"\n"
 
     @classmethod
     def from_json(cls, line: bytes, num_classes: int) -> Self:
         """Read a line that `to_json` wrote; raises ValueError for any other line."""
         if not line.endswith(b"\n"):
             raise ValueError("incomplete line")
-        return msgspec.json.decode(line, type=cls, dec_hook=lambda _type, cells: _dense(cells, num_classes))
+        return msgspec.convert(parse_json(line), cls, dec_hook=lambda _type, cells: _dense(cells, num_classes))
 
 
 def _sparse(counts: Counts) -> list[tuple[int, int]]:

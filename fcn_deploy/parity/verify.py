@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fcn_deploy.artifact import Artifact, open_artifact
+from fcn_deploy.artifact import Artifact, is_engine, open_artifact
+from fcn_deploy.artifact.engine import Engine
 from fcn_deploy.choices import Head, ImageInput, Provider
 from fcn_deploy.errors import OutputError, UsageError, check_range
 from fcn_deploy.model_info import ModelInfo
@@ -21,7 +22,7 @@ from fcn_deploy.parity.tolerance import tier_of
 from fcn_deploy.progress import OnStep, quietly
 from fcn_deploy.runtime.base import Runner
 from fcn_deploy.runtime.eager import EagerRunner
-from fcn_deploy.runtime.open import check_runnable, runner_for
+from fcn_deploy.runtime.open import check_engine, check_provider, runner_for
 from fcn_deploy.runtime.ort_options import OrtOptions
 from fcn_deploy.storage import staged_file
 
@@ -133,12 +134,14 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
         ProviderError: the requested provider would not run.
     """
     options = options or VerifyOptions()
+    if options.layers and is_engine(path):
+        raise UsageError(f"{path} is an engine, whose layers are fused", remedy="Leave --layers out.")
+    check_provider(path, options.provider)
     with on_step(f"check {path}"):
         artifact = open_artifact(path)
         info, shape = artifact.info, artifact.input_shape
-    if options.layers and not artifact.has_graph:
-        raise UsageError(f"{path} is an engine, whose layers are fused", remedy="Leave --layers out.")
-    check_runnable(artifact, options.provider)
+    if isinstance(artifact, Engine):
+        check_engine(artifact)
     if options.exact and info.head is Head.LABELS:
         raise UsageError("the model gives labels, which have no error in float64", remedy="Leave --exact out.")
     photos = photo_inputs(options.images or artifact.photos, shape)

@@ -159,8 +159,12 @@ class PredictionSummary:
         return self.segmented / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:
-        parts = [f"{self.segmented} photos segmented, {self.images_per_s:.3g} a second"]
+        parts = [f"{_photos(self.segmented)} segmented, {self.images_per_s:.3g} a second"]
         parts += [f"{self.done_before} done before"] if self.done_before else []
         total = self.segmented + self.done_before + self.failed
-        parts += [f"{self.failed} of {total} photos failed"] if self.failed else []
+        parts += [f"{self.failed} of {_photos(total)} failed"] if self.failed else []
         return "; ".join(parts)
+
+
+def _photos(count: int) -> str:
+    return f"{count} photo{'s' if count != 1 else ''}"

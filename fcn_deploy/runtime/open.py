@@ -1,8 +1,9 @@
 """The runner of an artifact: TensorRT's for an engine, ONNX Runtime's for everything else."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
-from fcn_deploy.artifact import Artifact
+from fcn_deploy.artifact import Artifact, is_engine
 from fcn_deploy.artifact.engine import Engine
 from fcn_deploy.choices import Provider
 from fcn_deploy.errors import UsageError
@@ -15,24 +16,32 @@ if TYPE_CHECKING:
     from fcn_deploy.runtime.tensorrt import TrtRunner
 
 
-def check_runnable(artifact: Artifact, provider: Provider) -> None:
-    """Check, before any work, that an artifact would run on this machine.
+def check_provider(path: Path, provider: Provider) -> None:
+    """Check, before an artifact is read, that `provider` is for it and would run on this machine.
 
     Raises:
-        BundleError: an engine was built for another TensorRT or GPU.
-        ProviderError: TensorRT, a GPU, or the provider asked for is missing.
+        ProviderError: the provider is missing.
         UsageError: a provider is asked for, and the artifact is an engine.
     """
-    if isinstance(artifact, Engine):
-        _check_no_provider(artifact, provider)
-        from fcn_deploy.runtime.tensorrt import check_device, check_version
-
-        check_version(artifact, find_flavour(artifact.flavour))
-        check_device(artifact, Cuda().device)
+    if is_engine(path):
+        _check_no_provider(path, provider)
         return
     from fcn_deploy.runtime.ort import require_provider
 
     require_provider(provider)
+
+
+def check_engine(engine: Engine) -> None:
+    """Check, before any work, that an engine would run on this machine.
+
+    Raises:
+        BundleError: it was built for another TensorRT or GPU.
+        ProviderError: TensorRT or a GPU is missing.
+    """
+    from fcn_deploy.runtime.tensorrt import check_device, check_version
+
+    check_version(engine, find_flavour(engine.flavour))
+    check_device(engine, Cuda().device)
 
 
 def runner_for(artifact: Artifact, provider: Provider) -> Union["OrtRunner", "TrtRunner"]:
@@ -44,7 +53,7 @@ def runner_for(artifact: Artifact, provider: Provider) -> Union["OrtRunner", "Tr
         UsageError: a provider is asked for, and the artifact is an engine.
     """
     if isinstance(artifact, Engine):
-        _check_no_provider(artifact, provider)
+        _check_no_provider(artifact.path, provider)
         from fcn_deploy.runtime.tensorrt import TrtRunner
 
         return TrtRunner(artifact)
@@ -53,9 +62,9 @@ def runner_for(artifact: Artifact, provider: Provider) -> Union["OrtRunner", "Tr
     return OrtRunner(artifact.model_path, OrtOptions(provider))
 
 
-def _check_no_provider(engine: Engine, provider: Provider) -> None:
+def _check_no_provider(path: Path, provider: Provider) -> None:
     if provider is not Provider.CPU:
         raise UsageError(
-            f"provider {provider}: {engine.path} is an engine, which runs with the TensorRT that built it",
+            f"provider {provider}: {path} is an engine, which runs with the TensorRT that built it",
             remedy="Leave --provider out: it is for ONNX files.",
         )

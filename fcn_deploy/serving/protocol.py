@@ -5,6 +5,7 @@ Binary tensors are not copied: they stay in the buffer they were received in.
 
 import logging
 import math
+import re
 import reprlib
 import uuid
 from collections.abc import Callable, Sequence
@@ -74,7 +75,7 @@ def server_failure(request: str, error: Exception) -> RequestError:
 _Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 # Longer lists do not describe a request to this model.
 _FewItems = msgspec.Meta(max_length=16)
-_NO_DATA = msgspec.Raw()
+_NO_DATA = msgspec.Raw(), msgspec.Raw(b"null")
 
 
 class _JsonInput(msgspec.Struct):
@@ -82,7 +83,7 @@ class _JsonInput(msgspec.Struct):
     datatype: str
     shape: Annotated[list[int], _FewItems]
     parameters: dict[str, Any] = {}
-    data: msgspec.Raw = _NO_DATA
+    data: msgspec.Raw = _NO_DATA[0]
 
 
 class _JsonOutput(msgspec.Struct):
@@ -214,7 +215,7 @@ def _json_end(text: str, length: int) -> int:
 def _json_values(tensor: _JsonInput, binary: memoryview) -> bytes | memoryview:
     """Return the values of a request's only input, from its JSON or from the bytes after it."""
     size = tensor.parameters.get(_BINARY_SIZE)
-    if (size is None) == (tensor.data == _NO_DATA):
+    if (size is None) == (tensor.data in _NO_DATA):
         raise bad_request(
             f"input {tensor.name!r} has {'no values' if size is None else 'values twice'}",
             f"Send either data or the parameter {_BINARY_SIZE}.",
@@ -231,7 +232,7 @@ def _json_values(tensor: _JsonInput, binary: memoryview) -> bytes | memoryview:
 
 def _decode_numbers(data: msgspec.Raw, shape: Sequence[int]) -> bytes | memoryview:
     """Return JSON numbers as bytes; they may be flat, or nested as the shape says."""
-    if not bytes(memoryview(data)[:64]).replace(b" ", b"").startswith(b"[["):
+    if not re.match(rb"\[\s*\[", memoryview(data)):
         return bytes(_FLAT_DECODER.decode(data))
     values = np.array(_NESTED_DECODER.decode(data), np.uint8)  # raises when the lists' lengths differ
     if values.shape != tuple(shape):

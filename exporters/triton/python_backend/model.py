@@ -14,9 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-from fcn_deploy.choices import Provider
-from fcn_deploy.images import MAX_PIXELS
-from fcn_deploy.segmentation import Segmenter
+import fcn_deploy as fd
 
 Photo = npt.NDArray[np.uint8]
 
@@ -30,7 +28,7 @@ class TritonPythonModel:
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"]
         self._batched = config["max_batch_size"] > 0
-        self._segmenter = Segmenter(folder / parameters["artifact"], Provider(parameters["provider"]))
+        self._segmenter = fd.Segmenter(folder / parameters["artifact"], fd.Provider(parameters["provider"]))
         self._segmenter.__enter__()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -80,8 +78,8 @@ def _exported(array: Photo) -> Any:
 def _problem(photos: Sequence[Photo]) -> str | None:
     """Return why photos cannot be labelled, or None; Triton has checked types and the last dimension."""
     height, width = photos[0].shape[:2]
-    if not 1 <= height * width <= MAX_PIXELS:
-        return f"a photo of {height}x{width} pixels: 1 to {MAX_PIXELS} are labelled"
+    if not 1 <= height * width <= fd.MAX_PIXELS:
+        return f"a photo of {height}x{width} pixels: 1 to {fd.MAX_PIXELS} are labelled"
     return None
 
 

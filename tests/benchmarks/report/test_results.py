@@ -1,4 +1,6 @@
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,6 @@ def test_a_report_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_nodes_and_placement_survive_too(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     full = replace(row("ort", 1.0), nodes=(NodeTime("a", "Conv", 1.5, 2, 3),), placement={"CPUExecutionProvider": 3})
     path = tmp_path / "report.json"
 
@@ -59,6 +59,7 @@ def test_share_of_the_limit() -> None:
     ({"rows": [{}]}, r"report.json.* `network`.*rows\[0\]"),
     ({"rows": 3}, r"report.json.*rows"),
     ({"ceilings": {}}, r"report.json.*`copied_bytes_per_s`.*ceilings"),
+    ({"x": float("nan")}, r"report.json.*NaN"),
 ])  # fmt: skip
 def test_damaged_reports(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputFileError, match=problem) as caught:
@@ -68,10 +69,46 @@ def test_damaged_reports(tmp_path: Path, changes: dict[str, Any], problem: str) 
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize(("content", "problem"), [("", "JSON"), ("{", "JSON"), ("[1]", "report")])
-def test_files_that_are_no_reports(tmp_path: Path, content: str, problem: str) -> None:
+@pytest.mark.parametrize("key", ["ceilings", "interrupted"])
+def test_reports_that_lack_a_field(tmp_path: Path, key: str) -> None:
     path = tmp_path / "report.json"
-    path.write_text(content)
+    write_report(REPORT, path)
+    document = json.loads(path.read_text())
+    del document[key]
+    path.write_text(json.dumps(document))
+
+    with pytest.raises(InputFileError, match=rf"report.json.*`{key}`"):
+        read_report(path)
+
+
+@pytest.mark.parametrize("key", [
+    "status", "problem", "load_ns", "peak_bytes", "placement", "parity", "measurement", "nodes", "group",
+])  # fmt: skip
+def test_rows_that_lack_a_field(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "report.json"
+    write_report(REPORT, path)
+    document = json.loads(path.read_text())
+    del document["rows"][1][key]
+    path.write_text(json.dumps(document))
+
+    with pytest.raises(InputFileError, match=rf"report.json.*`{key}`.*rows\[1\]"):
+        read_report(path)
+
+
+def test_a_path_that_is_no_utf_8_survives_its_file(tmp_path: Path) -> None:
+    given = report(replace(row("pytorch"), problem=os.fsdecode(b"no module b-\xff")))
+
+    write_report(given, tmp_path / "report.json")
+
+    assert read_report(tmp_path / "report.json") == given
+
+
+@pytest.mark.parametrize(("content", "problem"), [
+    (b"", "JSON"), (b"{", "JSON"), (b"[1]", "report"), (b'{"schema": "\xff"}', "JSON"), (b"[" * 100_000, "JSON"),
+])  # fmt: skip
+def test_files_that_are_no_reports(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "report.json"
+    path.write_bytes(content)
 
     with pytest.raises(InputFileError, match=problem):
         read_report(path)

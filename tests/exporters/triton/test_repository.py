@@ -1,5 +1,6 @@
 """Packages as they lie on disk: what is in them, what they are refused for, and what --force may replace."""
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -301,3 +302,21 @@ def test_an_ensemble_whose_steps_do_not_fit(plan: Path, tmp_path: Path, old: str
 
     with pytest.raises(fd.BundleError, match=message):
         validate_repository(path.parents[1])
+
+
+def test_a_packaged_model_keeps_to_the_public_names(bundles: Bundles, tmp_path: Path) -> None:
+    """Modules may move from version to version."""
+    packaged(bundles(FLOAT, LOGITS, 1), tmp_path / "p", backend=PYTHON, name="net")
+    tree = ast.parse((tmp_path / "p" / "repository" / "net" / "1" / "model.py").read_text())
+
+    modules = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name for name in modules if name.startswith(("fcn_deploy", "exporters", "benchmarks"))} == {"fcn_deploy"}
+    used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "fd"}
+    assert {"Provider", "Segmenter"} <= used <= set(fd.__all__)
+
+
+def test_the_documentation_pins_this_version() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "triton.md").read_text(encoding="utf-8")
+
+    assert f"pip install fcn-deploy=={fd.__version__}" in text

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from fcn_deploy import BundleError, Geometry, Variant, open_bundle
 from fcn_deploy.artifact.bundle import MANIFEST_FILE, MODEL_FILE, write_manifest
 from tests.messages import states
+
+NOT_UTF_8 = os.fsdecode(b"\xff")
 
 
 def test_opens_with_its_facts(shared_bundle: Path) -> None:
@@ -68,6 +71,8 @@ def flipped(bundle: Path) -> None:
     (lambda b: (b / MANIFEST_FILE).write_text("{"), "manifest.json"),
     (lambda b: (b / MANIFEST_FILE).write_text("[1]"), "manifest.json"),
     (lambda b: (b / MANIFEST_FILE).write_text('{"schema_version": NaN}'), "manifest.json"),
+    (lambda b: (b / MANIFEST_FILE).write_text('{"schema_version": 1, "x": 1e999}'), "manifest.json"),
+    (lambda b: (b / MANIFEST_FILE).write_bytes(b'{"schema_version": 1, "x": "\xff"}'), "manifest.json"),
     (lambda b: (b / MANIFEST_FILE).write_text("[" * 100_000), "manifest.json"),
     (lambda b: (b / MANIFEST_FILE).unlink(), "manifest.json"),
     (lambda b: (b / MODEL_FILE).unlink(), "model.onnx"),
@@ -133,3 +138,39 @@ def test_neither_file_nor_directory(tmp_path: Path) -> None:
 
     assert str(tmp_path / "none") in caught.value.problem
     assert "fcn-deploy export" in caught.value.remedy
+
+
+def test_a_command_with_bytes_that_are_no_utf_8_is_kept(bundle: Path) -> None:
+    manifest = json.loads((bundle / MANIFEST_FILE).read_text())
+    facts = {key: manifest[key] for key in ("model", "optimize", "parity")}
+    write_manifest(bundle, facts | {"command": f"export --output b-{NOT_UTF_8}"})
+
+    opened = open_bundle(bundle)
+
+    assert opened.manifest is not None
+    assert opened.manifest["command"] == f"export --output b-{NOT_UTF_8}"
+
+
+@pytest.mark.parametrize("depth", [900, 940, 950, 960, 970, 980, 990, 1000, 10_000])
+def test_deep_nesting_is_a_damage(bundle: Path, depth: int) -> None:
+    (bundle / MANIFEST_FILE).write_text('{"schema_version": 1, "deep": ' + "[" * depth + "]" * depth + "}")
+
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("change", [
+    lambda m: m.update(optimize=NOT_UTF_8),
+    lambda m: m["files"].update({NOT_UTF_8: m["files"][MODEL_FILE]}),
+    lambda m: m["files"][MODEL_FILE].update({NOT_UTF_8: 1}),
+    lambda m: m["files"][MODEL_FILE].update(sha256=NOT_UTF_8),
+    lambda m: m["model"].update(variant=NOT_UTF_8),
+    lambda m: m.update({NOT_UTF_8: 1}),
+])  # fmt: skip
+def test_no_field_with_bytes_that_are_no_utf_8_ends_in_a_traceback(
+    bundle: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    edited(change)(bundle)
+
+    with pytest.raises(BundleError):
+        open_bundle(bundle)

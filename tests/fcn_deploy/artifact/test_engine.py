@@ -1,6 +1,7 @@
 """Plans and their sidecars, whole and damaged."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -171,3 +172,20 @@ def test_a_closed_runner_does_not_run(engine: Engine) -> None:
     assert [str(spec) for spec in runner.inputs] == ["image float32 1x3x96x96"]
     with pytest.raises(RuntimeError, match="not open"):
         runner.bind()
+
+
+def test_a_name_with_bytes_that_are_no_utf_8(engine: Engine) -> None:
+    renamed = engine.path.with_name(os.fsdecode(b"n-\xff.plan"))
+    facts = replace(engine, path=renamed)
+    engine.path.rename(renamed)
+    sidecar_path(renamed).write_text(facts.sidecar(), encoding="utf-8")
+
+    assert open_engine(renamed) == facts
+
+
+@pytest.mark.parametrize("field", ["flavour", "version", "key", "plan_sha256"])
+def test_a_damaged_field_of_bytes_that_are_no_utf_8(engine: Engine, field: str) -> None:
+    edit(engine, lambda facts: facts.update({field: os.fsdecode(b"\xff"), "plan_bytes": -1}))
+
+    with pytest.raises(fd.BundleError, match=r"engine\.plan"):
+        open_engine(engine.path)

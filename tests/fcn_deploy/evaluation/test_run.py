@@ -1,6 +1,7 @@
 """Scores of a whole data set: against labels made photo by photo, alone and beside PyTorch, resumed, and incomplete."""
 
 import json
+import os
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -340,3 +341,16 @@ def test_memory_does_not_grow_with_the_photos(shared_bundle: Path, tmp_path: Pat
     growth = peak(shared_bundle, many) - peak(shared_bundle, few)
 
     assert growth < 3_000_000
+
+
+def test_names_with_bytes_that_are_no_utf_8_are_scored_and_resumed(shared_bundle: Path, tmp_path: Path) -> None:
+    data = make_folders(tmp_path / os.fsdecode(b"daten-\xe4"), 2)
+    for path in sorted(data.glob("*/000.*")):
+        path.rename(path.with_name(os.fsdecode(b"foto-\xff") + path.suffix))
+
+    whole = run(shared_bundle, data, page=True)
+    again = run(shared_bundle, data, page=True)
+
+    assert os.fsdecode(b"foto-\xff") in {image.name for image in whole.images}
+    assert (again.resumed, again.restart_reason) == (2, "")
+    assert replace(again, resumed=0).to_dict() == whole.to_dict()

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -171,6 +172,21 @@ def test_values_that_are_not_finite_fail_and_reach_json(shared_bundle: Path, tmp
 
     assert not result.parity.passed
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["parity"]["passed"] is False
+
+
+@pytest.mark.parametrize(("name", "options", "error"), [
+    ("nothing.plan", {"layers": True}, fd.UsageError),
+    ("nothing.plan", {"provider": fd.Provider.CUDA}, fd.UsageError),
+    ("nothing", {"provider": fd.Provider.CUDA}, fd.ProviderError),
+    ("nothing", {"layers": True}, fd.BundleError),
+    ("nothing.plan", {}, fd.BundleError),
+])  # fmt: skip
+def test_refusals_that_need_no_artifact_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any], error: type[Exception]
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(error, match="cuda|CUDA" if error is fd.ProviderError else "nothing"):
+        fd.verify(tmp_path / name, fd.VerifyOptions(**options))
 
 
 def test_a_missing_photo(shared_bundle: Path, tmp_path: Path) -> None:

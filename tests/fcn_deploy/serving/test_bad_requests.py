@@ -63,6 +63,7 @@ def head(**changed: Any) -> bytes:
     ({"parameters": {"binary_data_size": -1}}, "binary_data_size -1 of input 'pixels'"),
     ({"parameters": {"binary_data_size": True}}, "binary_data_size True of input 'pixels'"),
     ({"parameters": {}}, "input 'pixels' has no values"),
+    ({"parameters": {}, "data": None}, "input 'pixels' has no values"),
     ({"data": [1]}, "input 'pixels' has values twice"),
 ])  # fmt: skip
 def test_a_wrong_tensor(server: fd.Server, changed: dict[str, Any], message: str) -> None:

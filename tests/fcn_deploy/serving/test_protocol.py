@@ -75,6 +75,36 @@ def test_nested_json_and_flat_json_are_the_same_request(server: fd.Server) -> No
     assert flat[1]["outputs"][0]["shape"] == [1, 96, 96]
 
 
+@pytest.mark.parametrize("spaces", ["\n", "\t", "\r\n", " " * 1000], ids=["newline", "tab", "CRLF", "many"])
+def test_white_space_between_the_brackets_changes_nothing(server: fd.Server, spaces: str) -> None:
+    pixels = noise(seed=3)
+    flat = call(server, INFER, json_request(pixels))
+    body = json_request(pixels, data=pixels.tolist()).replace(b"[[[[", f"{spaces}[".encode() * 4)
+    nested = call(server, INFER, body)
+
+    assert spaces.encode() in body
+    assert (nested[0], nested[1].get("outputs")) == (200, flat[1]["outputs"])
+
+
+def test_nested_json_may_have_a_line_for_each_value(server: fd.Server) -> None:
+    pixels = noise(seed=3)
+    body = json.dumps(json.loads(json_request(pixels, data=pixels.tolist())), indent=0).encode()
+
+    status, answer, _ = call(server, INFER, body)
+
+    assert (status, answer.get("outputs")) == (200, call(server, INFER, json_request(pixels))[1]["outputs"])
+
+
+def test_data_of_null_leaves_the_binary_values(server: fd.Server) -> None:
+    pixels = noise(seed=3)
+    tensor = {"name": "pixels", "shape": list(pixels.shape), "datatype": "UINT8", "data": None}
+    head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": pixels.size}}]}).encode()
+    lengths = {"Inference-Header-Content-Length": str(len(head))}
+    status, answer, _ = call(server, INFER, head + pixels.tobytes(), lengths)
+
+    assert (status, answer.get("outputs")) == (200, call(server, INFER, json_request(pixels))[1]["outputs"])
+
+
 def test_answers_say_how_long_the_model_ran(server: fd.Server) -> None:
     answer = call(server, INFER, json_request(noise()))[1]
 
@@ -142,7 +172,7 @@ def test_a_broken_artifact_is_said_on_entering(bundle: Path) -> None:
     (bundle / "model.onnx").write_bytes(b"nothing")
 
     with (
-        pytest.raises(fd.BundleError, match="has 7 bytes; its manifest says"),
+        pytest.raises(fd.BundleError, match=r"has 7 bytes; manifest\.json says"),
         fd.Server(bundle, OPTIONS),
     ):
         pass
