@@ -16,12 +16,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, BinaryIO, cast
 
 import numpy as np
+import psutil
 
 from fcn_deploy.choices import Provider
 from fcn_deploy.errors import FcnDeployError, UsageError
@@ -45,6 +47,8 @@ _HELPER_CPUS = 0.5
 _CONNECT_TIMEOUT_S = 5
 # For the photos in hand, and Ray's shutdown.
 _END_TIMEOUT_S = 20
+# For Ray's shutdown after a signal.
+_TERMINATE_TIMEOUT_S = 5
 _RERUN = "Run the same command again: finished photos are not done twice."
 
 
@@ -55,24 +59,74 @@ def predict_on_ray(plan: Plan, tasks: Sequence[Task], sink: Sink) -> Iterator[Pr
         UsageError: the cluster's address cannot be reached.
         FcnDeployError: a worker failed, for instance to write its results, or the driver's process ended early.
     """
-    command = [sys.executable, "-c", f"from {__name__} import drive; drive()"]
+    yield from run_in_driver(_answers, plan, list(tasks), sink)
+
+
+def run_in_driver(work: Callable[..., Generator[Any, None, None]], *arguments: Any) -> Iterator[Prediction]:
+    """Run the generator function `work` in the driver's process and yield what it yields before its None.
+
+    The process looks for modules where this one does. It ends with this one, whatever ends this one.
+
+    Raises:
+        FcnDeployError: `work` yielded this error, or the process ended early.
+    """
+    # -P and the same path: the working directory is not searched unless this process searches it.
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import drive; drive()"
+    command = [sys.executable, "-P", "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as driver:  # noqa: S603 - this interpreter
         try:
-            # A driver that ended before it read everything is reported by what it does not send.
-            with suppress(BrokenPipeError), cast("BinaryIO", driver.stdin) as job:
-                pickle.dump((plan, list(tasks), sink), job)
+            _send(driver, (work, *arguments))
             yield from received(driver)
         finally:
             _end(driver)
 
 
-def _end(driver: "subprocess.Popen[bytes]") -> None:
-    """Wait for the driver to end: a closed pipe ends it at its next answer."""
-    cast("BinaryIO", driver.stdout).close()
+def _send(driver: "subprocess.Popen[bytes]", job: object) -> None:
+    """Send the job; stdin stays open, so that the driver notices the end of this process."""
+    stdin = cast("BinaryIO", driver.stdin)
     try:
-        driver.wait(timeout=_END_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        driver.terminate()
+        pickle.dump(job, stdin)
+        stdin.flush()
+    except BrokenPipeError:
+        pass  # reported by what the driver does not send
+    except BaseException:
+        driver.kill()  # it would wait for the rest of its job
+        raise
+
+
+def _end(driver: "subprocess.Popen[bytes]") -> int:
+    """Wait for the driver to end and return its code: a closed pipe ends it at its next answer.
+
+    When it takes too long, or when this wait is interrupted, it is told to end, and then killed.
+    """
+    try:
+        cast("BinaryIO", driver.stdout).close()
+        _wait(driver, _END_TIMEOUT_S)
+    finally:
+        try:
+            driver.terminate()
+            _wait(driver, _TERMINATE_TIMEOUT_S)
+        finally:
+            if driver.poll() is None:
+                _kill_started_by(driver.pid)
+                driver.kill()
+            with suppress(BrokenPipeError):
+                cast("BinaryIO", driver.stdin).close()
+            driver.wait()
+    return driver.returncode
+
+
+def _wait(driver: "subprocess.Popen[bytes]", limit_s: float) -> None:
+    with suppress(subprocess.TimeoutExpired):
+        driver.wait(limit_s)
+
+
+def _kill_started_by(pid: int) -> None:
+    """Kill all processes below this one: a worker of Ray whose driver is gone first writes what it has in hand."""
+    with suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def received(driver: "subprocess.Popen[bytes]") -> Iterator[Prediction]:
@@ -87,23 +141,35 @@ def received(driver: "subprocess.Popen[bytes]") -> Iterator[Prediction]:
                 raise item
             yield item
     except (EOFError, pickle.UnpicklingError) as error:
-        raise FcnDeployError(f"Ray's driver process ended early, with code {driver.wait()}", remedy=_RERUN) from error
+        raise FcnDeployError(f"Ray's driver process ended early, with code {_end(driver)}", remedy=_RERUN) from error
 
 
 def drive() -> None:
-    """Run the driver: read a pickled job from stdin, send pickled predictions to stdout, and end without cleanup."""
+    """Run the driver: read a pickled job from stdin, send pickled answers to stdout, and end without cleanup."""
     # Ctrl-C reaches both processes; the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(BrokenPipeError), os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
         # Output of Ray itself goes to stderr.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        plan, tasks, sink = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the parent process
-        with closing(_answers(plan, tasks, sink)) as items:
+        work, *arguments = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the parent process
+        threading.Thread(target=_end_with_parent, args=(os.dup(sys.stdin.fileno()),), daemon=True).start()
+        # Ray's processes inherit an empty stdin.
+        os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
+        with closing(work(*arguments)) as items:
             for item in items:
                 pickle.dump(item, answers)
                 answers.flush()
     # Ray's shutdown is over. Ending the interpreter as usual would race with the native threads that remain.
     os._exit(0)
+
+
+def _end_with_parent(stdin: int) -> None:
+    """End this process as soon as the parent is gone: without the parent's lock, another run may write there."""
+    os.read(stdin, 1)
+    try:
+        _kill_started_by(os.getpid())
+    finally:
+        os._exit(1)
 
 
 def _answers(

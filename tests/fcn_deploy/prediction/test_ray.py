@@ -1,12 +1,15 @@
 """The same run on Ray: on a cluster of two nodes, with a worker killed, and on one that is started for it."""
 
+import importlib
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,12 @@ import pytest
 from pyarrow import parquet
 
 import fcn_deploy as fd
-from fcn_deploy.prediction.ray import received
+from fcn_deploy.prediction import ray as ray_engine
+from fcn_deploy.prediction.ray import received, run_in_driver
 from tests.conftest import Call, Run
+from tests.fcn_deploy.prediction.driver_work import stay
 from tests.messages import missing
-from tests.processes import started
+from tests.processes import started, wait_until
 
 PHOTOS = 40
 # On the loopback interface alone.
@@ -170,3 +175,94 @@ def test_an_abort_of_the_driver_counts_only_before_its_last_answer(complete: boo
                 next(answers)
 
     assert driver.returncode == -signal.SIGABRT
+
+
+REPOSITORY = Path(__file__).parents[3]
+# The parent of a driver that does not end by itself: it prints the driver's processes, and when it waits for their end.
+PARENT = """
+from fcn_deploy.prediction import ray
+from tests.fcn_deploy.prediction.driver_work import stay
+wait = ray._wait
+ray._wait = lambda driver, limit_s: (print("waits", flush=True), wait(driver, min(limit_s, 10)))
+ray._TERMINATE_TIMEOUT_S = 0.5
+for processes in ray.run_in_driver(stay):
+    print(*processes, flush=True)
+"""
+
+
+def runs(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextmanager
+def parent_of_a_driver() -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
+    """The parent, blocked until its driver answers, and the processes of the driver."""
+    with started([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, cwd=REPOSITORY) as parent:
+        assert parent.stdout is not None
+        processes = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(processes) == 2
+        assert all(map(runs, processes))
+        time.sleep(0.5)  # a signal just before it blocks would not wake it
+        yield parent, processes
+
+
+def test_the_driver_and_its_workers_end_with_their_parent() -> None:
+    """They would go on writing while the next run may hold the lock of the same output."""
+    with parent_of_a_driver() as (parent, processes):
+        parent.kill()
+
+        wait_until(lambda: not any(map(runs, processes)), seconds=10)
+
+
+def test_a_second_interruption_leaves_no_driver_behind() -> None:
+    with parent_of_a_driver() as (parent, processes):
+        assert parent.stdout is not None
+        parent.send_signal(signal.SIGINT)
+        assert parent.stdout.readline() == "waits\n"
+        assert all(map(runs, processes))
+
+        interrupted = time.monotonic()
+        parent.send_signal(signal.SIGINT)
+        parent.wait(20)
+
+        assert time.monotonic() - interrupted < 8  # sooner than the first wait would have ended
+        assert parent.returncode == -signal.SIGINT
+        wait_until(lambda: not any(map(runs, processes)), seconds=1)
+
+
+def test_a_driver_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_engine, "_END_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(ray_engine, "_TERMINATE_TIMEOUT_S", 0.1)
+    items: Any = run_in_driver(stay)
+    processes = next(items)
+    assert all(map(runs, processes))
+
+    items.close()
+
+    wait_until(lambda: not any(map(runs, processes)), seconds=10)
+
+
+def test_the_driver_imports_from_where_its_parent_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a source checkout, say; the working directory is another place, whatever its files are called."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "only_here.py").write_text(
+        "import importlib.util, os, sys\n"
+        "def work():\n"
+        "    yield sys.path\n"
+        "    yield importlib.util.find_spec('ray').origin\n"
+        "    yield None\n"
+    )
+    for name in ("ray", "numpy", "signal"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the working directory')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "source")
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", ".", str(tmp_path))])
+
+    answers: list[Any] = [*run_in_driver(importlib.import_module("only_here").work)]
+
+    path, origin = answers
+    assert path == sys.path
+    assert tmp_path not in Path(origin).parents
