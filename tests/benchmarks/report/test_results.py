@@ -54,11 +54,11 @@ def test_share_of_the_limit() -> None:
 
 
 @pytest.mark.parametrize(("changes", "problem"), [
-    ({"schema": "something"}, "report"),
-    ({"schema_version": 2}, r"\b2\b.*\b1\b"),
-    ({"rows": [{}]}, r"report.json.* `network`.*rows\[0\]"),
-    ({"rows": 3}, r"report.json.*rows"),
-    ({"ceilings": {}}, r"report.json.*`copied_bytes_per_s`.*ceilings"),
+    ({"schema": "something"}, "is not a benchmark report"),
+    ({"schema_version": 2}, r"schema version 2\b.*\b1\b"),
+    ({"rows": [{}]}, r"report.json.*damaged.* `network`.*rows\[0\]"),
+    ({"rows": 3}, r"report.json.*damaged.*rows"),
+    ({"ceilings": {}}, r"report.json.*damaged.*`copied_bytes_per_s`.*ceilings"),
 ])  # fmt: skip
 def test_damaged_reports(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputFileError, match=problem) as caught:
@@ -68,7 +68,7 @@ def test_damaged_reports(tmp_path: Path, changes: dict[str, Any], problem: str) 
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize(("content", "problem"), [("", "JSON"), ("{", "JSON"), ("[1]", "report")])
+@pytest.mark.parametrize(("content", "problem"), [("", "not JSON"), ("{", "not JSON"), ("[1]", "benchmark report")])
 def test_files_that_are_no_reports(tmp_path: Path, content: str, problem: str) -> None:
     path = tmp_path / "report.json"
     path.write_text(content)
@@ -78,7 +78,7 @@ def test_files_that_are_no_reports(tmp_path: Path, content: str, problem: str) -
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(InputFileError, match=r"none.json"):
+    with pytest.raises(InputFileError, match=r"none\.json: No such file"):
         read_report(tmp_path / "none.json")
 
 
