@@ -144,7 +144,7 @@ def test_an_output_below_a_file(call_cli: Call, photo: Path) -> None:
     code, _, errors = call_cli("export", "--variant", "8s", *NARROW, "--output", photo / "out")
 
     assert code == 3
-    assert missing("write photo.png/out directory", errors) == []
+    assert missing(f"write {photo}/out file", errors) == []
 
 
 def test_a_failed_verification_exits_5_and_saves_its_worst_input(call_cli: Call, bundle: Path) -> None:

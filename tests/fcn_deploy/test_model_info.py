@@ -41,11 +41,11 @@ def test_metadata_says_what_a_consumer_needs() -> None:
     assert metadata["fcn_deploy.weights"] == "untrained"
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("variant", "64s"), ("geometry", "round"), ("num_classes", "many"), ("num_classes", "0"),
-    ("mean", "0 0 0"), ("channel_order", "RGB"),
+@pytest.mark.parametrize(("key", "value", "facts"), [
+    ("variant", "64s", "'64s'"), ("geometry", "round", "'round'"), ("num_classes", "many", "`int` `str`"),
+    ("num_classes", "0", "0 1 255"), ("mean", "0 0 0", "mean 0"), ("channel_order", "RGB", "channel_order RGB BGR"),
 ])  # fmt: skip
-def test_altered_metadata_is_refused(key: str, value: str) -> None:
+def test_altered_metadata_is_refused(key: str, value: str, facts: str) -> None:
     metadata = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(rng_seed=0)).to_metadata()
 
     with pytest.raises(BundleError, check=states(f"m.onnx metadata altered {value.split(maxsplit=1)[0]}")):

@@ -295,9 +295,7 @@ def test_a_layer_named_twice_is_not_dropped(tmp_path: Path) -> None:
         read_checkpoint(save(tmp_path, state))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "message"), [(torch.float64, "fc6.bias torch.float64"), (torch.int32, "fc6.bias torch.int32")]
-)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32])
 def test_types_that_would_lose_digits_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
     state = state_of(Variant.FCN32S)
     state["fc6.bias"] = state["fc6.bias"].to(dtype)
