@@ -97,7 +97,7 @@ def test_folders_by_other_names_and_another_option_starts_over(
     (("BUNDLE", "sample", "--against", "keras"), (2, "keras pytorch")),
     (("BUNDLE",), (2, "Missing argument 'DATASET'")),
     (("BUNDLE", "sample", "--output", "data"), (3, "data holds images no journal.jsonl")),
-    (("BUNDLE", "sample", "--output", "/proc/nobody/writes/here"), (3, "write /proc/nobody/writes No such")),
+    (("BUNDLE", "sample", "--output", "/proc/nobody/writes/here"), (3, "cannot /proc/nobody/writes No such")),
 ])  # fmt: skip
 def test_bad_input_has_its_exit_code_and_leaves_nothing(
     call_cli: Call, shared_bundle: Path, tmp_path: Path, arguments: tuple[str, ...], expected: tuple[int, str]

@@ -92,7 +92,7 @@ def test_an_unknown_split_names_those_there_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "facts"), [
-    (b"", "val.txt empty"),
+    (b"", "split val.txt empty"),
     (b"a\na\n", "val.txt 1 twice a"),
     (b"\xff\xfe\x00", "val.txt read 0xff"),
 ])  # fmt: skip
