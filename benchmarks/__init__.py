@@ -1,1 +1,1 @@
-"""Measuring: what the toolkit costs, against what a plain script costs."""
+"""Measurements of the toolkit: latency, accuracy and cost, compared with other tools."""

@@ -1,4 +1,4 @@
-"""What an export costs as a whole process, against a plain script: wall time and peak memory, run in turn.
+"""Measure the cost of an export as a whole process against a plain script: wall time and peak memory, in turn.
 
 Run as `python -m benchmarks.export_cost [ROUNDS]`; prints a Markdown table of medians. Both write the same network
 (FCN-32s, 500x500, random weights) to a new directory. The plain script (`--plain OUTPUT.onnx`) is what one writes
@@ -24,7 +24,7 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one process: wall time in seconds, peak resident memory in bytes."""
+    """The cost of one process: wall time in seconds, peak resident memory in bytes."""
 
     seconds: float
     peak_bytes: int

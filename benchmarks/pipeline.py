@@ -1,7 +1,7 @@
-"""What `predict` adds to the runtime: how busy it keeps it, whether memory grows, and Ray beside threads.
+"""Measure the pipeline of `predict`: utilisation of the runtime, growth of memory, and Ray against threads.
 
-Run as `python -m benchmarks.pipeline [PHOTOS] [MANY]`: so many 500x500 JPEGs at full width, through threads and Ray in
-turn, and so many through the narrow sample; about ten minutes on two cores with the defaults.
+Run as `python -m benchmarks.pipeline [PHOTOS] [MANY]`: PHOTOS JPEGs of 500x500 at full width, through threads and Ray
+in turn, and MANY through the narrow sample; about ten minutes on two cores with the defaults.
 """
 
 import sys
@@ -29,21 +29,21 @@ from fcn_deploy.runtime.base import Arrays
 from fcn_deploy.segmentation import Segmenter
 
 PHOTOS, MANY, ROUNDS = 40, 2000, 3
-# What starts before the first photo takes as long with so few of them.
+# The start-up takes as long with this few photos.
 _FEW = 4
-# Memory is compared from here on: by then every thread has its buffers.
+# Memory is compared from this photo on, when every thread has its buffers.
 _SETTLED = 200
 
 
 class WatchedSegmenter(Segmenter):
-    """Remembers when its runtime ran: pairs of begin and end, in seconds."""
+    """Records when its runtime ran: pairs of begin and end, in seconds."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.runs: list[tuple[float, float]] = []
 
     def run(self, feed: Arrays) -> Arrays:
-        """Run, and remember."""
+        """Run, and record the times."""
         begin = time.perf_counter()
         outputs = super().run(feed)
         self.runs.append((begin, time.perf_counter()))
@@ -56,7 +56,7 @@ class WatchedSegmenter(Segmenter):
 
 
 def write_photos(folder: Path, count: int) -> list[Path]:
-    """JPEGs of 500x500, all different."""
+    """Write different JPEGs of 500x500."""
     folder.mkdir()
     pixels = resize(read_image(SAMPLE_PHOTO), 500, 500)
     paths = [folder / f"{i:05d}.jpg" for i in range(count)]
@@ -66,7 +66,7 @@ def write_photos(folder: Path, count: int) -> list[Path]:
 
 
 def busy_share(artifact: Path, photos: list[Path], output: Path) -> float:
-    """How busy the pipeline of one process keeps the runtime."""
+    """Return the share of the time in which the pipeline of one process keeps the runtime busy."""
     segmenter = WatchedSegmenter(artifact)
     plan = make_plan(artifact, segmenter, PredictOptions(output))
     sink = FileSink(plan, open_store(output))
@@ -75,7 +75,7 @@ def busy_share(artifact: Path, photos: list[Path], output: Path) -> float:
 
 
 def seconds(artifact: Path, photos: list[Path], engine: EngineName) -> float:
-    """Of a whole `predict` into a new folder."""
+    """Return the seconds of a whole `predict` into a new folder."""
     with TemporaryDirectory() as output:
         start = time.perf_counter()
         deque(predict(artifact, photos, PredictOptions(output, engine=engine)), maxlen=0)
@@ -83,7 +83,7 @@ def seconds(artifact: Path, photos: list[Path], engine: EngineName) -> float:
 
 
 def at_full_width(folder: Path, count: int) -> Iterator[str]:
-    """Sentences: the runtime's share, and rows of threads and Ray in turn."""
+    """Yield sentences about the runtime's share, and the rates of threads and Ray in turn."""
     artifact = export(ExportOptions(Variant.FCN8S, folder / "full", verify=False)).path
     photos = write_photos(folder / "photos", count)
     shares = sorted(busy_share(artifact, photos, folder / f"busy-{turn}") for turn in range(ROUNDS))
@@ -100,7 +100,7 @@ def at_full_width(folder: Path, count: int) -> Iterator[str]:
 
 
 def through_many(folder: Path, count: int) -> str:
-    """A sentence about memory: by how much the most of the last fifth is above that around the 200th photo."""
+    """Return a sentence about memory: the growth of its peak from the 200th photo to the last fifth."""
     weights = WeightsOptions(SAMPLE_CHECKPOINT)
     artifact = export(ExportOptions(Variant.FCN8S, folder / "narrow", weights=weights, verify=False)).path
     photos = write_photos(folder / "many", count)

@@ -1,4 +1,4 @@
-"""What reduced precision costs and gains: accuracy of the trained sample, and size and time of 8 bits on a CPU.
+"""Measure reduced precision: accuracy of the trained sample, and size and time of int8 on a CPU.
 
 Run as `python -m benchmarks.precision_gain [SCENES] [ROUNDS]`; prints two Markdown tables, about eight minutes on two
 cores. The sample is calibrated on scenes of the training split and judged on held-out ones: other photos, other shapes.
@@ -92,7 +92,7 @@ def speed(variant: Variant, rounds: int) -> str:
 
 
 def _interleaved(paths: Mapping[Precision, Path], rounds: int) -> dict[Precision, list[float]]:
-    """Return the seconds of `rounds` runs of each file, in turn, after two that do not count."""
+    """Return the seconds of `rounds` runs of each file, in turn, after two warm-up runs."""
     photo = photo_input(SAMPLE_PHOTO, (1, 3, 500, 500))
     taken: dict[Precision, list[float]] = {precision: [] for precision in paths}
     with ExitStack() as stack:

@@ -1,6 +1,6 @@
 """Writes the tables of committed results into README.md and docs/figures.md, so that no figure there is typed by hand.
 
-Of results of GPUs the newest are shown, or a line that there are none yet.
+For GPUs the newest results are shown, or a line that there are none yet.
 
 Run as `python -m benchmarks.readme`; a test compares both files with the results.
 """

@@ -1,4 +1,4 @@
-"""What the exact rewrites gain, counted, and whether the graph still computes what it did, at 500x500 and full width.
+"""Count the gain of the exact rewrites, and compare the graphs' outputs, at 500x500 and full width.
 
 Run as `python -m benchmarks.rewrite_gain [cpu|cuda|tensorrt]`; prints a Markdown table. Latencies are measured by
 `fcn-deploy bench`.
@@ -54,7 +54,7 @@ def measure(variant: Variant, geometry: Geometry, target: Target) -> tuple[str, 
 
 
 def _logits(model: ir.Model) -> tuple[npt.NDArray[np.float64], int]:
-    """The graph's logits of a photo, and the bytes of its file."""
+    """Return the graph's logits of a photo, and the bytes of its file."""
     with open_graph(model) as runner:
         outputs = runner.run({"image": photo_input(SAMPLE_PHOTO, (1, 3, 500, 500)).image})
         return outputs["logits"].astype(np.float64), runner.path.stat().st_size

@@ -1,4 +1,4 @@
-"""What serving costs: a request against the run inside it, and 64 clients at once.
+"""Measure the overhead of serving: requests against the runs inside them, and 64 clients in parallel.
 
 Run as `python -m benchmarks.serving [SECONDS]`; prints Markdown. The network is narrow, so that the figures are the
 server's and not the network's; server and clients share the machine.
@@ -33,7 +33,7 @@ from fcn_deploy.images import Pixels
 from fcn_deploy.segmentation import Segmenter
 from fcn_deploy.serving.protocol import JSON_LENGTH_HEADER
 
-# Labels come in one window; otherwise gRPC's first 64 KB are acknowledged before the rest is sent.
+# Labels arrive in one window; otherwise gRPC's first 64 KB are acknowledged before the rest is sent.
 CHANNEL = [
     ("grpc.http2.lookahead_bytes", 4_000_000),
     ("grpc.max_send_message_length", -1),
@@ -41,13 +41,13 @@ CHANNEL = [
 ]
 _US_PER_MS = 1e3
 
-# Sends one request; returns what its run took, ms.
+# Sends one request; returns the time of its run, ms.
 Ask = Callable[[], float]
 
 
 @contextlib.contextmanager
 def plain_asker(server: dict[str, Any], pixels: Pixels) -> Iterator[Ask]:
-    """Requests over HTTP from the standard library's client, which takes little time of its own."""
+    """Send requests with the standard library's HTTP client, which has little overhead."""
     connection = http.client.HTTPConnection(server["http"].removeprefix("http://"))
 
     def ask() -> float:
@@ -69,14 +69,14 @@ def plain_asker(server: dict[str, Any], pixels: Pixels) -> Iterator[Ask]:
 
 
 def http_asker(server: dict[str, Any], pixels: Pixels) -> Ask:
-    """Requests over HTTP from tritonclient, tensors as bytes."""
+    """Send requests over HTTP with tritonclient, tensors as bytes."""
     client = tritonclient.http.InferenceServerClient(server["http"].removeprefix("http://"))
     ask = _triton_request(tritonclient.http, client, server["name"], pixels)
     return lambda: float(ask()["parameters"]["run_us"]) / _US_PER_MS
 
 
 def grpc_asker(server: dict[str, Any], pixels: Pixels) -> Ask:
-    """Requests over gRPC from tritonclient, tensors as bytes."""
+    """Send requests over gRPC with tritonclient, tensors as bytes."""
     client = tritonclient.grpc.InferenceServerClient(server["grpc"], channel_args=CHANNEL)
     ask = _triton_request(tritonclient.grpc, client, server["name"], pixels)
     return lambda: float(ask().parameters["run_us"].int64_param) / _US_PER_MS
@@ -120,18 +120,18 @@ class Latencies:
     run: list[float] = field(default_factory=list)  # of that, the model's run
 
     def cells(self) -> tuple[str, ...]:
-        """For a table, in the order of `HEADINGS` after the first."""
+        """Return the cells of a table row, in the order of `HEADINGS` after the first."""
         total, run = np.array(self.total), np.array(self.run)
         over = np.percentile(total - run, (50, 90, 99))
         return tuple(f"{ms:.2f}" for ms in (*np.percentile(total, (50, 99)), float(np.median(run)), *over))
 
 
-HEADINGS = ("one client", "median", "p99", "run, median", "beside it, median", "p90", "p99")
+HEADINGS = ("one client", "median", "p99", "run, median", "overhead, median", "p90", "p99")
 
 
 @dataclass
 class Load:
-    """What many clients got."""
+    """The answers that many clients got."""
 
     outcomes: Counter[str] = field(default_factory=Counter)  # answers by kind
     memory_bytes: tuple[float, ...] = ()  # of the server: before, at equal distances, at the end
@@ -150,7 +150,7 @@ class Load:
 
 @contextlib.contextmanager
 def serving(bundle: Path) -> Iterator[dict[str, Any]]:
-    """A server in a process of its own, as `fcn-deploy serve --json` describes it."""
+    """Run a server in its own process; yield its description from `fcn-deploy serve --json`."""
     command = [sys.executable, "-m", "fcn_deploy", "serve", str(bundle), "--json", "--http-port=0", "--grpc-port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:  # noqa: S603 - this very package
         text = ""
@@ -166,7 +166,7 @@ def serving(bundle: Path) -> Iterator[dict[str, Any]]:
 
 
 def alone(segmenter: Segmenter, pixels: Pixels) -> Ask:
-    """The runtime in this process, with nothing around it."""
+    """Run the runtime alone, in this process."""
     feed = segmenter.feed(list(pixels))
 
     def ask() -> float:
@@ -178,7 +178,7 @@ def alone(segmenter: Segmenter, pixels: Pixels) -> Ask:
 
 
 def take_turns(askers: dict[str, Ask], rounds: int) -> dict[str, Latencies]:
-    """Ask each once a round, in another order every time: what went before and what else runs meet all alike."""
+    """Send one request of each kind per round, in random order, so that disturbances affect all kinds alike."""
     found = {name: Latencies() for name in askers}
     order, shuffled = list(askers), random.Random(0)  # noqa: S311 - nothing is to be kept secret
     for number in range(WARM_UP + rounds):
@@ -193,7 +193,7 @@ def take_turns(askers: dict[str, Ask], rounds: int) -> dict[str, Latencies]:
 
 
 def under_load(server: dict[str, Any], pixels: Pixels, seconds: float) -> Load:
-    """Many clients, each of which asks again as soon as it is answered, or after a second when it is refused."""
+    """Run many clients; each sends its next request after an answer, or a second after a refusal."""
     load, end = Load(), time.monotonic() + seconds
     lock = threading.Lock()
 
@@ -226,7 +226,7 @@ def _outcome(ask: Ask) -> str:
         ask()
     except InferenceServerException as error:
         return "refused" if error.status() in _REFUSED else f"failed: {error}"
-    except Exception as error:  # whatever it is, it is what the client got
+    except Exception as error:  # every error counts as an answer
         return f"failed: {type(error).__name__}: {error}"
     return "answered"
 

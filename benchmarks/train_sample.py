@@ -27,9 +27,9 @@ from fcn_deploy.models.fcn import FCN
 from fcn_deploy.models.weights import random_network
 
 CLASSES = ("background", "disc", "square", "triangle", "star", "ring", "cross")
-# Shapes in a scene of that side, and more in larger ones; diameters in pixels, so that they do not grow with the scene.
+# Number of shapes in a scene of this side, more in larger ones; diameters in pixels do not grow with the scene.
 SIDE, COUNTS, DIAMETERS = 224, (1, 5), (45, 130)
-# Of scenes that are written to files or judged. Training uses the seeds below.
+# Seeds of scenes that are written to files or evaluated. Training uses the seeds below.
 WRITTEN_SIDE, FIRST_SEED = 500, 1_000_000
 _SUPERSAMPLING = 2
 _TRAINING_PHOTOS = (

@@ -1,1 +1,1 @@
-"""Ways out of PyTorch: ONNX export, graph simplification, and the pipeline that writes a verified bundle."""
+"""Export from PyTorch: ONNX, graph simplification and rewrites, and the pipeline that writes a verified bundle."""

@@ -1,4 +1,4 @@
-"""Whether a graph is valid, and whether two compute the same: by structure where it is equal, by numbers elsewhere.
+"""Check a graph's validity, and the equivalence of two graphs: by structure where possible, by numbers elsewhere.
 
 Values that the same operators compute from the same inputs and weights are equal by construction. Only what lies
 between such values (for a simplified FCN its merged crops, for a live window the blocks that it changes) is run, so
@@ -49,7 +49,7 @@ class Difference:
     compared_nodes: int  # nodes of the rewritten graph that had to be run; 0 when the two are equal by structure
     # largest error over its value's range, of all values that were compared; 0 when none was
     relative_error: float = 0.0
-    inputs: tuple[str, ...] = ()  # what the graphs were run on; empty when nothing was run
+    inputs: tuple[str, ...] = ()  # names of the inputs they were run on; empty when nothing was run
 
     @property
     def beyond_rounding(self) -> str | None:
@@ -67,10 +67,10 @@ def compare_graphs(before: ir.Model, after: ir.Model) -> Difference:
 
     Raises:
         ParityError: names or shapes of the outputs differ.
-        BundleError: ONNX Runtime refuses what has to be run of either graph.
+        BundleError: ONNX Runtime refuses a part of either graph.
     """
     for model in (before, after):
-        # The parts extracted below need the types of their inputs; a rewrite may have dropped them.
+        # The parts extracted below need the types of their inputs, which a rewrite may have dropped.
         ir.passes.common.ShapeInferencePass()(model)
     _check_same_outputs(before, after)
     keys_before = _value_keys(before, {})
@@ -88,7 +88,7 @@ def compare_graphs(before: ir.Model, after: ir.Model) -> Difference:
     for name, feeds in _feeds({v.name or "": v for tail in tails for v in tail.graph.inputs}, images).items():
         expected, actual = (run_graph(tail, feeds).values() for tail in tails)
         errors[name] = [_relative_error(e, a) for e, a in zip(expected, actual, strict=True)]
-    # NumPy's maximum, unlike Python's, is not a number as soon as one of them is not.
+    # NumPy's maximum, unlike Python's, is NaN if any value is NaN.
     return Difference(len(tails[1].graph), float(np.max(list(errors.values()))), tuple(errors))
 
 
@@ -109,7 +109,7 @@ def _mismatch(what: str, before: str, after: str) -> ParityError:
 
 @dataclass(frozen=True)
 class _Claim:
-    """The key of a value that replaces one computed in another way: the key of that one."""
+    """The key of a value whose twin is computed in another way: the twin's key."""
 
     key: Hashable
 
@@ -129,7 +129,7 @@ def _value_keys(model: ir.Model, twins: Mapping[str | None, tuple[ir.Value, Hash
         digest = hashlib.sha256(repr(recipe).encode()).hexdigest()
         for index, output in enumerate(node.outputs):
             twin, key = twins.get(output.name, (None, None))
-            # An output is compared with its twin whatever is known of their shapes.
+            # An output is compared with its twin even if their shapes are unknown.
             claims = twin is not None and key != (digest, index) and (output.is_graph_output() or _alike(twin, output))
             keys[output] = _Claim(key) if claims else (digest, index)
     return keys
@@ -159,7 +159,7 @@ def _attributes(node: ir.Node) -> tuple[tuple[str, Hashable], ...]:
 
 
 def _attribute_key(attribute: ir.Attr) -> Hashable:
-    """Return a tensor's bytes, since printing one omits values; a subgraph equals only itself."""
+    """Return a tensor's bytes, because its text omits values; a subgraph equals only itself."""
     value = attribute.value
     if attribute.type is ir.AttributeType.TENSOR:
         return str(value.dtype), tuple(value.shape), value.tobytes()
@@ -206,7 +206,7 @@ def _feeds(values: Mapping[str, ir.Value], images: Collection[str]) -> dict[str,
 
 
 def _relative_error(expected: Array, actual: Array) -> float:
-    """Return the largest difference over the range of `expected`; NaN and infinity fail whatever the bound."""
+    """Return the largest difference over the range of `expected`; NaN and infinity fail every bound."""
     if expected.shape != actual.shape:
         return float("inf")
     expected, actual = expected.astype(np.float64), actual.astype(np.float64)

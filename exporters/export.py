@@ -38,22 +38,22 @@ from fcn_deploy.storage import staged_directory
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to export, and where to.
+    """The options of an export.
 
     Attributes:
         variant: which FCN.
         output: the bundle's directory.
-        geometry: how pools round; None takes the checkpoint family's own, floor without a checkpoint.
-        num_classes: K; None takes the checkpoint's, 21 without one.
-        channel_divisor: divides every width; more than 1 makes a quick stand-in for the real network. None takes the
-            checkpoint's, 1 without one.
+        geometry: how pools round; None uses the checkpoint family's default, or floor without a checkpoint.
+        num_classes: K; None uses the checkpoint's, or 21 without one.
+        channel_divisor: divides every channel count; more than 1 makes a small test network. None uses the
+            checkpoint's, or 1 without one.
         weights: the checkpoint, or the seed of random weights.
         onnx: shapes and opset.
-        optimize: how much the graph is rewritten.
-        target: what the rewrites are chosen for; None takes this machine's.
-        head: what the graph outputs.
-        image_input: what the graph reads.
-        precision: what the graph computes in.
+        optimize: the optimization level of the graph.
+        target: the device that rewrites are chosen for; None uses this machine's.
+        head: the graph's output.
+        image_input: the graph's input.
+        precision: the graph's arithmetic.
         verify: compare with PyTorch before the bundle is written.
         force: replace an existing bundle.
         command: the command line, for the manifest.
@@ -83,7 +83,7 @@ class ExportOptions:
         check_opset(self.onnx.opset, self.precision.precision)
 
     def network(self, checkpoint: Checkpoint | None) -> NetworkSpec:
-        """Return the network to build: as asked for, else as in the checkpoint, else by default."""
+        """Return the network to build, from the options, the checkpoint, or the defaults, in this order."""
         found = NetworkSpec(self.variant)
         if checkpoint is not None:
             found = replace(
@@ -112,8 +112,8 @@ class ExportResult:
         simplification: what simplifying changed, or None when the graph was left as exported.
         rewriting: what the exact rewrites did, or None when there were none.
         reduction: how the precision was reduced, or None in float32.
-        float_bytes: the weights before the precision was reduced.
-        parity: the comparison with PyTorch, or None when it was not asked for.
+        float_bytes: size of the weights before the precision was reduced.
+        parity: the comparison with PyTorch, or None when it was not requested.
     """
 
     path: Path
@@ -143,10 +143,10 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class _Reference:
-    """What PyTorch computed; the network itself may be gone from memory."""
+    """PyTorch's outputs; they do not keep the network in memory."""
 
-    name: str  # what it ran on
-    inputs: tuple[ParityInput, ...]  # what it was run on
+    name: str  # name of the runtime
+    inputs: tuple[ParityInput, ...]  # the inputs
     outputs: list[Outputs]  # one per input
 
 
@@ -158,7 +158,7 @@ def export(options: ExportOptions, on_step: OnStep = quietly) -> ExportResult:
         CheckpointError: the checkpoint is unreadable, unsafe or of another network.
         OutputError: the output exists already or cannot be written.
         ImageError: a calibration image cannot be used.
-        ParityError: the ONNX file does not compute the network; nothing is written then.
+        ParityError: the ONNX file does not compute the network; nothing is written.
     """
     calibration = calibration_inputs(options.precision, options.onnx.shape)
     with staged_directory(options.output, marker=MANIFEST_FILE, force=options.force) as staging:
@@ -176,7 +176,7 @@ def export(options: ExportOptions, on_step: OnStep = quietly) -> ExportResult:
 def _write_graph(
     options: ExportOptions, calibration: Sequence[ParityInput], path: Path, on_step: OnStep
 ) -> tuple[ExportResult, _Reference | None]:
-    """Write the graph and run the reference; nothing refers to the network any more when this returns."""
+    """Write the graph and run the reference; the network is no longer referenced when this returns."""
     network, info = _build(options, on_step)
     with on_step(f"export to ONNX, opset {options.onnx.opset}"):
         graph = export_graph(network, options.onnx)
@@ -200,7 +200,7 @@ def _write_graph(
 
 
 def _build(options: ExportOptions, on_step: OnStep) -> tuple[FCN, ModelInfo]:
-    """Build the network, with the checkpoint's weights or random ones, and state its facts."""
+    """Build the network with the checkpoint's weights or random ones; return it with its facts."""
     weights, checkpoint = options.weights, None
     if weights.checkpoint is not None:
         with on_step(f"read checkpoint {weights.checkpoint}"):
@@ -221,10 +221,10 @@ def _build(options: ExportOptions, on_step: OnStep) -> tuple[FCN, ModelInfo]:
 def _optimized(
     graph: ir.Model, options: ExportOptions, target: Target, on_step: OnStep
 ) -> tuple[ir.Model, Simplification | None, Rewriting | None]:
-    """Simplify and rewrite the graph as far as asked for; returns it, and what each step did."""
+    """Simplify and rewrite the graph up to the requested level; return it with the report of each step."""
     if options.optimize is Optimize.NONE:
         return graph, None, None
-    with on_step("simplify the graph and compare it with the plain one"):
+    with on_step("simplify the graph and compare both versions"):
         graph, simplification = simplify(graph)
     if options.optimize is Optimize.SIMPLIFY:
         return graph, simplification, None
@@ -236,7 +236,7 @@ def _write_photos(calibration: Sequence[ParityInput], folder: Path, shape: Shape
     """Write the first pictures of `calibration` into a new folder, in the size of the network's input, as JPEG files.
 
     Returns:
-        `calibration`, where the pictures that were written are replaced by what is read back from their files.
+        `calibration`, with the written pictures replaced by the contents of their files.
     """
     folder.mkdir()
     kept = list(calibration)
@@ -251,7 +251,7 @@ def _write_photos(calibration: Sequence[ParityInput], folder: Path, shape: Shape
 def _run_reference(
     network: FCN, info: ModelInfo, options: ExportOptions, calibration: Sequence[ParityInput], on_step: OnStep
 ) -> _Reference:
-    """Run PyTorch on what the artifact is compared on: in int8, the photos that are bundled with it."""
+    """Run PyTorch on the inputs of the comparison: in int8, the photos that are bundled with the artifact."""
     photos = calibration[:BUNDLED_PHOTOS] if info.precision is Precision.INT8 else ()
     inputs = parity_inputs(info, options.onnx.shape, photos)
     runner = EagerRunner(network, options.onnx.shape)
@@ -261,14 +261,14 @@ def _run_reference(
 def _prove(
     info: ModelInfo, reference: _Reference, path: Path, checkpoint: Path | None, on_step: OnStep
 ) -> ParityReport:
-    """Run the artifact in `path` on the reference's inputs, and judge it by the tier of its precision.
+    """Run the artifact in `path` on the reference's inputs, and compare it with the bounds of its precision.
 
     Raises:
-        ParityError: it does not compute the network; names the worst input and the first layer that went wrong.
+        ParityError: a bound is exceeded; names the worst input and the first wrong layer.
     """
     candidate = OrtRunner(path)
     outputs = run_all(candidate, reference.inputs, on_step)
-    with on_step("compare the two"):
+    with on_step("compare the outputs"):
         comparisons = compare_all(reference.inputs, reference.outputs, outputs)
     report = ParityReport(reference.name, candidate.name, tier_of(info), comparisons)
     if not report.passed:

@@ -1,4 +1,4 @@
-"""A network as an ONNX graph of fixed shapes, with names a person can read."""
+"""Export a network as an ONNX graph with fixed shapes and readable names."""
 
 import ast
 import contextlib
@@ -65,12 +65,12 @@ class OnnxOptions:
 
 
 def default_opset(precision: Precision) -> int:
-    """Return the oldest operator set that has the precision: the one that most runtimes support."""
+    """Return the oldest operator set that supports the precision, because most runtimes support it."""
     return BF16_OPSET if precision is Precision.BF16 else DEFAULT_OPSET
 
 
 def check_opset(opset: int, precision: Precision) -> None:
-    """Refuse operator sets that lack the precision.
+    """Refuse operator sets that do not support the precision.
 
     Raises:
         UsageError: bfloat16 before opset 22.
@@ -83,7 +83,7 @@ def check_opset(opset: int, precision: Precision) -> None:
 
 
 class ExportWrapper(nn.Module):
-    """Adapts a network, which is independent of export, to named inputs and outputs."""
+    """Gives a network the names of the graph's input and output."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def export_graph(network: nn.Module, options: OnnxOptions) -> ir.Model:
             verbose=False,
         )
     if program is None or program.model.opset_imports[""] != options.opset:
-        raise UsageError(f"torch.onnx.export cannot write opset {options.opset}", remedy="Leave --opset out.")
+        raise UsageError(f"torch.onnx.export cannot write opset {options.opset}", remedy="Omit --opset.")
     name_after_layers(program.model)
     return _detached(program.model)
 
@@ -134,9 +134,9 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _detached(model: ir.Model) -> ir.Model:
-    """Return a copy that alone holds the weights.
+    """Return a copy that holds the only reference to the weights.
 
-    onnxscript's rewrite rules keep the last graph they saw for the life of the process, and with it every weight.
+    onnxscript's rewrite rules keep the last graph, with all its weights, until the process ends.
     """
     copy = model.clone()
     for value in model.graph.initializers.values():

@@ -1,4 +1,4 @@
-"""Rewrites any ONNX file of fixed shapes, whatever tool exported it: simplify, rewrite exactly, write."""
+"""Rewrites ONNX files of fixed shapes that any tool exported: simplify, rewrite exactly, write."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,9 +23,9 @@ class Optimized:
     """A rewritten file.
 
     Attributes:
-        path: where it is.
+        path: the file.
         file_bytes: its size.
-        grown_bytes: by how much it is larger than the file it was made from.
+        grown_bytes: its size minus that of the original file.
         simplification: what simplifying changed.
         rewriting: what the exact rewrites did.
     """
@@ -50,12 +50,12 @@ def optimize(
     Args:
         source: an ONNX file.
         target_path: the file to write.
-        target: what the rewrites are chosen for; None takes this machine's.
+        target: the device that rewrites are chosen for; None uses this machine's.
         force: replace an existing file.
         on_step: called with every step.
 
     Raises:
-        BundleError: `source` is no ONNX file, of an opset before 13, or not valid.
+        BundleError: `source` is not an ONNX file, has an opset before 13, or is not valid.
         OutputError: `target_path` exists already or cannot be written.
     """
     if target_path.exists() and not force:
@@ -67,7 +67,7 @@ def optimize(
         for node in model.graph:
             # Reports and new nodes are called after nodes.
             node.name = node.name or node.outputs[0].name
-    with on_step("simplify the graph and compare it with the plain one"):
+    with on_step("simplify the graph and compare both versions"):
         model, simplification = simplify(model)
     model, rewriting = rewrite(model, target or target_of_this_machine(), on_step=on_step)
     with on_step(f"write {target_path}"), staged_file(target_path) as staging:

@@ -36,15 +36,15 @@ class PassReport:
     """The outcome of one rewrite."""
 
     name: str  # of the rewrite
-    sites: tuple[Site, ...]  # the places where its pattern was found, with what was done there or why nothing was
+    sites: tuple[Site, ...]  # the occurrences of its pattern, with the change or the reason for none
     undone: str | None = None  # why the rewritten graph is not used, or None
-    compared_nodes: int = 0  # nodes that differ in structure, and were run to compare them with the graph before
+    compared_nodes: int = 0  # nodes that differ in structure and were re-run to compare both graphs
     difference: float = 0.0  # largest error over its value's range between the two graphs; 0 when equal by structure
-    inputs: tuple[str, ...] = ()  # what both were run on
+    inputs: tuple[str, ...] = ()  # names of the inputs they were run on
 
     @property
     def applied(self) -> bool:
-        """Return whether the graph was changed, and the change was kept."""
+        """Return whether the graph was changed and the change was kept."""
         return self.undone is None and any(site.applied for site in self.sites)
 
 
@@ -53,7 +53,7 @@ class Rewriting:
     """The outcome of all rewrites of a graph.
 
     Attributes:
-        target: what the rewrites were chosen for.
+        target: the device that the rewrites were chosen for.
         before: one run of the graph as it was given.
         after: one run of the graph as it is now.
         passes: the rewrites in order.
@@ -137,7 +137,7 @@ def with_heads(model: ir.Model, image_input: ImageInput, head: Head) -> ir.Model
     for one in wanted:
         refused = [site for site in one.call(changed).sites if not site.applied]
         if refused:
-            raise UsageError(f"no {one.name} head: {refused[0].reason}", remedy="Leave --head and --image-input out.")
+            raise UsageError(f"no {one.name} head: {refused[0].reason}", remedy="Omit --head and --image-input.")
     return changed
 
 

@@ -12,7 +12,7 @@ from fcn_deploy.errors import BundleError, ParityError
 from fcn_deploy.graph import operator_counts, typed_skeleton
 from fcn_deploy.onnx_file import large_initializers
 
-# Folding may write out large constants; the graph without its weights has no reason to grow beyond this.
+# Folding may write out large constants; a graph without its weights should not grow by more than this.
 MAX_GROWTH_BYTES = 64 * 1024
 
 
@@ -24,7 +24,7 @@ class Simplification:
     after: dict[str, int]  # nodes per operator as simplified
     refused: str | None = None  # why the simplified graph is not used, or None when it is
     difference: float | None = None  # max error / range between the two, where they are not equal by structure
-    compared_nodes: int = 0  # nodes that differ in structure, and were run to compare them
+    compared_nodes: int = 0  # nodes that differ in structure and were re-run to compare them
 
     @property
     def nodes_before(self) -> int:
@@ -78,7 +78,7 @@ def _with_weights(simplified: onnx.ModelProto, original: ir.Model) -> ir.Model:
         value.const_value = tensors[value.name or ""]
         result.graph.inputs.remove(value)
         result.graph.initializers.add(value)
-    # onnxsim adds its settings and a log.
+    # Remove the settings and the log that onnxsim adds.
     result.metadata_props.clear()
     result.metadata_props.update(original.metadata_props)
     return result

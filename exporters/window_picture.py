@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg")
-# Okabe and Ito's colours, told apart by colour-blind readers too.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 _LIVE, _MOAT, _RIM = "#E69F00", "#BFE3F7", "#0072B2"
 _PANEL_IN = 1.55
 
@@ -40,10 +40,10 @@ class MapRegions:
 
 
 def regions_of(bundle: Bundle) -> tuple[MapRegions, ...]:
-    """Return the maps of the network as it was trained, or of the graph when the file states no network.
+    """Return the maps of the original network, or of the graph when the file does not name a network.
 
     Raises:
-        BundleError: nothing in the graph frames an image.
+        BundleError: the graph does not pad its image.
     """
     try:
         network, (_, _, height, width) = bundle.info.network, bundle.input_shape
@@ -76,7 +76,7 @@ def _traced(bundle: Bundle) -> tuple[MapRegions, ...]:
     found = trace(bundle.model)
     if not found.steps:
         raise BundleError(
-            f"{bundle.model_path}: no Conv or Pad frames a map of fixed shape, so all of it depends on the image",
+            f"{bundle.model_path}: no Conv or Pad frames a map of fixed shape, so every pixel depends on the image",
             remedy="Only networks that pad their input have a frame.",
         )
     return tuple(
@@ -110,7 +110,7 @@ def _figure(maps: Sequence[MapRegions]) -> "Figure":
 
 
 def _draw_map(axes: "Axes", one: MapRegions) -> None:
-    """Draw one map, at the same size as the others whatever its own."""
+    """Draw one map; all maps are drawn at the same size."""
     from matplotlib.patches import Rectangle
 
     height, width = one.height, one.width

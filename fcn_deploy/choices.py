@@ -1,4 +1,4 @@
-"""The values that a user chooses from by name, in the order a user meets them. Importing this loads nothing."""
+"""Enumerations of the values that options accept. Importing this module loads no other package."""
 
 from enum import StrEnum
 
@@ -24,7 +24,7 @@ class Precision(StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"  # the trunk; scores and up-sampling in float32
-    INT8 = "int8"  # likewise
+    INT8 = "int8"  # the trunk; scores and up-sampling in float
 
 
 class ImageInput(StrEnum):
@@ -50,7 +50,7 @@ class Optimize(StrEnum):
 
 
 class Target(StrEnum):
-    """What a rewritten graph is to run on; decides which of several exact rewrites is the cheapest."""
+    """The device that a graph is rewritten for; which exact rewrites are fastest depends on it."""
 
     CPU = "cpu"
     CUDA = "cuda"
@@ -58,7 +58,7 @@ class Target(StrEnum):
 
 
 class Calibration(StrEnum):
-    """How the threshold of a map is chosen, beyond which int8 clips its values."""
+    """How int8 calibration chooses the threshold beyond which a map's values are clipped."""
 
     MINMAX = "minmax"  # clips nothing
     PERCENTILE = "percentile"  # clips the largest 0.001 %

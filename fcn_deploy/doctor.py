@@ -12,14 +12,14 @@ from fcn_deploy.installation import onnxruntime_wheels, package_versions
 from fcn_deploy.runtime import nvidia
 from fcn_deploy.runtime.tensorrt_flavour import find_flavour
 
-# The most an export of a full-size network holds at once, rounded up.
+# Peak memory and disk space of a full-size export, rounded up.
 NEEDED_MEMORY_BYTES = 3_000_000_000
 NEEDED_DISK_BYTES = 1_200_000_000
 _ORT_REMEDY = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
 
 
 class Status(StrEnum):
-    """How serious a finding is: a note stops nothing, a problem does."""
+    """How serious a finding is: only a problem prevents the toolkit from working."""
 
     OK = "ok"
     NOTE = "note"
@@ -28,10 +28,10 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked.
+    """The result of one check.
 
     Attributes:
-        name: what it is.
+        name: what was checked.
         status: how serious it is.
         value: what was found.
         remedy: what to do about it; empty when there is nothing to do.
@@ -108,7 +108,7 @@ def _room() -> list[Finding]:
     memory, disk = available_memory_bytes(), shutil.disk_usage(Path.cwd()).free
     return [
         _enough("free memory", memory, NEEDED_MEMORY_BYTES, "Close something, or export on a larger machine."),
-        _enough("free disk here", disk, NEEDED_DISK_BYTES, "Free some, or write with --output elsewhere."),
+        _enough("free disk here", disk, NEEDED_DISK_BYTES, "Free some space, or choose an --output on another disk."),
     ]
 
 

@@ -27,7 +27,7 @@ class FcnDeployError(Exception):
         return f"{self.problem}\n{self.remedy}"
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-        # Errors travel between processes; by default only positional arguments would.
+        # Errors are pickled between processes; by default only positional arguments would be restored.
         return partial(type(self), remedy=self.remedy), (self.problem,)
 
 
@@ -42,7 +42,7 @@ class SizeError(UsageError):
 
 
 class InputFileError(FcnDeployError):
-    """A file or directory given by the user cannot be read or written as asked (exit code 3)."""
+    """A file or directory that the user passed cannot be read or written (exit code 3)."""
 
     exit_code = 3
 
@@ -60,11 +60,11 @@ class BundleError(InputFileError):
 
 
 class OutputError(InputFileError):
-    """A result cannot be written where it was asked for (exit code 3)."""
+    """A result cannot be written to the requested place (exit code 3)."""
 
 
 class ProviderError(FcnDeployError):
-    """The execution provider asked for is not the one that would run (exit code 4)."""
+    """The requested execution provider cannot run the model (exit code 4)."""
 
     exit_code = 4
 

@@ -4,7 +4,7 @@ Both geometries share one architecture: a VGG16 trunk whose first convolution is
 convolution, and transposed convolutions of kernel 2s and stride s. They differ in how a pool treats an odd size:
 `floor` drops the last row and column, `caffe` keeps them (Caffe's ceil pooling, the geometry of the published weights:
 Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015, and its Caffe nets).
-Sizes and crops are in pixels of the map they belong to. Nothing here knows about tensors.
+Sizes and crops are in pixels of the map they belong to. This module does not use tensors.
 """
 
 from dataclasses import dataclass
@@ -61,12 +61,12 @@ TRUE_OFFSETS: dict[Variant, int] = {Variant.FCN32S: 19, Variant.FCN16S: 27, Vari
 
 
 def output_shift(variant: Variant, geometry: Geometry) -> int:
-    """Pixels by which labels appear to the right of and below the object they belong to (13 for floor 32s, else 0)."""
+    """Return by how many pixels labels are shifted right and down from their object: 13 for floor 32s, else 0."""
     return TRUE_OFFSETS[variant] - FINAL_CROPS[geometry][variant]
 
 
 def pooled(size: int, geometry: Geometry) -> int:
-    """Size of one axis after a 2x2/2 max pool."""
+    """Return the size of one axis after a 2x2/2 max pool."""
     return size // 2 if geometry is Geometry.FLOOR else -(-size // 2)
 
 
@@ -94,12 +94,12 @@ class AxisSizes:
         return self.upsampled[-1]
 
     def pool(self, name: str) -> int:
-        """Size after the pool of that name, `pool1` ... `pool5`."""
+        """Return the size after the pool called `name`, `pool1` ... `pool5`."""
         return self.pools[int(name.removeprefix("pool")) - 1]
 
 
 def axis_sizes(image: int, variant: Variant, geometry: Geometry) -> AxisSizes:
-    """Size of every map along one axis of `image` pixels, whether or not the image fits."""
+    """Return the size of every map along one axis of `image` pixels, whether or not the image fits."""
     conv1 = image + 2 * CONV1_PADDING - 2
     pools: list[int] = []
     for _ in CONVOLUTIONS:
@@ -112,7 +112,7 @@ def axis_sizes(image: int, variant: Variant, geometry: Geometry) -> AxisSizes:
 
 
 def axis_fits(image: int, variant: Variant, geometry: Geometry) -> bool:
-    """Whether an axis of `image` pixels comes back as exactly `image` pixels, every crop inside its map."""
+    """Return whether an axis of `image` pixels yields `image` output pixels, with every crop inside its map."""
     if image < 1:
         return False
     sizes = axis_sizes(image, variant, geometry)
@@ -123,7 +123,7 @@ def axis_fits(image: int, variant: Variant, geometry: Geometry) -> bool:
 
 
 def nearest_fitting(image: int, variant: Variant, geometry: Geometry) -> tuple[int, ...]:
-    """The nearest fitting axis sizes below and above `image`, in that order; the lower one may not exist."""
+    """Return the nearest sizes below and above `image` that fit, in that order; the lower one may not exist."""
     below = next((n for n in range(image - 1, 0, -1) if axis_fits(n, variant, geometry)), None)
     above = next(n for n in range(max(image, 0) + 1, max(image, 0) + 300) if axis_fits(n, variant, geometry))
     return (above,) if below is None else (below, above)
@@ -132,7 +132,7 @@ def nearest_fitting(image: int, variant: Variant, geometry: Geometry) -> tuple[i
 def check_fits(height: int, width: int, variant: Variant, geometry: Geometry) -> None:
     """Refuse an image size whose label map would not have the image's size.
 
-    PyTorch's slicing never complains: without this check floor 16s returns 500x373 for a 500x375 image.
+    PyTorch's slicing raises no error: without this check floor 16s returns 500x373 for a 500x375 image.
 
     Raises:
         SizeError: names the axis, the sizes nearby that fit, and the other geometry when that one fits.
@@ -147,7 +147,7 @@ def _misfit(axis: str, size: int, variant: Variant, geometry: Geometry) -> str:
     sizes = axis_sizes(size, variant, geometry)
     if size < 1 or sizes.score_fr < 1:
         return (
-            f"{start}: fc6 needs at least {FC6_KERNEL} pixels after pool5, this image gives {max(sizes.pools[-1], 0)}"
+            f"{start}: fc6 needs at least {FC6_KERNEL} pixels after pool5, this image leaves {max(sizes.pools[-1], 0)}"
         )
     crop = FINAL_CROPS[geometry][variant]
     return f"{start}: {sizes.full} up-sampled pixels less a crop of {crop} leave {sizes.full - crop} of {size}"

@@ -1,4 +1,4 @@
-"""What a graph consists of: its layers with their map sizes, parameters and multiply-adds."""
+"""The contents of a graph: its layers with their map sizes, parameters and multiply-adds."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ class Layer:
 
     name: str  # the node's name
     operator: str  # its ONNX operator
-    shape: tuple[int, ...]  # of its first output; empty when unknown
+    shape: tuple[int, ...]  # shape of its first output; empty when unknown
     parameters: int  # elements of its trained weights
     multiply_adds: int  # of a convolution or transposed convolution for the whole batch, padding included; else 0
-    moved_bytes: int  # of its inputs, weights among them, and outputs, each once; unknown ones count as none
+    moved_bytes: int  # bytes of its inputs, weights and outputs, each once; unknown ones count as 0
 
 
 def layers(model: ir.Model) -> tuple[Layer, ...]:
@@ -37,7 +37,7 @@ def layers(model: ir.Model) -> tuple[Layer, ...]:
 
 
 def operator_counts(model: ir.Model) -> dict[str, int]:
-    """Number of nodes per operator, most frequent first."""
+    """Count the nodes per operator, most frequent first."""
     return dict(Counter(node.op_type for node in model.graph).most_common())
 
 
@@ -77,7 +77,7 @@ def _known(value: ir.Value) -> tuple[int, ...]:
 
 
 def _types(model: ir.Model) -> dict[str, tuple[tuple[int, ...], ir.DataType]]:
-    """Shape and dtype of every value, initializers among them; dtype 0 is unknown."""
+    """Return shape and dtype of every value, including initializers; dtype 0 is unknown."""
     try:
         inferred = onnx.shape_inference.infer_shapes(typed_skeleton(model)).graph
     except (onnx.shape_inference.InferenceError, ValueError) as error:
@@ -92,7 +92,7 @@ def _types(model: ir.Model) -> dict[str, tuple[tuple[int, ...], ir.DataType]]:
 
 
 def prefix(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """The part of `model` that makes the values called `names`, those of half precision given out as float32."""
+    """Extract the part of `model` that computes the values called `names`; half-precision ones are cast to float32."""
     copy = model.clone()
     values = {value.name: value for node in copy.graph for value in node.outputs}
     copy.graph.outputs[:] = [_widened(copy, values[name]) for name in names]
@@ -110,9 +110,9 @@ def _widened(model: ir.Model, value: ir.Value) -> ir.Value:
 
 
 def typed_skeleton(model: ir.Model) -> onnx.ModelProto:
-    """The model without its large initializers, each declared as an input of the same type and shape instead.
+    """Return the model with each large initializer replaced by an input of the same type and shape.
 
-    Whatever works on structure alone (shape inference, the checker, simplifiers) takes it as a complete model.
+    Tools that need only the structure (shape inference, the checker, simplifiers) accept it as a complete model.
     """
     skeleton, tensors = split_weights(model)
     for name, tensor in tensors.items():

@@ -43,7 +43,7 @@ def read_image(path: Path) -> Pixels:
     """Decode one still picture to 8-bit RGB, upright (EXIF), transparency over white, 16-bit grey scaled to 8 bits.
 
     Raises:
-        ImageError: missing, empty, truncated, of no known format, animated, larger than MAX_PIXELS, or of a pixel
+        ImageError: missing, empty, truncated, in an unknown format, animated, larger than MAX_PIXELS, or of a pixel
             type with no defined range (32-bit integers and floats).
     """
     return decode_image(read_file(path, f"image {path}"), str(path))
@@ -198,7 +198,7 @@ _GLOB_CHARACTERS = frozenset("*?[")
 
 
 def find_images(arguments: Sequence[str]) -> list[Path]:
-    """Find the image files that paths, directories and glob patterns name, each once, directories and patterns sorted.
+    """Find the image files of paths, directories and glob patterns, each once; directories and patterns are sorted.
 
     A path that does not exist is kept, to be reported later. In directories, subdirectories and results of `predict`
     are skipped.
@@ -223,7 +223,7 @@ def _expand(argument: str) -> list[Path]:
     else:
         return [path]
     if not files:
-        raise ImageError(f"{argument} names no image", remedy="Check the directory or the pattern.")
+        raise ImageError(f"{argument} matches no image", remedy="Check the directory or the pattern.")
     return files
 
 

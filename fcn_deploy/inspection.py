@@ -27,7 +27,7 @@ class Inspection:
         layers: every node in order.
         operators: nodes per operator, most frequent first.
         metadata: the file's metadata, unchanged.
-        notes: facts that a user of this model has to know.
+        notes: facts that users of this model should know.
     """
 
     path: Path
@@ -92,10 +92,10 @@ def _notes(bundle: Bundle) -> tuple[str, ...]:
     if shift:
         notes.append(
             f"Labels appear {shift} px to the right of and below their objects: {info.network.geometry} "
-            f"FCN-{info.network.variant} crops for the centre of 500x500, and its networks have learned the shift."
+            f"FCN-{info.network.variant} uses the centre crop of 500x500, and its networks have learned the shift."
         )
     if bundle.manifest is None:
-        notes.append("A bare ONNX file: without a manifest, nothing records whether it is intact or was verified.")
+        notes.append("A bare ONNX file has no manifest: whether it is intact and was verified is unknown.")
     elif bundle.manifest["parity"] is None:
         notes.append("Not compared with PyTorch (exported with --no-verify).")
     return tuple(notes)

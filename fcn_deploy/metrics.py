@@ -29,12 +29,12 @@ class Scores:
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of pixels labelled right."""
+        """Share of pixels labelled correctly."""
         return float(_ratio(np.trace(self.counts), self.counts.sum()))
 
     @property
     def class_accuracy(self) -> npt.NDArray[np.float64]:
-        """Share of each class's pixels labelled right; NaN for a class that is not in the truth."""
+        """Share of each class's pixels labelled correctly; NaN for a class that is not in the truth."""
         return _ratio(np.diag(self.counts), self.counts.sum(axis=1))
 
     @property
@@ -44,7 +44,7 @@ class Scores:
 
     @property
     def mean_accuracy(self) -> float:
-        """Mean over the classes in the truth of the share of their pixels labelled right."""
+        """Mean, over the classes in the truth, of the share of their pixels labelled correctly."""
         return _nanmean(self.class_accuracy)
 
     @property
@@ -55,7 +55,7 @@ class Scores:
 
     @property
     def mean_iu(self) -> float:
-        """Mean IU; a class with no truth but some predictions has IU 0 and counts."""
+        """Mean IU; a class that is predicted but not in the truth has IU 0 and counts."""
         return _nanmean(self.class_iu)
 
     @property

@@ -1,4 +1,4 @@
-"""The facts that travel with a model: its network, weights, input and output conventions.
+"""The facts that are stored with a model: its network, weights, input and output conventions.
 
 They are written to the ONNX file's metadata and the bundle's manifest, and read back by every later command. Nothing
 here needs PyTorch.
@@ -28,7 +28,7 @@ class TensorSpec:
 
     @classmethod
     def of(cls, name: str, array: npt.NDArray[Any]) -> "TensorSpec":
-        """The spec that `array` has under `name`."""
+        """Return the spec of `array` under `name`."""
         return cls(name, array.shape, array.dtype.name)
 
 
@@ -68,7 +68,7 @@ class NetworkSpec:
         variant: which FCN.
         geometry: how pools round odd sizes.
         num_classes: K, 1 to 255.
-        channel_divisor: divides every channel count except the classes; 1 is the real network, more a quick stand-in.
+        channel_divisor: divides every channel count except the classes; 1 is the real network, more a test network.
 
     Raises:
         UsageError: a value out of its bounds.
@@ -98,7 +98,7 @@ class Provenance:
         checkpoint_sha256: hash of the checkpoint file, or None without one.
         family: naming family of the checkpoint.
         at_once: whether the scales of fcn8s-atonce were folded into the skips.
-        initialised: parameters that were initialised at random because a starting point does not have them.
+        initialised: parameters that were initialised at random because a starting point lacks them.
         dropped: tensors of the checkpoint that an FCN does not have.
     """
 
@@ -119,7 +119,7 @@ class Provenance:
             return f"untrained (random weights, seed {self.rng_seed})"
         source = f"checkpoint {self.checkpoint_sha256[:12]} ({self.family} names{', at-once' if self.at_once else ''})"
         if self.untrained:
-            return f"untrained heads (random, seed {self.rng_seed}) on {source}: a starting point only"
+            return f"untrained heads (random, seed {self.rng_seed}) on {source}: only a starting point"
         return source
 
 
@@ -133,7 +133,7 @@ class ModelInfo:
         image_input: form of the graph's input.
         head: form of the graph's output.
         precision: arithmetic of the graph.
-        versions: versions of the packages that made the file, by name.
+        versions: versions of the packages that wrote the file, by name.
         names: names of the classes, when the checkpoint has them.
         min_agreement: smallest mean IU with the float labels that was accepted for int8; None otherwise.
     """

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from fcn_deploy.errors import BundleError, OutputError
 
-# Smaller tensors (crop offsets, biases) stay in the skeleton, where passes and shape inference see their values.
+# Smaller tensors (crop offsets, biases) stay in the skeleton, because passes and shape inference read their values.
 LARGE_TENSOR_BYTES = 16 * 1024
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
 MAX_VARINT_BYTES = 10
@@ -40,7 +40,7 @@ class _Field:
 
 
 def write_model(model: ir.Model, path: Path) -> None:
-    """Write a model as one ONNX file, streaming its large initializers; the model is left as it was.
+    """Write a model as one ONNX file, streaming its large initializers; the model is not changed.
 
     Raises:
         OutputError: the file would break protobuf's limit of 2 GiB.
@@ -62,7 +62,7 @@ def write_model(model: ir.Model, path: Path) -> None:
 
 
 def split_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
-    """A model as a protobuf skeleton without its large initializers, and those by name."""
+    """Split a model into a protobuf skeleton and its large initializers by name."""
     tensors = large_initializers(model)
     values = {name: model.graph.initializers.pop(name) for name in tensors}
     try:
@@ -72,13 +72,13 @@ def split_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.Tensor
 
 
 def large_initializers(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """The initializers of at least `LARGE_TENSOR_BYTES`, by name."""
+    """Return the initializers of at least `LARGE_TENSOR_BYTES`, by name."""
     values = model.graph.initializers.items()
     return {n: v.const_value for n, v in values if v.const_value and v.const_value.nbytes >= LARGE_TENSOR_BYTES}
 
 
 def read_model(path: Path) -> ir.Model:
-    """Read an ONNX file; large initializers stay in it and are mapped into memory when their values are asked for.
+    """Read an ONNX file; large initializers are mapped into memory when their values are used.
 
     Raises:
         BundleError: missing, truncated, or not an ONNX file.
@@ -94,9 +94,9 @@ def read_model(path: Path) -> ir.Model:
 
 
 def skeleton_bytes(path: Path) -> bytes:
-    """The serialised model with its large initializers turned into references to their bytes in `path` itself.
+    """Return the serialised model; its large initializers refer to their bytes in `path` itself.
 
-    Runtimes take it together with the folder of `path` and map the weights from the file.
+    Runtimes load it together with the folder of `path` and map the weights from the file.
 
     Raises:
         BundleError: missing, truncated, or not an ONNX file.
@@ -199,7 +199,7 @@ def _tag(number: int, length: int) -> bytes:
 
 
 def _tensor_head(name: str, tensor: ir.TensorProtocol) -> bytes:
-    """All of a TensorProto up to its raw data's first byte."""
+    """Return a TensorProto up to the first byte of its raw data."""
     head = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
     return bytes(head.SerializeToString()) + _tag(_TENSOR_RAW_DATA, tensor.nbytes)
 
@@ -207,6 +207,6 @@ def _tensor_head(name: str, tensor: ir.TensorProtocol) -> bytes:
 def _check_limit(path: Path, size: int) -> None:
     if size > PROTOBUF_LIMIT_BYTES:
         raise OutputError(
-            f"{path.name} would have {size} bytes; protobuf allows one file {PROTOBUF_LIMIT_BYTES}",
+            f"{path.name} would have {size} bytes; protobuf limits a file to {PROTOBUF_LIMIT_BYTES}",
             remedy="Use fewer classes or a larger channel divisor.",
         )

@@ -1,19 +1,19 @@
-"""Callbacks that tell a caller what the library is doing; the library itself prints nothing."""
+"""Callbacks that report the library's progress; the library itself prints nothing."""
 
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-# Called after each part of a step that has several.
+# Called after each part of a step.
 Advance = Callable[[], None]
 
 
 class OnStep(Protocol):
-    """Called with a step that begins; the context lasts as long as the step."""
+    """A callback for the beginning of a step; its context manager lasts as long as the step."""
 
     def __call__(self, step: str, parts: int = 1, /) -> AbstractContextManager[Advance]:
-        """Begin a step of `parts` parts; the context gives what to call after each of them."""
+        """Begin a step of `parts` parts; the context manager returns a function to call after each part."""
 
 
 def quietly(_step: str, _parts: int = 1, /) -> AbstractContextManager[Advance]:

@@ -1,4 +1,4 @@
-"""Which indices of a feature map depend on the image, which are one constant, and which are neither: pure integers.
+"""Split the indices of feature maps into those that depend on the image and two kinds of constants, with integers.
 
 A convolution that pads far beyond the image makes maps of three parts, along each axis:
 
@@ -7,7 +7,7 @@ A convolution that pads far beyond the image makes maps of three parts, along ea
 * moat: all others; one constant vector per map, the same everywhere.
 
 Indices and sizes are in pixels of the map they belong to, both ends of a span included. docs/live-window.md has the
-derivation. Nothing here knows about tensors or graphs.
+derivation. This module uses neither tensors nor graphs.
 """
 
 from dataclasses import dataclass
@@ -32,19 +32,19 @@ class Span:
         return f"{self.first}..{self.last}"
 
     def contains(self, other: "Span") -> bool:
-        """Whether every index of `other` is in this span."""
+        """Return whether every index of `other` is in this span."""
         return self.first <= other.first and other.last <= self.last
 
     def hull(self, other: "Span") -> "Span":
-        """The smallest span that contains both."""
+        """Return the smallest span that contains both."""
         return Span(min(self.first, other.first), max(self.last, other.last))
 
     def common(self, other: "Span") -> "Span":
-        """The indices in both; empty when there are none."""
+        """Return the indices in both; empty when there are none."""
         return Span(max(self.first, other.first), min(self.last, other.last))
 
     def since(self, first: int) -> "Span":
-        """The same indices, counted from `first`."""
+        """Return the same indices, counted from `first`."""
         return Span(self.first - first, self.last - first)
 
 
@@ -63,12 +63,12 @@ class Region:
 
     @property
     def settled(self) -> Span:
-        """Every index that is not rim: there the map is what it would be if the frame went on for ever."""
+        """Every index that is not rim: there the map equals that of an infinite frame."""
         return Span(self.rim[0], self.size - 1 - self.rim[1])
 
 
 def image_region(size: int) -> Region:
-    """The region of the image itself: everything is live."""
+    """Return the region of the image itself: everything is live."""
     return Region(size, Span(0, size - 1))
 
 
@@ -90,20 +90,20 @@ class Sliding:
 
     @property
     def reach(self) -> int:
-        """How far behind its first input an output's last input lies."""
+        """The distance from the first to the last input of an output."""
         return (self.kernel - 1) * self.dilation
 
     def read_by(self, outputs: Span) -> Span:
-        """The inputs that `outputs` read."""
+        """Return the inputs that `outputs` read."""
         return Span(outputs.first * self.stride - self.begin, outputs.last * self.stride - self.begin + self.reach)
 
     def computed_from(self, inputs: Span) -> Span:
-        """The outputs that read nothing but `inputs`."""
+        """Return the outputs that read only `inputs`."""
         first = -(-(inputs.first + self.begin) // self.stride)
         return Span(first, (inputs.last + self.begin - self.reach) // self.stride)
 
     def output_size(self, size: int) -> int:
-        """Size of the output of a map of `size` (ONNX: a window that would begin in the end padding is left out)."""
+        """Return the output size for a map of `size` (ONNX: a window that begins in the end padding is left out)."""
         room = size + self.begin + self.end - self.reach - 1
         if not self.ceil:
             return room // self.stride + 1
@@ -111,7 +111,7 @@ class Sliding:
         return count - 1 if (count - 1) * self.stride >= size + self.begin else count
 
     def region(self, given: Region) -> Region:
-        """The region of the output."""
+        """Return the region of the output."""
         size = self.output_size(given.size)
         touching = Span(
             -(-(given.live.first + self.begin - self.reach) // self.stride),
@@ -124,7 +124,7 @@ class Sliding:
 
 
 def map_regions(image: int, geometry: Geometry, padding: int = CONV1_PADDING) -> dict[str, Region]:
-    """The regions of an FCN's maps along one axis, from `conv1_1` to `fc6`, in order of execution.
+    """Return the regions of an FCN's maps along one axis, from `conv1_1` to `fc6`, in order of execution.
 
     Args:
         image: pixels of the image along the axis.

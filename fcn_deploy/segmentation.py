@@ -104,7 +104,7 @@ class Segmenter:
 
 @dataclass(frozen=True)
 class PendingPhoto:
-    """A photo on its way to the model; subclasses add what their caller needs afterwards."""
+    """A photo for the model; subclasses add what their callers need afterwards."""
 
     fitted: Fitted  # its pixels, and the model's view of them
 
@@ -159,7 +159,7 @@ def make_batch(segmenter: Segmenter, entries: Sequence[Photo | Other]) -> Batch[
 
 
 def run_batch(segmenter: Segmenter, batch: Batch[Photo, Other]) -> Batch[Photo, Other]:
-    """Run the model on a batch: the runtime's work alone."""
+    """Run the model on a batch; measures the runtime's time only."""
     if batch.arrays is None:
         return batch
     start = time.perf_counter_ns()
@@ -182,7 +182,7 @@ Result = TypeVar("Result")
 
 
 class CancellingThreadPool(ThreadPoolExecutor):
-    """Threads that drop work not yet begun when their block ends, normally or by an error."""
+    """A pool of threads; when its block ends, also by an error, work that has not begun is dropped."""
 
     def __exit__(self, *_: object) -> None:
         self.shutdown(wait=True, cancel_futures=True)

@@ -21,13 +21,13 @@ _OLD = ".old-"
 
 @contextlib.contextmanager
 def staged_directory(target: Path, *, marker: str, force: bool) -> Iterator[Path]:
-    """A new directory beside `target` that becomes it, in one move, when the block ends without an error.
+    """Create a directory beside `target`, and rename it to `target` when the block ends without an error.
 
     With `force` an existing `target` is replaced if it holds a file named `marker`, or nothing. However the block
     ends, `target` is either unchanged or complete. Leftovers of killed runs are removed first.
 
     Raises:
-        OutputError: `target` exists (without `force`), is no bundle, or cannot be written.
+        OutputError: `target` exists (without `force`), is not a bundle, or cannot be written.
     """
     place = target.resolve()
     with contextlib.ExitStack() as cleanup:
@@ -44,7 +44,7 @@ def staged_directory(target: Path, *, marker: str, force: bool) -> Iterator[Path
             for file in filter(Path.is_file, staging.rglob("*")):
                 _flush(file)
             with _locked(place.parent):
-                # It may have appeared meanwhile.
+                # Another process may have created it meanwhile.
                 _check_target(target, marker, force=force)
                 _publish(staging, place)
         except OSError as error:
@@ -53,7 +53,7 @@ def staged_directory(target: Path, *, marker: str, force: bool) -> Iterator[Path
 
 @contextlib.contextmanager
 def staged_file(target: Path) -> Iterator[Path]:
-    """A path beside `target` for the block to write to, which becomes `target` when the block ends without an error.
+    """Yield a path beside `target` to write to, and rename it to `target` when the block ends without an error.
 
     Raises:
         OutputError: it cannot be written.
@@ -99,7 +99,7 @@ def check_writable(target: Path) -> None:
     """
     existing = next(parent for parent in target.absolute().parents if parent.exists())
     if target.is_dir() or not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = "it is a directory" if target.is_dir() else f"{existing} is no directory that you may write to"
+        reason = "it is a directory" if target.is_dir() else f"{existing} is not a writable directory"
         raise OutputError(f"cannot write {target}: {reason}", remedy="Choose another path.")
 
 
@@ -110,7 +110,7 @@ def _check_target(target: Path, marker: str, *, force: bool) -> None:
         raise OutputError(f"{target} exists already", remedy="Pass --force to replace it, or another --output.")
     if not target.is_dir() or (any(target.iterdir()) and not (target / marker).is_file()):
         raise OutputError(
-            f"{target} is no bundle (it has no {marker}), so --force does not replace it",
+            f"{target} is not a bundle (it has no {marker}), so --force does not replace it",
             remedy="Choose another --output, or remove it yourself.",
         )
 
@@ -122,7 +122,7 @@ def unwritable(target: Path, error: OSError) -> OutputError:
         return OutputError(problem, remedy="A part of this path is a file: choose another --output.")
     room = next((parent for parent in target.absolute().parents if parent.is_dir()), Path.cwd())
     free = f"{shutil.disk_usage(room).free / 1e6:.0f} MB free"
-    return OutputError(f"{problem}; {free}", remedy="Choose an --output with room that you may write to.")
+    return OutputError(f"{problem}; {free}", remedy="Choose a writable --output with enough free space.")
 
 
 def _publish(staging: Path, place: Path) -> None:

@@ -83,21 +83,21 @@ def test_folders_by_other_names_and_another_option_starts_over(
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [
-    (("nothing", "sample"), (3, "nothing")),
-    (("BUNDLE", "nowhere"), (3, "nowhere")),
-    (("BUNDLE", "./sample"), (3, "sample")),
-    (("BUNDLE", "data"), (3, "1 3 data labels/001.png")),
-    (("BUNDLE", "data", "--split", "val"), (2, "val data")),
-    (("BUNDLE", "empty"), (3, "empty JPEGImages images labels")),
-    (("BUNDLE", "sample", "--split", "val"), (2, "sample")),
+    (("nothing", "sample"), (3, "nothing neither bundle ONNX")),
+    (("BUNDLE", "nowhere"), (3, "set nowhere folder")),
+    (("BUNDLE", "./sample"), (3, "set sample folder")),
+    (("BUNDLE", "data"), (3, "1 3 missing data labels/001.png")),
+    (("BUNDLE", "data", "--split", "val"), (2, "val data folders splits")),
+    (("BUNDLE", "empty"), (3, "empty neither JPEGImages images labels")),
+    (("BUNDLE", "sample", "--split", "val"), (2, "sample single splits --split")),
     (("BUNDLE", "sample", "--limit", "0"), (2, "limit 0 1")),
     (("BUNDLE", "sample", "--worst", "1000"), (2, "1000 0 100")),
-    (("BUNDLE", "sample", "--checkpoint", "sample"), (2, "checkpoint")),
-    (("BUNDLE", "sample", "--against", "pytorch", "--checkpoint", "sample"), (2, "checkpoint")),
+    (("BUNDLE", "sample", "--checkpoint", "sample"), (2, "checkpoint comparison PyTorch")),
+    (("BUNDLE", "sample", "--against", "pytorch", "--checkpoint", "sample"), (2, "artifact exported no checkpoint")),
     (("BUNDLE", "sample", "--against", "keras"), (2, "keras pytorch")),
-    (("BUNDLE",), (2, "DATASET")),
-    (("BUNDLE", "sample", "--output", "data"), (3, "data journal.jsonl")),
-    (("BUNDLE", "sample", "--output", "/proc/nobody/writes/here"), (3, "/proc/nobody/writes")),
+    (("BUNDLE",), (2, "Missing argument 'DATASET'")),
+    (("BUNDLE", "sample", "--output", "data"), (3, "data holds images no journal.jsonl")),
+    (("BUNDLE", "sample", "--output", "/proc/nobody/writes/here"), (3, "cannot /proc/nobody/writes No such")),
 ])  # fmt: skip
 def test_bad_input_has_its_exit_code_and_leaves_nothing(
     call_cli: Call, shared_bundle: Path, tmp_path: Path, arguments: tuple[str, ...], expected: tuple[int, str]

@@ -48,13 +48,13 @@ def picture(path: Path, value: int) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "code", "facts"), [
-    (("--precision", "int8"), 2, "int8 --calibration"),
-    (("--precision", "int8", "--calibration", "nowhere"), 3, "nowhere"),
-    (("--precision", "int8", "--calibration", "empty"), 3, "empty"),
-    (("--precision", "int8", "--calibration", "grey"), 3, "2"),
-    (("--precision", "int8", "--calibration", "grey", "--min-agreement", "1.5"), 2, "1.5 0"),
+    (("--precision", "int8"), 2, "int8 calibration images --calibration"),
+    (("--precision", "int8", "--calibration", "nowhere"), 3, "nowhere file"),
+    (("--precision", "int8", "--calibration", "empty"), 3, "empty no image"),
+    (("--precision", "int8", "--calibration", "grey"), 3, "2 one colour"),
+    (("--precision", "int8", "--calibration", "grey", "--min-agreement", "1.5"), 2, "agreement 1.5 0 1"),
     (("--precision", "bf16", "--opset", "18"), 2, "opset 18 22"),
-    (("--precision", "fp8"), 2, ""),
+    (("--precision", "fp8"), 2, "fp8 fp32 fp16 bf16 int8"),
     (("--calibration", "grey"), 2, "calibration fp32"),
     (("--precision", "fp16", "--calibration-method", "entropy"), 2, "method fp16"),
     (("--precision", "bf16", "--min-agreement", "0.9"), 2, "agreement bf16"),

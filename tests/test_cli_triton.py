@@ -51,13 +51,13 @@ def test_json(call_cli: Call, shared_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "code", "facts"), [
-    (("nothing",), 3, "nothing"),
-    (("nothing.plan", "--backend", "tensorrt"), 3, "nothing.plan"),
-    (("nothing", "--target", "tritn"), 2, "tritn triton"),
+    (("nothing",), 3, "nothing neither bundle ONNX"),
+    (("nothing.plan", "--backend", "tensorrt"), 3, "nothing.plan not file tensorrt"),
+    (("nothing", "--target", "tritn"), 2, "--target 'tritn' 'triton'"),
     (("nothing", "--backend", "onnx"), 2, "onnx python"),
     (("nothing", "--instances", "0"), 2, "instances 0 1 64"),
-    (("nothing", "--queue-delay", "x"), 2, "--queue-delay"),
-    (("nothing", "--name", "a b"), 2, "name a b"),
+    (("nothing", "--queue-delay", "x"), 2, "Invalid '--queue-delay' integer"),
+    (("nothing", "--name", "a b"), 2, "'a b' no name model --name"),
     (("nothing", "--workspace", "64"), 2, "--workspace TensorRT"),
 ])  # fmt: skip
 def test_bad_input_has_its_exit_code_and_leaves_nothing(

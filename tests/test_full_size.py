@@ -24,7 +24,7 @@ def assert_only_ties_flip(comparison: dict[str, Any]) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("variant", "geometry", "counts"), [
     ("32s", "floor", (122.7, 136_152_917)), ("16s", "caffe", (126.7, 134_815_994)),
 ])  # fmt: skip
@@ -60,7 +60,7 @@ def assert_labels_a_photo(run_cli: Run, folder: Path, bundle: str) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_verify_takes_every_input_and_the_file_opens_without_this_toolkit(run_cli: Run, tmp_path: Path) -> None:
     exported = run_cli("export", "--variant", "8s", "--geometry", "caffe", "--optimize", "none", "--no-verify")
     assert exported.returncode == 0, exported.stderr

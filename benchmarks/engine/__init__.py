@@ -1,1 +1,1 @@
-"""What measures: the rows, their processes, and the limits of the device."""
+"""The measuring itself: the rows, their processes, and the limits of the device."""

@@ -63,7 +63,7 @@ class Case:
     # both on the device
     end_to_end: bool = False
     cuda_graph: bool = False  # the run is captured once and replayed
-    nhwc: bool = False  # ONNX Runtime computes channels last
+    nhwc: bool = False  # ONNX Runtime uses the channels-last layout
     session_run: bool = False  # times `session.run`, with input and output as arrays on the host
     autotune: bool = False  # torch.compile tries several kernels (`max-autotune`)
 
@@ -102,7 +102,7 @@ CASES = (
     Case("ort-nhwc-graph", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA,), nhwc=True, cuda_graph=True),
     Case("engine", Runtime.TENSORRT, Graph.ENGINE, (CUDA, TENSORRT)),
     Case("engine-graph", Runtime.TENSORRT, Graph.ENGINE, (CUDA, TENSORRT), cuda_graph=True),
-    # ONNX Runtime rounds float32 products to TF32 on GPUs unless it is told not to.
+    # ONNX Runtime rounds float32 products to TF32 on GPUs by default.
     Case("session-run", Runtime.ONNXRUNTIME, Graph.PLAIN, (CUDA,), _TF32, session_run=True),
     Case("session-run-e2e", Runtime.ONNXRUNTIME, Graph.PLAIN, (CUDA,), _TF32, end_to_end=True, session_run=True),
     Case("pytorch-e2e", Runtime.PYTORCH, Graph.NETWORK, (CUDA, TENSORRT), end_to_end=True),
@@ -114,7 +114,7 @@ CASES = (
 )
 
 
-# The extra of fcn-deploy that installs a runtime, and the modules of which one has to be importable.
+# The extra of fcn-deploy that installs a runtime, and modules of which at least one has to be importable.
 _EXTRAS = {
     Runtime.OPENVINO: ("openvino", ("openvino",)),
     Runtime.TENSORRT: ("tensorrt", ("tensorrt", "tensorrt_rtx")),
@@ -130,7 +130,7 @@ def missing_runtime(runtime: Runtime) -> str | None:
 
 
 def problem_with(case: Case, info: ModelInfo) -> str | None:
-    """Return why a case does not apply to a bundle; None when it does."""
+    """Return the reason why a case does not apply to a bundle, or None."""
     precision = ComputePrecision(info.precision)
     if (
         case.graph is Graph.BUNDLE
@@ -155,11 +155,11 @@ def choose(names: Sequence[str], provider: Provider) -> tuple[Case, ...]:
     unknown = sorted(set(names) - {case.name for case in possible})
     if unknown:
         raise UsageError(
-            f"no row {', '.join(unknown)} on {provider}; there are {', '.join(case.name for case in possible)}",
+            f"no row {', '.join(unknown)} on {provider}; available: {', '.join(case.name for case in possible)}",
             remedy="Pass some of these to --rows, separated by commas.",
         )
     for case in possible:
         problem = missing_runtime(case.runtime) if case.name in names else None
         if problem is not None:
-            raise UsageError(f"row {case.name}: {problem}", remedy="Install it, or leave the row out.")
+            raise UsageError(f"row {case.name}: {problem}", remedy="Install it, or omit the row.")
     return tuple(case for case in possible if not names or case.name in names)

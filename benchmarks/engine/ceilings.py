@@ -25,7 +25,7 @@ def work_of(model: ir.Model, counted: Sequence[Layer], element_bytes: int) -> Wo
     return WorkEstimate(sum(layer.multiply_adds for layer in counted), (sum(sizes) + parameters) * element_bytes)
 
 
-# Rows of the square factors, and bytes copied: so large that launch costs and caches do not count.
+# Rows of the square factors, and bytes copied: large enough that launch costs and caches are negligible.
 _CPU_ROWS, _GPU_ROWS = 2048, 8192
 _CPU_BYTES, _GPU_BYTES = 2**28, 2**31
 _DTYPES = {
@@ -49,11 +49,11 @@ def measure_ceilings(
     copy_s = _best(lambda: target.copy_(source), device, seconds)
     products = {str(precision): rows**3 / _product_s(precision, rows, device, seconds) for precision in precisions}
     if on_cpu and ComputePrecision.FP32 in precisions:
-        # The libraries behind PyTorch do not use the widest vectors of every maker's processors; ONNX Runtime's do.
+        # PyTorch's libraries do not use the widest vectors on every vendor's processors; ONNX Runtime does.
         other = rows**3 / _onnxruntime_product_s(rows, threads, seconds)
         products[str(ComputePrecision.FP32)] = max(products[str(ComputePrecision.FP32)], other)
     if not on_cpu:
-        # The process waits for its second turn while the rows run: it must not hold memory that they need.
+        # The process waits for its second turn while the rows run, so it must not hold memory that they need.
         del source, target
         torch.cuda.empty_cache()
     return Ceilings(2 * size / copy_s, products)
@@ -77,7 +77,7 @@ def _onnxruntime_product_s(rows: int, threads: int | None, seconds: float) -> fl
 
 
 def product_graph(rows: int) -> ir.Model:
-    """Build a graph that multiplies its input by a constant, which the runtime may lay out as it likes."""
+    """Build a graph that multiplies its input by a constant, whose layout the runtime may choose."""
     kind, shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([rows, rows])
     left = ir.Value(name="left", type=kind, shape=shape)
     factor = np.random.default_rng(1).standard_normal((rows, rows), dtype=np.float32)
@@ -90,7 +90,7 @@ def product_graph(rows: int) -> ir.Model:
 
 
 def _best(call: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Return the seconds of the fastest of many calls, after one that does not count."""
+    """Return the seconds of the fastest of many calls, after one warm-up call."""
     call()
     end, best = time.perf_counter() + seconds, float("inf")
     while time.perf_counter() < end:

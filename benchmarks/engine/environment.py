@@ -17,11 +17,11 @@ from fcn_deploy.installation import package_versions
 
 _LISTED = ("openvino", "nvidia-cudnn-cu13", "nvidia-cublas", "tensorrt")
 _BUSY_SECONDS = 0.5
-# More than this share of one core taken by others is worth a note.
+# Other processes that use more than this share of one core are reported.
 _BUSY_NOTE = 0.25
-# When the hypervisor takes away this share of the time, it explains a few percent of noise.
+# Above this share of stolen time, the hypervisor explains a few percent of noise.
 _STOLEN_NOTE = 0.01
-# With it PyTorch asks for huge pages for its large maps, which makes it a fifth faster on CPUs. Every row has it.
+# Lets PyTorch use huge pages for large maps, which makes it a fifth faster on CPUs. Set for every row.
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 
@@ -62,7 +62,7 @@ def describe(cores: Sequence[int], command: Sequence[str]) -> dict[str, Any]:
 
 def cpu_times() -> dict[str, float]:
     """Return the seconds of all cores by what they were spent on, as psutil names it."""
-    # The times of guests are part of `user` and `nice`.
+    # `user` and `nice` include the times of guests.
     return {name: spent for name, spent in psutil.cpu_times()._asdict().items() if not name.startswith("guest")}
 
 
@@ -78,14 +78,14 @@ def stolen_share(before: Mapping[str, float]) -> float | None:
 
 
 def busy_cores() -> float:
-    """Return how many cores are at work while this process sleeps."""
+    """Return how many cores other processes use while this process sleeps."""
     shares = psutil.cpu_times_percent(_BUSY_SECONDS)
     idle = sum(getattr(shares, name, 0.0) for name in ("idle", "iowait", "steal"))
     return max(0.0, 1 - idle / 100) * (psutil.cpu_count() or 1)
 
 
 def notes(environment: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what makes the figures of an environment doubtful, in sentences."""
+    """Return, as sentences, the reasons to doubt figures that were measured in this environment."""
     found = []
     busy = environment.get("busy_cores_before")
     if busy is not None and busy > _BUSY_NOTE:
@@ -189,7 +189,7 @@ def _state(nvml: Any, index: int) -> dict[str, Any]:
         "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(device) / 1000,
         "throttled_by": lambda: throttling(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(device)),
     }
-    # Virtual and partitioned GPUs refuse some of these readings, which are left out.
+    # Virtual and partitioned GPUs refuse some of these readings, which are then omitted.
     for name, read in readings.items():
         with contextlib.suppress(nvml.NVMLError):
             state[name] = read()

@@ -1,4 +1,4 @@
-"""The runtimes that rows compare: load one with a graph, and bind its inputs and outputs where it computes."""
+"""The runtimes that rows compare: load one with a graph, and bind its inputs and outputs on its device."""
 
 import tempfile
 import time
@@ -97,7 +97,7 @@ def _load_tensorrt(case: Case, workspace: Workspace) -> LoadedRuntime:
     bound = HostEndToEnd(runner.bind(), runner.inputs[0]) if case.end_to_end else runner.bind()
     placement = {name: len(nodes) for name, nodes in runner.placement.items()}
     options = f"{runner.engine_file.flavour}{', CUDA graph' if case.cuda_graph else ''}"
-    # It runs on a stream of its own, and PyTorch's events are recorded on another one.
+    # It runs on its own stream, and PyTorch's events are recorded on another one.
     return LoadedRuntime(bound, runner.engine_file.version, options, on_own_stream=False, placement=placement)
 
 
@@ -121,7 +121,7 @@ def _load_onnxruntime(case: Case, workspace: Workspace, provider: Provider, thre
         bound = HostEndToEnd(bound, runner.inputs[0])
     placement = {name: len(nodes) for name, nodes in runner.placement.items()}
     version = runner.name.split()[2]
-    # The rest of the runner's name says more about how it computes, e.g. that a CPU rounds half precision.
+    # The rest of the runner's name describes its arithmetic, e.g. that a CPU rounds half precision.
     described = ", ".join([str(options), *runner.name.split(", ")[1:], *(["session.run"] if case.session_run else [])])
     loaded = LoadedRuntime(bound, version, described, not case.cuda_graph, placement)
     profiled = on_cpu and not case.end_to_end
@@ -145,13 +145,13 @@ class HostBound(Bound):
     """A binding whose inputs and outputs are on the host, so that a run is complete when it returns."""
 
     def wait(self) -> None:
-        """Return at once: nothing is left to do when a launch returns."""
+        """Return at once: a launch returns only when its work is complete."""
 
 
 class HostEndToEnd(HostBound):
-    """Another binding with NumPy's pre-processing before it and the choice of the largest logit after it.
+    """A binding with NumPy's pre-processing before it and the choice of the largest logit after it.
 
-    Either is left out where the model has pixels as input or labels as output.
+    Either step is omitted if the model has pixels as input or labels as output.
     """
 
     def __init__(self, inner: Bound, spec: TensorSpec) -> None:
@@ -215,7 +215,7 @@ class OpenVinoBound(HostBound):
         self._outputs = [port.get_any_name() for port in compiled.outputs]
 
     def upload(self, feeds: Arrays) -> None:
-        """Copy the inputs to where OpenVINO reads them."""
+        """Copy the inputs to OpenVINO's buffers."""
         for name in self._names:
             self._request.get_tensor(name).data[:] = feeds[name]
 
@@ -259,7 +259,7 @@ class TorchBound(Bound):
             self._logits = self._call(self._image)
 
     def wait(self) -> None:
-        """Wait until the device has nothing left to do."""
+        """Wait until the device is idle."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
@@ -298,8 +298,8 @@ def _channels_last(case: Case) -> bool:
 
 
 def set_tf32(*, on: bool) -> None:
-    """Let CUDA round float32 products to TF32, or not, and let cuDNN try several algorithms."""
-    # The older pair of switches: PyTorch refuses to read it once the newer ones disagree, and torch.export reads it.
+    """Turn TF32 for CUDA's float32 products on or off, and let cuDNN try several algorithms."""
+    # The older switches: torch.export reads them, and PyTorch refuses that if the newer ones differ.
     torch.backends.cuda.matmul.allow_tf32 = on
     torch.backends.cudnn.allow_tf32 = on
     torch.backends.cudnn.benchmark = True

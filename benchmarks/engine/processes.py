@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RowSpec:
-    """What the process of one row measures, and where it may run; without cores, on all of them."""
+    """What the process of one row measures, and on which cores; an empty list allows all cores."""
 
     case: Case
     workspace: Workspace
@@ -65,7 +65,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class WorkerFailure:
-    """Why a worker gave no answer."""
+    """The reason why a worker did not answer."""
 
     out_of_memory: bool  # whether there was too little memory
     message: str  # the runtime's message, in one line
@@ -76,16 +76,16 @@ _LAST_BYTES = 4000
 
 
 class RowProcess:
-    """A row and its process. Whatever goes wrong in the process ends this row only.
+    """A row and its process. A failure of the process ends only this row.
 
     Args:
         spec: what is measured.
         work: the least work of one run.
-        log: file for what the process prints.
+        log: file for the process's output.
         limit_s: seconds after which the row fails when its process has not answered; None waits for ever.
 
     Attributes:
-        row: what is known so far.
+        row: the results so far.
     """
 
     def __init__(self, spec: RowSpec, work: WorkEstimate, log: Path, limit_s: float | None = None) -> None:
@@ -100,7 +100,7 @@ class RowProcess:
 
     @property
     def running(self) -> bool:
-        """Whether it still takes part."""
+        """Whether it is still being measured."""
         return self._process is not None
 
     @property
@@ -110,13 +110,13 @@ class RowProcess:
         return measured.rounds_ns[-1][-1] if measured else self._next_ns
 
     def skip(self, problem: str) -> None:
-        """Leave it out of the measurement, with the reason."""
+        """Exclude it from the measurement, with the reason."""
         self._update(status=RowStatus.SKIPPED, problem=problem)
 
     def start(self, group: int) -> None:
         """Start its process and begin to load the model, without waiting; it takes turns with the rows of `group`."""
         self._update(group=group)
-        # An empty cache of its own, so that the first run includes compilation.
+        # Its own empty cache, so that the first run includes compilation.
         cache = {"TORCHINDUCTOR_CACHE_DIR": str(self._log.with_suffix(".inductor"))}
         self._process = WorkerProcess(self._log, cache, self._limit_s)
         self._process.send("open", self._spec)
@@ -140,7 +140,7 @@ class RowProcess:
             self._end(RowStatus.WRONG, "; ".join(parity.failures))
 
     def warm_up(self, seconds: float) -> None:
-        """Run it for a while without taking samples; its latest run counts, the very first does not."""
+        """Run it for a while without taking samples; record the latest run, but not the very first."""
         self._answer("warm_up", max(0.0, seconds - self.last_ns / 1e9))
 
     def sample(self, seconds: float) -> None:
@@ -155,7 +155,7 @@ class RowProcess:
         self._update(status=RowStatus.MEASURED, measurement=measured)
 
     def finish(self) -> None:
-        """Read its memory and its profile, and end its process; without these its latencies count all the same."""
+        """Read its memory and its profile, and end its process; its latencies are valid without them."""
         if self._process is not None:
             with contextlib.suppress(FcnDeployError):
                 peak_bytes, nodes = self._process.call("peak_bytes"), self._process.call("profile")
@@ -166,7 +166,7 @@ class RowProcess:
         self.close()
 
     def close(self) -> None:
-        """End its process; what was measured stays."""
+        """End its process; its results are kept."""
         if self._process is not None:
             self._process.close()
             self._process = None
@@ -211,7 +211,7 @@ class WorkerProcess:
     """A process of `benchmarks.engine.worker`, started at once; a context manager that ends it.
 
     Args:
-        log: file for what it prints.
+        log: file for its output.
         variables: environment variables besides those of this process.
         limit_s: seconds after which it is ended when it has not answered; None waits for ever.
     """
@@ -221,13 +221,13 @@ class WorkerProcess:
         environment = HUGE_PAGES | os.environ | same_packages() | dict(variables or {})
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                # -P: packages that lie in the working directory are not imported.
+                # -P: packages in the working directory are not imported.
                 [sys.executable, "-P", "-m", "benchmarks.engine.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=environment,
-                # Ctrl-C reaches only the parent, which decides what becomes of the rows.
+                # Ctrl-C reaches only the parent, which handles the rows.
                 start_new_session=True,
             )
 
@@ -283,7 +283,7 @@ class WorkerProcess:
         return answer
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process immediately."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):

@@ -34,10 +34,10 @@ from fcn_deploy.storage import file_sha256
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What is measured, where, and for how long.
+    """The options of a benchmark.
 
     Attributes:
-        provider: where.
+        provider: the execution provider of all rows.
         rows: names of cases; empty means all cases of the provider.
         batches: only bundles of these batches; empty means all.
         protocol: how samples are taken.
@@ -61,7 +61,7 @@ class BenchOptions:
 class BenchProgress:
     """The state of a running benchmark."""
 
-    step: str  # what is being done
+    step: str  # the current step
     rows: tuple[Row, ...]  # every row so far, finished or not
     remaining_s: float | None = None  # estimated seconds until the end; None before there is an estimate
 
@@ -80,7 +80,7 @@ def bench(paths: Sequence[Path], options: BenchOptions, on_progress: OnProgress 
         CheckpointError: a bundle was exported from another checkpoint than the one given.
         ProviderError: the provider would not run.
     """
-    # Read before this process touches a GPU, so that all processes on it are other people's.
+    # Read before this process uses a GPU, so that all processes on it are foreign.
     gpus = visible_gpus()
     require_provider(options.provider)
     _check_no_engines(paths)
@@ -96,7 +96,7 @@ def bench(paths: Sequence[Path], options: BenchOptions, on_progress: OnProgress 
             schedule.measure_ceilings(process, precisions)
             for bundle in bundles:
                 schedule.measure_bundle(bundle, cases if options.rows else distinct(bundle, cases))
-            # Measured twice: if something slows the first measurement down, rows would exceed the ceilings.
+            # Measured twice: if the first measurement is slowed down, rows would exceed the ceilings.
             schedule.measure_ceilings(process, precisions)
         except KeyboardInterrupt:
             interrupted = True
@@ -109,9 +109,9 @@ def bench(paths: Sequence[Path], options: BenchOptions, on_progress: OnProgress 
 
 # Before its turn a row is warmed up this long, unless a single run takes longer.
 _REWARM_S = 0.1
-# Runs before the first round, in round times: loading, the first run, the one for parity.
+# Time before the first round, in rounds: loading, the first run, the parity run.
 _RUNS_BEFORE = 3
-# A runtime holds its weights up to three times while it packs them, besides its own libraries.
+# A runtime holds up to three copies of its weights while it packs them, besides its libraries.
 _MODELS_PER_ROW, _MAPS_PER_ROW, _ROW_BYTES = 3, 6, 400_000_000
 _SAME_GRAPH = {"none": Graph.PLAIN, "simplify": Graph.SIMPLIFIED}
 _ELEMENT_BYTES = {
@@ -170,7 +170,7 @@ class Schedule:
         self._bundles -= 1
 
     def _prepare(self, workspace: Workspace, cases: Sequence[Case]) -> str | None:
-        """Write the files that the rows share; return why that failed, if it did, which is then every row's problem."""
+        """Write the files that the rows share; if that fails, return the reason, which becomes every row's problem."""
         self._announce(f"export the plain graph of {workspace.info.network}, run the reference")
         with WorkerProcess(workspace.folder / "prepare.log") as process:
             answer = process.run(prepare, workspace, graphs_of(cases, workspace.info), cores=self._cores)
@@ -195,7 +195,7 @@ class Schedule:
         return found
 
     def _groups(self, bundle: Bundle) -> Iterator[list[RowProcess]]:
-        """Yield the rows that are measured together: all of them, unless memory is too short for that."""
+        """Yield the groups of rows that are measured together: one group, if memory allows."""
         able = [process for process in self._processes if process.row.status is RowStatus.PENDING]
         size = max(1, min(len(able), _free_bytes(self._options.provider) // row_bytes(bundle)))
         for start in range(0, len(able), size):
@@ -203,7 +203,7 @@ class Schedule:
 
     def _measure(self, group: Sequence[RowProcess], number: int) -> None:
         protocol = self._options.protocol
-        # TensorRT times kernels while it loads, so there the rows load one after the other.
+        # TensorRT times kernels while it loads, so its rows load one after the other.
         at_once = len(group) if self._options.provider is not Provider.TENSORRT else 1
         for start in range(0, len(group), at_once):
             for process in group[start : start + at_once]:
@@ -224,7 +224,7 @@ class Schedule:
             process.finish()
 
     def _round(self, turn: int) -> None:
-        """Sample every row once, in another order each round, so that no row always follows the same one."""
+        """Sample every row once, in a different order each round, so that no row always follows the same one."""
         running = self._running()
         random.Random(turn).shuffle(running)  # noqa: S311 - an order, no secret
         for position, process in enumerate(running):
@@ -257,7 +257,7 @@ def graphs_of(cases: Sequence[Case], info: ModelInfo) -> frozenset[Graph]:
 
 
 def distinct(bundle: Bundle, cases: Sequence[Case]) -> tuple[Case, ...]:
-    """Return the cases without those whose graph is the bundle's own under another name."""
+    """Return the cases without those whose graph equals the bundle's."""
     same = _SAME_GRAPH.get(bundle.manifest["optimize"] if bundle.manifest else "")
     return tuple(case for case in cases if case.graph is not same)
 
@@ -284,7 +284,7 @@ def _engine(workspace: Workspace) -> tuple[ModelInfo | None, str | None]:
     except BundleError as error:
         return None, error.problem
     if engine is None:
-        return None, f"there is no {workspace.plan.name}: fcn-deploy tensorrt builds it"
+        return None, f"{workspace.plan.name} is missing: build it with fcn-deploy tensorrt"
     return engine.info, None
 
 
@@ -339,7 +339,7 @@ def _check_distinct(bundles: Sequence[Bundle]) -> None:
 
 
 def _check_checkpoint(bundles: Sequence[Bundle], path: Path | None) -> None:
-    """Check the checkpoints of all bundles first, because the last one is opened only after minutes."""
+    """Check the checkpoints of all bundles first, because the last bundle is opened only after minutes."""
     for bundle in bundles:
         check_checkpoint(bundle.info.provenance, path)
     if path is not None:

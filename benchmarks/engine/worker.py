@@ -1,7 +1,7 @@
 """The process that measures one row: a runtime, its memory and its crashes are separate from those of other rows.
 
 Run as `python -m benchmarks.engine.worker`: reads pickled (method, arguments) from stdin and writes pickled answers to
-stdout. What libraries print goes to stderr.
+stdout. Output of libraries goes to stderr.
 """
 
 import os
@@ -59,10 +59,10 @@ class Worker:
         return LoadReport(f"{spec.case.runtime} {runtime.version}", runtime.options, dict(runtime.placement), taken)
 
     def first(self) -> FirstRuns:
-        """Time the first runs, and compare the outputs of the very binding that is timed with the reference's."""
+        """Time the first runs, and compare the outputs of the timed binding with the reference's."""
         taken, compared = [], []
         references = self._spec.workspace.references()
-        # The photo comes last, because samples are taken on it. End to end, only inputs that are pictures count.
+        # The photo comes last, because it is the input of the samples. End-to-end rows use only pictures.
         for index, given in reversed(list(enumerate(self._spec.workspace.inputs()))):
             self._runtime.bound.upload(self._feeds(index))
             taken.append(timing.time_once(self._runtime.bound.run))
@@ -89,7 +89,7 @@ class Worker:
 
     def peak_bytes(self) -> int:
         """Return the largest resident memory of this process on the host; 0 where it is unknown."""
-        # psutil does not know the peak, and Linux starts that of getrusage at the parent's size.
+        # psutil does not report the peak, and on Linux getrusage's peak starts at the parent's size.
         status = Path("/proc/self/status")
         if not status.exists():
             return 0
@@ -141,13 +141,13 @@ def _answer(method: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
 
 def failure_of(error: Exception) -> WorkerFailure:
-    """Describe an exception in one line, and say whether it is a lack of memory."""
+    """Describe an exception in one line, and tell whether memory ran out."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return WorkerFailure(ran_out_of_memory(error), (lines[0] if lines else type(error).__name__)[:300])
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Say whether an exception means that there was too little memory, in the words of any runtime."""
+    """Return whether an exception of any runtime means that there was too little memory."""
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
 
 

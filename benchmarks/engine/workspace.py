@@ -25,7 +25,7 @@ from fcn_deploy.storage import file_sha256
 class Workspace:
     """Files that the rows of one bundle share."""
 
-    folder: Path  # where they are
+    folder: Path  # their folder
     model_path: Path  # the bundle's own model
     info: ModelInfo  # facts about the bundle's network
     shape: Shape  # N x 3 x H x W
@@ -60,7 +60,7 @@ class Workspace:
         return rolled_batch(resize(read_image(self.photos[0]), *self.shape[2:]), self.shape[0])
 
     def inputs(self) -> tuple[ParityInput, ...]:
-        """What every row is run on: photos, and noise where the bundle is not in int8."""
+        """Return the inputs of every row: photos, and also noise unless the bundle is in int8."""
         return parity_inputs(self.info, self.shape, photo_inputs(self.photos, self.shape))
 
     def references(self) -> tuple[npt.NDArray[np.float32], ...]:
@@ -69,7 +69,7 @@ class Workspace:
 
 
 def workspace_of(bundle: Bundle, folder: Path, checkpoint: Path | None) -> Workspace:
-    """Return the workspace of a bundle; `prepare` makes its files."""
+    """Return the workspace of a bundle; `prepare` writes its files."""
     opset = bundle.model.opset_imports[""]
     model_path, photos = bundle.model_path.resolve(), tuple(path.resolve() for path in bundle.photos) or (SAMPLE_PHOTO,)
     plan = plan_beside(bundle.path).resolve()
@@ -87,7 +87,7 @@ def prepare(workspace: Workspace, graphs: frozenset[Graph]) -> None:
         np.save(workspace.folder / f"reference-{i}.npy", outputs[OUTPUT_NAME])
     if not graphs & {Graph.PLAIN, Graph.PLAIN_HALF, Graph.SIMPLIFIED}:
         return
-    # Imported here, because bundles that are measured alone need no exporter.
+    # Imported here, because measuring a bundle alone does not need the exporter.
     from exporters.onnx import OnnxOptions, export_graph
     from exporters.precision.options import PrecisionOptions
     from exporters.precision.reduce import calibration_inputs, reduce_precision

@@ -1,1 +1,1 @@
-"""Everything that is measured on a GPU, in one command: `python -m benchmarks.gpu OUT`."""
+"""All measurements on a GPU in one command: `python -m benchmarks.gpu OUT`."""

@@ -81,13 +81,13 @@ def exit_code(report: BenchReport) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("output", type=Path, help="folder for the files that are written")
-    parser.add_argument("--minutes", type=float, default=_MINUTES, help="no bundle is begun that would end later")
+    parser.add_argument("output", type=Path, help="output folder")
+    parser.add_argument("--minutes", type=float, default=_MINUTES, help="skip bundles that would not end in this time")
     parser.add_argument("--duration", type=float, default=1.0, help="seconds of samples per row")
     parser.add_argument("--provider", type=Provider, choices=list(Provider), default=Provider.CUDA)
     parser.add_argument("--bundles", type=int, default=len(PLAN), help="measure only this many bundles of the plan")
     parser.add_argument("--size", type=int, default=500, help="height and width of the input")
-    parser.add_argument("--channel-divisor", type=int, default=1, help="more than 1 for narrow, quick networks")
+    parser.add_argument("--channel-divisor", type=int, default=1, help="more than 1 for narrow, fast networks")
     parser.add_argument("--no-checks", action="store_true", help="skip doctor and the tests marked `gpu`")
     return parser
 

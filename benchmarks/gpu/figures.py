@@ -1,4 +1,4 @@
-"""What rows on a GPU mean: the figures to reach, errors by precision, and the predicted limits of each part.
+"""The summary of a run on a GPU: target figures, errors by precision, and the predicted limits of each part.
 
 Run as `python -m benchmarks.gpu.figures [fp32|fp16|bf16]` to print the predicted limits of FCN-8s.
 """
@@ -35,7 +35,7 @@ _NODE_COLUMNS = ("node", "operator", "time", "of the run", "multiply-adds", "of 
 class Figure:
     """One figure, and the value it has to reach."""
 
-    name: str  # what is compared
+    name: str  # the comparison
     least: float  # the value to reach
     rows: tuple[str, ...] = ()  # the rows it is computed from; empty where they were not measured
     found: Ratio | None = None  # the value with its 95 % interval, or None
@@ -78,7 +78,7 @@ def figure_table(report: BenchReport) -> list[str]:
 
 
 def markdown(report: BenchReport) -> str:
-    """Return figures, tiers, nodes and what was not measured as Markdown."""
+    """Return figures, tiers, nodes and unmeasured bundles as Markdown."""
     tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (
         ("Figures", _COLUMNS, [figure.cells for figure in figures(report)]),
         ("Errors by precision", ("tier", "rows", "largest error / range", "bound", "flips"), _tiers(report)),
@@ -180,14 +180,14 @@ class Part:
 
 
 def parts(graph: ir.Model, machine: Machine) -> Mapping[str, Part]:
-    """Return the limits of a graph's nodes by what they do, and of all of them."""
+    """Return the limits of a graph's nodes by part, and of all nodes."""
     named = [(name, layer) for layer in layers(graph) if (name := part_of(layer)) is not None]
     found = {part: Part.of((layer for name, layer in named if name == part), machine) for part, _ in named}
     return found | {"all": Part.of((layer for _, layer in named), machine)}
 
 
 def part_of(layer: Layer) -> str | None:
-    """Return what a node does; None for constants, which are computed once, when the graph is loaded."""
+    """Return the part that a node belongs to; None for constants, which are computed once, when the graph is loaded."""
     if layer.operator in _PARTS:
         return _PARTS[layer.operator]
     block = re.match(r"conv\d|fc\d", layer.name) if layer.operator == "Conv" else None

@@ -37,7 +37,7 @@ from fcn_deploy.runtime.ort import require_provider
 from fcn_deploy.runtime.ort_options import OrtOptions
 
 DOCTOR_FILE, TESTS_FILE = "doctor.txt", "gpu-tests.txt"
-# Without the project's own options, which expect its own versions of packages.
+# Without the project's pytest options, which expect its versions of packages.
 _PYTEST = ("-m", "pytest", "-m", "gpu", "-q", "-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default")
 # The tests share the GPU; most of their time goes into exports.
 _TEST_PROCESSES = 4
@@ -47,7 +47,7 @@ QUICK_TESTS, _QUICK_TESTS_S = "test_cuda_agrees or (test_it_computes and 8s-floo
 
 
 def doctor(output: Path, seconds: float = 60.0) -> None:
-    """Write the findings of `fcn-deploy doctor`, or as many as it prints within `seconds`."""
+    """Write the findings that `fcn-deploy doctor` prints within `seconds`."""
     _run_into(output / DOCTOR_FILE, ("-m", "fcn_deploy", "doctor"), Path.cwd(), seconds)
 
 
@@ -81,11 +81,11 @@ def _run_into(path: Path, arguments: Sequence[str], folder: Path, seconds: float
             running.wait()
 
 
-# Cores for the rows where there are enough for both; the others export.
+# Cores for the rows if there are enough for both; the other cores export.
 _ROW_CORES = 6
 # The tests for GPUs may take this share of the time.
 _TESTS_SHARE = 0.4
-# Reserved for the times of nodes; each node is sampled twice for the second time.
+# Seconds reserved for timing nodes, and seconds of samples for each of a node's two graphs.
 _NODES_S, _NODE_SAMPLES_S = 45.0, 0.02
 # The estimated time of a row until one takes longer, and the additional time to compile one.
 _ROW_S, _COMPILING_S = 5.0, 60.0
@@ -96,7 +96,7 @@ _NO_TIME = "there was no time for it"
 
 @dataclass(frozen=True)
 class MatrixOptions:
-    """What is measured, and how long it may take."""
+    """The options of a run of a plan."""
 
     output: Path  # folder for the files
     bench: BenchOptions  # how rows are measured
@@ -193,7 +193,7 @@ class Matrix:
     def _measure_all(self, maker: BundleMaker) -> None:
         pending = list(self._plan)
         while pending and self.left_s > self.options.nodes_s:
-            # Asked only once, because further bundles may be finished meanwhile, and the most important come first.
+            # Queried only once, because more bundles may be finished meanwhile, and the most important come first.
             made = [entry for entry in pending if maker.futures[entry].done()]
             if not made or (not self._separate and len(made) < len(pending)):
                 wait([maker.futures[e] for e in pending if e not in made], min(self.left_s, 1.0), FIRST_COMPLETED)
@@ -208,7 +208,7 @@ class Matrix:
         cases = entry.cases(self.options.bench.provider)
         compiled = [case.name for case in cases if case.runtime is Runtime.COMPILE]
         if isinstance(made, str):
-            self.problems[str(entry)] = f"it could not be made: {made}"
+            self.problems[str(entry)] = f"it could not be exported: {made}"
             return
         left_s = self.left_s - self.options.nodes_s
         if compiled and left_s < self._row_s * len(cases) + _COMPILING_S * len(compiled):
@@ -235,7 +235,7 @@ class Matrix:
         """Time the nodes of the first bundle's last row."""
         entry, provider = self._plan[0], self.options.bench.provider
         future, case = maker.futures[entry], entry.cases(provider)[-1]
-        made = future.result() if future.done() else "not made in time"
+        made = future.result() if future.done() else "not exported in time"
         if isinstance(made, str) or self.left_s < 0:
             return
         with (

@@ -100,7 +100,7 @@ def plan_for(minutes: float) -> Sequence[Entry]:
 
 
 CORES_PER_PROCESS = 4
-# This many bundles of the plan are made before all others.
+# The first bundles of the plan, this many, are exported before all others.
 _MADE_FIRST = 3
 _LARGE_BATCH = 8
 
@@ -145,7 +145,7 @@ def make(entry: Entry, exports: Exports, threads: int) -> Workspace:
 
 
 class BundleMaker:
-    """Makes all bundles of a plan in several processes, each on its share of the cores; a context manager.
+    """Exports all bundles of a plan in several processes, each on its share of the cores; a context manager.
 
     The first bundles and those of large batches, which take longest, are begun first. A process that dies loses only
     its bundle.
@@ -185,7 +185,7 @@ class BundleMaker:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Pause all processes for as long as the block lasts."""
+        """Pause all processes while the block runs."""
         self._signal(signal.SIGSTOP)
         try:
             yield
@@ -214,5 +214,5 @@ class BundleMaker:
         except FcnDeployError as error:
             return error.problem
         finally:
-            # Only now, because the next bundle on this share uses its process too.
+            # Not earlier, because the next bundle on this share uses its process too.
             self._shares.put(share)

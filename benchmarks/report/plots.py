@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.report.results import BenchReport, Row, RowKey
 
-# Replaced by the page's own text colour at the end.
+# Replaced by the page's text colour at the end.
 _INK = "#010203"
 # Okabe and Ito's colours, which colour-blind readers can distinguish, on white and on black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")

@@ -1,4 +1,4 @@
-"""The outcome of a benchmark: what a report consists of, and how it is written to and read from a JSON file."""
+"""The outcome of a benchmark: the contents of a report, and its JSON file."""
 
 import json
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class RowStatus(StrEnum):
     OUT_OF_MEMORY = "out of memory"
     FAILED = "failed"
     SKIPPED = "skipped"  # cannot run here
-    PENDING = "pending"  # not finished, or interrupted before its first sample
+    PENDING = "pending"  # not finished, or interrupted before the first sample
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class WorkEstimate:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The highest rates that were measured on a device."""
+    """The highest measured rates of a device."""
 
     copied_bytes_per_s: float  # bytes read plus bytes written by a large copy
     multiply_adds_per_s: Mapping[str, float]  # of a large matrix product, by compute precision

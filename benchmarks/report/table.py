@@ -78,13 +78,13 @@ def narrow_cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[s
 
 
 def computes(row: Row) -> str:
-    """Return what computes what: runtime, graph, precision."""
+    """Return runtime, graph and precision of a row."""
     scope = ", pixels to labels" if row.end_to_end else ""
     return f"{row.runtime}, {row.graph}, {row.precision}{scope}"
 
 
 def described(row: Row) -> str:
-    """Return what computes what, with the runtime's settings."""
+    """Return runtime, graph and precision of a row, with the runtime's settings."""
     return f"{computes(row)}; {row.options}" if row.options else computes(row)
 
 
@@ -151,7 +151,7 @@ def parity(row: Row) -> str:
 
 
 def remarks(report: BenchReport) -> list[str]:
-    """Return why rows have no figure, or one that is not to be trusted."""
+    """Return why rows have no figure, or an unreliable one."""
     found = []
     if any(row.group for row in report.rows):
         found.append("Memory was too short for all rows at once: rows of different groups did not take turns.")

@@ -1,1 +1,1 @@
-"""Samples, and what may be concluded from them."""
+"""Statistics of latency samples."""

@@ -9,7 +9,7 @@ from benchmarks.stats import statistics
 from benchmarks.stats.timing import Measurement
 from fcn_deploy.errors import MeasurementError, RegressionError, UsageError
 
-# Between two runs of the same thing on a quiet machine medians move by a percent; less than this is never news.
+# Medians of equal runs on a quiet machine differ by a percent; smaller differences than this do not count.
 THRESHOLD = 0.02
 _OTHER_SEED = 1
 

@@ -38,7 +38,7 @@ def read_profile(path: Path, counted: Mapping[str, int], skip_runs: int) -> tupl
     Args:
         path: ONNX Runtime's JSON file.
         counted: multiply-adds of the graph's nodes by name; used for nodes that kept their names.
-        skip_runs: how many warm-up runs come first, which do not count.
+        skip_runs: number of warm-up runs at the beginning, which are skipped.
     """
     events = node_events(path)
     nodes = [_node(name, found[skip_runs:], counted) for name, found in events.items() if found[skip_runs:]]
@@ -91,7 +91,7 @@ class NodeTimes:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """Element type (of ONNX) and shape of a value, and its content where that matters, e.g. for shapes."""
+    """The ONNX element type and shape of a value, and its content where it matters, e.g. for shapes."""
 
     kind: int
     shape: tuple[int, ...]
@@ -158,7 +158,7 @@ def _as_run(path: Path, options: OrtOptions, folder: Path) -> _Graph:
     with OrtRunner(path, plain, profile=folder / "profile", optimized=folder / "optimized.onnx") as runner:
         runner.bind().run()
         events = node_events(runner.end_profiling())
-    # Large weights stay in their file: only their type and shape are needed.
+    # Large weights stay in their file, because only their type and shape are needed.
     model = onnx.load(folder / "optimized.onnx", load_external_data=False)
     given = {value.name: value.type.tensor_type for value in model.graph.input}
     values = {n: _Tensor(t.elem_type, tuple(size.dim_value for size in t.shape.dim)) for n, t in given.items()}

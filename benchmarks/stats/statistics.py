@@ -1,4 +1,4 @@
-"""Statistics of latencies, and whether they are stable: pure functions of samples.
+"""Statistics of latencies, and tests of their stability: pure functions of samples.
 
 Samples come in rounds: one row is sampled for a while, then the others, then the first one again. What affects all
 samples of a round (another process, a clock) shows as a difference between rounds.

@@ -1,4 +1,4 @@
-"""How latencies are measured: the first run separately, then warm-up by time, then rounds of samples.
+"""Measure latencies: the first run separately, then warm-up by time, then rounds of samples.
 
 Tests replace the clock, so that they need not wait.
 """
@@ -25,7 +25,7 @@ PERCENTILES = (0.9, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Protocol:
-    """How long and how often a row is sampled.
+    """The duration and number of a row's samples.
 
     Attributes:
         duration_s: seconds of samples per row, over all rounds.
@@ -59,7 +59,7 @@ def time_once(call: Call, clock: Clock = time.perf_counter_ns) -> int:
 
 
 def warm_up(call: Call, seconds: float, clock: Clock = time.perf_counter_ns) -> int:
-    """Call until `seconds` have passed; return how often. Without any seconds nothing is called."""
+    """Call until `seconds` have passed; return the number of calls, which is 0 for 0 seconds."""
     end, calls = clock() + int(seconds * 1e9), 0
     while clock() < end:
         call()
@@ -103,7 +103,7 @@ class Measurement:
 
     @property
     def median_ns(self) -> float:
-        """The figure that reports quote."""
+        """The figure in reports."""
         return float(np.median(self.samples_ns))
 
     @property
@@ -139,7 +139,7 @@ class Measurement:
 
     @cached_property
     def instabilities(self) -> tuple[str, ...]:
-        """Every reason not to trust the median; empty when there is none."""
+        """Every reason to doubt the median; empty when it is stable."""
         return statistics.instabilities(self.rounds_ns, self.interval_ns)
 
     @property

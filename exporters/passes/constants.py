@@ -1,4 +1,4 @@
-"""Computes the constant part of a map: what a network computes where it does not see the image.
+"""Computes the constant part of a map: the part that does not depend on the image.
 
 Rim and moat do not depend on the image, nor on its size as long as the raster of the strides stays the same. They are
 therefore computed on the smallest image that has the same rims, a fraction of a percent of a run, and spread out.
@@ -34,7 +34,7 @@ def constants_of(model: ir.Model, trace: Trace, values: Sequence[ir.Value]) -> d
 
 
 def _probe(trace: Trace, values: Sequence[ir.Value], axis: int) -> int:
-    """Return the smallest image size at which all of `values` have the same rims, with something between them."""
+    """Return the smallest image size at which all of `values` have the same rims, not adjacent to each other."""
     raster = prod(step.slidings[axis].stride for step in trace.steps if step.slidings is not None)
     shape = static_shape(trace.steps[0].source)
     image = shape[2 + axis] if shape is not None else 0
@@ -89,7 +89,7 @@ def _evaluate(part: ir.Model, fill: float) -> list[Array]:
     dtype = given.dtype.numpy() if given.dtype is not None else np.dtype(np.float32)
     image = {str(given.name): np.full(static_shape(given) or (), fill, dtype=dtype)}
     if dtype != np.float32:
-        # On a CPU, ONNX Runtime has convolutions in float32 only.
+        # On CPUs, ONNX Runtime has only float32 convolutions.
         return list(onnx.reference.ReferenceEvaluator(ir.to_proto(part)).run(None, image))
     made = run_graph(part, image)
     return [made[str(value.name)] for value in part.graph.outputs]

@@ -1,6 +1,6 @@
-"""What a rewrite is worth: multiply-adds against bytes moved, per target and arithmetic.
+"""The cost model of rewrites: multiply-adds against bytes moved, per target and arithmetic.
 
-The constants decide between ways that are equally right; they do not have to be exact, only of the right proportion.
+The constants choose between equivalent graphs, so only their proportions have to be right.
 """
 
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ class Machine:
     multiply_adds_per_s: float  # of large convolutions
     bytes_per_s: float  # of large copies, bytes read plus bytes written
     element_bytes: int  # of an activation in the arithmetic the target is used with
-    node_s: float  # seconds that a further node takes whatever its size
+    node_s: float  # overhead of a node in seconds, independent of its size
     # times a map is read and written where constants are put around it between two convolutions
     copies_per_widening: int
     # times the products of a transposed convolution are written and read before they are summed; 0 where the sum is
     # made in place
     copies_per_deconvolution: int
-    crops_deconvolutions: bool  # whether a transposed convolution is no slower for leaving out a border
-    # whether a ReLU runs within the convolution before it, instead of in a pass over memory of its own
+    crops_deconvolutions: bool  # whether a transposed convolution with a cropped border is not slower
+    # whether a ReLU is fused into the convolution before it, instead of reading and writing the map again
     fuses_relus: bool
     source: str  # where the figures are from
 
@@ -70,7 +70,7 @@ MACHINES: Mapping[Target, Machine] = {
         source="ceilings measured by `fcn-deploy bench` on two AMD EPYC cores, float32 (benchmarks/results)",
     ),
     Target.CUDA: _FLOAT_ON_GPU,
-    # TensorRT's engines are mostly built in half precision, whatever the graph says.
+    # TensorRT engines are mostly built in half precision, also from float32 graphs.
     Target.TENSORRT: replace(_HALF_ON_GPU, fuses_relus=True),
 }
 
@@ -79,7 +79,7 @@ def machine_of(target: Target, precision: Precision) -> Machine:
     """Return the machine of a target for graphs of that precision.
 
     Tensor cores multiply halves 15 times as fast as CUDA cores multiply float32, but half as many bytes move only
-    twice as fast: a copy weighs more than it does in float32.
+    twice as fast: copies cost relatively more than in float32.
     """
     on_gpu = target is Target.CUDA and precision in (Precision.FP16, Precision.BF16)
     return _HALF_ON_GPU if on_gpu else MACHINES[target]

@@ -1,4 +1,4 @@
-"""The tools of a rewrite: reading shapes and constants, adding nodes, widening and cutting maps; and its base class."""
+"""Base class and tools of rewrites: read shapes and constants, add nodes, widen and cut maps."""
 
 from abc import abstractmethod
 from collections.abc import Container, Sequence
@@ -66,7 +66,7 @@ def only_reader(value: ir.Value) -> ir.Node | None:
 
 
 def slice_window(node: ir.Node) -> Window | None:
-    """Return what a Slice keeps of height and width; None unless it is static, of step 1, and of these axes only."""
+    """Return the window that a Slice keeps; None unless it is static, has step 1, and slices only height and width."""
     if node.op_type != "Slice":
         return None
     shape = static_shape(node.inputs[0]) if node.inputs else None
@@ -112,7 +112,7 @@ def node_after(
     shape: Sequence[int],
     **attributes: Attribute,
 ) -> ir.Value:
-    """Insert a node right behind the producer of `place`; returns its output, of the dtype of `place`."""
+    """Insert a node right after the producer of `place`; return its output, which has the dtype of `place`."""
     producer, graph = place.producer(), place.graph
     if not isinstance(graph, ir.Graph):
         raise ValueError(f"{place.name} belongs to no graph")
@@ -133,15 +133,15 @@ def window_shape(value: ir.Value, window: Window) -> tuple[int, ...]:
 
 
 def widen(model: ir.Model, value: ir.Value, have: Window, want: Window, *, constants: Array, name: str) -> ir.Value:
-    """Widen `value`, the window `have` of a map, to the window `want` by constants around it.
+    """Surround `value`, the window `have` of a map, with constants up to the window `want`.
 
     Args:
-        model: what the map belongs to.
+        model: the model of the map.
         value: the window, N x C x height x width.
-        have: where the window lies.
+        have: the position of `value` in the map.
         want: the window to return; contains `have`.
         constants: 1 x C x height x width of the whole map, valid outside the window.
-        name: of the nodes that are added.
+        name: name of the added nodes.
     """
     sides = _parts(constants, [(have[0], side) for side in _beyond(have[1], want[1])])
     wide = _concatenated(model, value, sides, 3, f"{name}/widen")
@@ -167,7 +167,7 @@ def _concatenated(model: ir.Model, value: ir.Value, sides: Sequence[Array], axis
             made.append(made[0])
         elif side.shape[axis]:
             made.append(_spread(model, place, side, shape[0], f"{name}/{where}"))
-            # Each node goes behind the last, so that the Concat comes behind all of its inputs.
+            # Each node is inserted after the previous one, so that the Concat follows all of its inputs.
             place = made[-1] if made[-1].producer() is not None else place
     if not made:
         return value
@@ -187,7 +187,7 @@ def _spread(model: ir.Model, place: ir.Value, part: Array, batch: int, name: str
 
 
 def cut(model: ir.Model, value: ir.Value, window: Window, name: str) -> ir.Value:
-    """Cut `window`, in indices of `value` itself, out of a map behind the node that makes it."""
+    """Slice `window`, in indices of `value` itself, out of a map after the node that computes it."""
     starts, ends = [span.first for span in window], [span.last + 1 for span in window]
     bounds = {"starts": starts, "ends": ends, "axes": SPATIAL_AXES}
     inputs = [add_constant(model, f"{name}/{what}", np.array(n, dtype=np.int64)) for what, n in bounds.items()]
@@ -195,18 +195,18 @@ def cut(model: ir.Model, value: ir.Value, window: Window, name: str) -> ir.Value
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> None:
-    """Use `new` wherever `old` was, under its name; `old` is left unused."""
+    """Replace `old` with `new` in all readers and outputs; `new` gets its name."""
     new.name, old.name = old.name, None
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 @dataclass(frozen=True)
 class Site:
-    """The outcome at one place where a pattern was found."""
+    """The outcome at one occurrence of a pattern."""
 
     node: str  # name of the node at the place
     applied: bool  # whether it was rewritten
-    reason: str  # what the rewrite does there, or why it is refused
+    reason: str  # what the rewrite did there, or why it was skipped
 
 
 @dataclass

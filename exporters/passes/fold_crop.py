@@ -1,4 +1,4 @@
-"""A crop behind an up-sampling or a 1x1 convolution, moved to where it saves work.
+"""Move a crop after an up-sampling or a 1x1 convolution to where it saves work.
 
 Input cells that cannot reach the crop are cut off before a transposed convolution, and as much of the crop as is equal
 on both sides becomes its padding (runtimes differ on more padding on one side). A crop behind a 1x1 convolution moves
@@ -32,7 +32,7 @@ Pads = tuple[int, int, int, int]  # top, left, bottom, right
 
 @dataclass(frozen=True)
 class FoldableCrop:
-    """A Slice of height and width, and the convolution that it alone reads."""
+    """A Slice of height and width, and the convolution whose only reader it is."""
 
     node: ir.Node
     maker: ir.Node
@@ -40,7 +40,7 @@ class FoldableCrop:
 
 
 class FoldCrop(Rewrite):
-    """Moves crops to where `machine` saves most."""
+    """Moves crops to where they save the most time on `machine`."""
 
     name = "fold-crop"
 
@@ -58,7 +58,7 @@ class FoldCrop(Rewrite):
         return found
 
     def check(self, found: FoldableCrop) -> str | None:
-        """Refuse where others read the uncropped map, where shapes are unknown, and where nothing is saved."""
+        """Refuse maps with other readers, unknown shapes, and crops that save nothing."""
         if only_reader(found.maker.outputs[0]) is None:
             return f"{found.maker.name} has other readers, which need all of it"
         if found.maker.op_type == "Conv":
@@ -71,7 +71,7 @@ class FoldCrop(Rewrite):
         return None
 
     def rewrite(self, model: ir.Model, found: FoldableCrop) -> str:
-        """Cut before the convolution what need not be computed; the Slice keeps the rest."""
+        """Crop before the convolution as far as possible; the Slice does the rest."""
         maker, source = found.maker, first_input(found.maker)
         if maker.op_type == "Conv":
             maker.replace_input_with(0, cut(model, source, found.kept, f"{maker.name}/crop"))
@@ -81,7 +81,7 @@ class FoldCrop(Rewrite):
             return f"in front of {maker.name}"
         cells, pads = self._plan(found)
         done = [f"{pads[0]} x {pads[1]} pixels as padding"] if pads != _pads_of(maker) and any(pads) else []
-        done += [f"cells {cells[0]} x {cells[1]} alone"] if cells != _all_cells(maker) else []
+        done += [f"only cells {cells[0]} x {cells[1]}"] if cells != _all_cells(maker) else []
         made, left = _shrink(maker, found.kept, cells, pads)
         if cells != _all_cells(maker):
             maker.replace_input_with(0, cut(model, source, cells, f"{maker.name}/cells"))
@@ -135,7 +135,7 @@ class FoldCrop(Rewrite):
 
 
 def _move_window(node: ir.Node, kept: Window) -> None:
-    """Record that a node computes no more than `kept` of the window that it computed."""
+    """Record that a node now computes only `kept` of its earlier window."""
     begins = (int(first) for first in node.metadata_props.get(WINDOW_KEY, "0 0").split())
     node.metadata_props[WINDOW_KEY] = " ".join(str(b + span.first) for b, span in zip(begins, kept, strict=True))
 

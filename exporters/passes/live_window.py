@@ -1,4 +1,4 @@
-"""Computes of every map only what depends on the image, and puts the rest around it as constants: exactly.
+"""Computes only the part of every map that depends on the image, and adds the rest as constants, exactly.
 
 docs/live-window.md explains the idea and proves it; `window_plan` chooses the windows.
 """
@@ -56,16 +56,16 @@ class LiveWindow(Rewrite):
         return (Frame(found, plan, gain),)
 
     def check(self, found: Frame) -> str | None:
-        """Refuse a plan that saves next to nothing, as where the frame is thin."""
+        """Refuse a plan that saves too little, as for thin frames."""
         if found.gain < _LEAST_GAIN:
             stops = "; ".join(found.trace.stops) or "the frame reaches the end of the graph"
             return f"the cheapest windows save {found.gain:.1%} of the time, less than {_LEAST_GAIN:.0%} ({stops})"
         return None
 
     def rewrite(self, model: ir.Model, found: Frame) -> str:
-        """Replace maps by their windows, and widen these where more is read."""
+        """Replace maps by their windows, and widen the windows where more is read."""
         plan, steps = found.plan, found.trace.steps
-        # Everything that depends on the whole maps comes before the first of them shrinks.
+        # Everything that depends on whole maps is computed before the first map shrinks.
         slices = [(node, kept, value) for value in plan.windows for node, kept in found.trace.slices[value]]
         constants = _constants(model, plan)
         pads = [_overflow(step, reads, plan) for step, reads in zip(steps, plan.reads, strict=True)]
@@ -117,7 +117,7 @@ def _pad_with(model: ir.Model, step: Step, pads: list[int]) -> None:
     elif step.slidings is not None:
         node.attributes.add(ir.AttrInt64s("pads", pads))
     if node.op_type == "MaxPool":
-        # What ceil would add is in the padding.
+        # The padding includes what ceil would add.
         node.attributes.add(ir.AttrInt64("ceil_mode", 0))
 
 
@@ -134,7 +134,7 @@ def _moved(
 
 
 def _complete(model: ir.Model, value: ir.Value, plan: WindowPlan, constants: dict[ir.Value, Constants]) -> None:
-    """Make the whole map, under its own name, of the window that is computed of it."""
+    """Widen the computed window of a map to the whole map, under the map's name."""
     name = str(value.name)
     value.name = f"{name}/window"
     full = _moved(model, value, plan.windows[value], plan.trace.whole(value), constants=constants, name=name)

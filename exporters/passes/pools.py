@@ -1,7 +1,7 @@
-"""A 2x2 pool as the largest of four maps: for runtimes that have no kernel for pools of some type.
+"""Replace a 2x2 pool by the maximum of four maps, for runtimes that lack kernels for pools of some types.
 
 ONNX Runtime's CUDA provider has bfloat16 convolutions from opset 22 on, but pools only before it, and none in bfloat16;
-Slice, Concat and Max it has. Every value stays what it was, because a maximum rounds nothing.
+it does have Slice, Concat and Max. The values do not change, because a maximum does not round.
 """
 
 from collections.abc import Sequence
@@ -62,11 +62,11 @@ class PoolMaximum(Rewrite):
         # Each went right behind the map, so that the first is the last of them.
         replace_value(pooled, node_after(corners[0], "Max", corners, name, shape))
         model.graph.remove(found, safe=True)
-        return "the largest of four maps"
+        return "replaced by the maximum of four maps"
 
 
 def _extended(model: ir.Model, value: ir.Value, axis: int, size: int, name: str) -> ir.Value:
-    """Repeat the last row or column of a map where one is missing to `size`."""
+    """Repeat the last row or column of a map if it is one short of `size`."""
     shape = list(static_shape(value) or ())
     if shape[axis] >= size:
         return value
@@ -112,12 +112,12 @@ class ReluAfterPool(Rewrite):
         made = ir.Value(name=pooled.name, shape=pooled.shape, type=pooled.type)
         pooled.replace_all_uses_with(made, replace_graph_outputs=True)
         behind = ir.node("Relu", [pooled], outputs=[made], name=found.name)
-        # What is known of the map's window goes with its name.
+        # The record of the map's window stays with its name.
         behind.metadata_props.update(found.metadata_props)
         found.name = pooled.name = f"{found.name}/before_relu"
         graph.insert_after(found, behind)
         graph.remove(relu, safe=True)
-        return f"{relu.name} runs behind it"
+        return f"{relu.name} moved after it"
 
 
 def _relu_before(pool: ir.Node) -> ir.Node | None:

@@ -1,7 +1,7 @@
-"""Follows the constant frame of a padded image through a graph: the regions of every map, and why they end.
+"""Follows the constant frame of a padded image through a graph: the regions of every map, and where they end.
 
 Works on any ONNX graph of static shapes: from the first Conv or Pad that frames a map, over Conv, MaxPool, Pad and
-operators that treat every pixel alike, to whatever is not known here.
+operators that treat every pixel alike, up to unsupported operators.
 """
 
 from collections.abc import Iterator, Mapping
@@ -53,7 +53,7 @@ class Trace:
     stops: tuple[str, ...] = ()  # why the trace stops, one reason per place
 
     def whole(self, value: ir.Value) -> Window:
-        """Return all of a map, or of the image."""
+        """Return the whole window of a map, or of the image."""
         height, width = self.regions.get(value) or _image(value) or (image_region(0), image_region(0))
         return height.whole, width.whole
 
@@ -116,7 +116,7 @@ def _pads_every_side(slidings: Slidings | str | None) -> bool:
 
 
 def _all_live(regions: Regions) -> bool:
-    """Return whether nothing constant is left along either axis."""
+    """Return whether no constant part is left along either axis."""
     return all(region.live == region.whole for region in regions)
 
 

@@ -1,4 +1,4 @@
-"""A transposed convolution of kernel 2s and stride s as a 2x2 convolution: the same sums without a strided scatter.
+"""Replace a transposed convolution of kernel 2s and stride s by a 2x2 convolution: the same sums without a scatter.
 
 Output pixel s*q + r sums the input cells q and q - 1, each through one tap of the kernel: tap r and tap s + r. Taking
 the s*s remainders r as channels makes that an ordinary 2x2 convolution, padded by one cell, whose K*s*s channels
@@ -73,7 +73,7 @@ class Upsample(Rewrite):
         return [UpsampleSite(node, _only_slice(node)) for node in nodes]
 
     def check(self, found: UpsampleSite) -> str | None:
-        """Refuse other kernels, what is not static, and what would not be cheaper."""
+        """Refuse other kernels, non-static shapes and weights, and replacements that would not be faster."""
         weight, stride = constant(found.node.inputs[1]), found.stride
         if weight is None or found.shapes is None or weight.ndim != 4:
             return "weights or shapes are not constant"

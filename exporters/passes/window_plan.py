@@ -1,4 +1,4 @@
-"""Which window of every map to compute, and where to widen it by constants: the cheapest plan for a target.
+"""Choose which window of every map to compute, and where to widen it by constants: the cheapest plan for a target.
 
 Every reader of a map may widen what is computed of it by constants. The map is then computed only where it is live;
 otherwise as far as its reader reaches. Widening before every convolution computes least and copies most. The plan is
@@ -65,7 +65,7 @@ def plan_windows(trace: Trace, places: frozenset[Place]) -> WindowPlan:
     windows: dict[ir.Value, Window] = {}
     for index, step in enumerate(trace.steps):
         if step.is_local and index > 0:
-            # A window larger than needed costs nothing to take as it is.
+            # A window that is larger than needed is used unchanged.
             reads[index] = windows[step.source]
             windows[step.output] = reads[index]
         else:

@@ -33,7 +33,7 @@ from fcn_deploy.progress import OnStep, quietly
 DTYPES = {Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
 # Largest finite values (IEEE 754 binary16; bfloat16 has float32's exponent).
 LIMITS = {Precision.FP16: 65504.0, Precision.BF16: 3.3895314e38}
-# Maps may be this many times as large on images that were not observed.
+# Maps may be this many times larger on other images.
 HEADROOM = 8
 
 
@@ -43,10 +43,10 @@ class HalfReport:
 
     Attributes:
         precision: float16 or bfloat16.
-        nodes: how many compute in it.
-        float_nodes: how many stayed in float32.
-        largest: the largest magnitude of any map on the images it was observed on.
-        rescaled: powers of two that layers' outputs are multiplied by, by the layer's name; empty where all fitted.
+        nodes: number of nodes that compute in it.
+        float_nodes: number of nodes that stayed in float32.
+        largest: the largest magnitude of any map on the calibration images.
+        rescaled: powers of two by which layers' outputs are multiplied, by layer name; empty when all maps fit.
     """
 
     precision: Precision
@@ -72,7 +72,7 @@ def convert_to_half(
 
     Raises:
         UsageError: a weight, or a map that cannot be rescaled, is beyond the limit.
-        ParityError: a map is infinite or not a number in float32 already.
+        ParityError: a map has infinities or NaN already in float32.
     """
     names, limit = observed_names(model), LIMITS[precision]
     with on_step(f"observe every layer on {len(feeds)} images", runs(model, names) * len(feeds)) as advance:
@@ -85,7 +85,7 @@ def convert_to_half(
 
 
 def observed_names(model: ir.Model) -> list[str]:
-    """Return the maps in which new values arise; all others hold some of these."""
+    """Return the maps with new values; all other maps hold some of their values."""
     return [str(node.outputs[0].name) for node in model.graph if node.op_type in ("Conv", "ConvTranspose", "Add")]
 
 
@@ -136,7 +136,7 @@ def rescale(model: ir.Model, by_layer: Mapping[str, float]) -> ir.Model:
             _multiply(copy, node, 2, after)
         elif node.op_type == "Concat":
             scale = scales.get(source_of(node.outputs[0]), 1.0)
-            # One Expand may stand on both sides of a map.
+            # One Expand may serve both sides of a map.
             for holder, index in _constant_inputs(node):
                 _multiply(copy, holder, index, scale)
     return copy

@@ -1,4 +1,4 @@
-"""Quantization to 8 bits with proof: calibrate, rank layers by noise, keep the worst in float until labels agree."""
+"""Verified quantization to 8 bits: calibrate, rank layers by noise, keep the worst in float until labels agree."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +34,7 @@ from fcn_deploy.progress import Advance, OnStep, quietly
 from fcn_deploy.runtime.base import labels_of
 from fcn_deploy.runtime.run_graph import open_graph
 
-# Calibration images that are bundled with the artifact: they take room, and time whenever it is verified.
+# Number of calibration images that are bundled with the artifact; each adds to its size and to `verify`'s time.
 BUNDLED_PHOTOS = 4
 # Largest magnitude of a symmetric int8, and of uint8.
 _SIGNED, _UNSIGNED = 127, 255
@@ -47,11 +47,11 @@ Attempt = Callable[[Collection[str]], Attempted]
 
 @dataclass(frozen=True)
 class LayerNoise:
-    """The noise that one convolution has from rounding its weights and input to 8 bits."""
+    """The noise of one convolution from rounding its weights and input to 8 bits."""
 
     name: str  # of the convolution
     weights: float  # noise over signal, both as sums of squares
-    input: float  # likewise, of the map it reads
+    input: float  # noise over signal of the map it reads
     in_float: bool = False  # whether it was kept in float
 
     @property
@@ -110,7 +110,7 @@ def quantize(
 
     Raises:
         UsageError: the graph has no trunk.
-        ParityError: not even one layer in 8 bits agrees well enough.
+        ParityError: even a single layer in 8 bits does not agree well enough.
     """
     if not any(trunk_convolutions(model)):
         raise UsageError(
@@ -134,19 +134,19 @@ def quantize(
     layers, (candidate, mean_iu) = _most_layers(attempt, worst_first, min_agreement)
     if not mean_iu >= min_agreement:
         raise ParityError(
-            f"8 bits in {layers[0]} alone leave a mean IU of {mean_iu:.4f} with the float graph, less than "
+            f"int8 in {layers[0]} only gives a mean IU of {mean_iu:.4f} with the float graph, less than "
             f"{min_agreement:g}",
-            remedy="Calibrate on images like the real ones, or pass another --calibration-method or --precision fp16.",
+            remedy="Calibrate on representative images, or pass another --calibration-method or --precision fp16.",
         )
     marked = tuple(replace(layer, in_float=layer.name not in layers) for layer in noises)
     return candidate, Quantization(method, len(feeds), marked, mean_iu, min_agreement)
 
 
 def _most_layers(attempt: Attempt, worst_first: list[str], enough: float) -> tuple[list[str], Attempted]:
-    """Return as many layers as agree well enough, or else the one that agrees best."""
+    """Return the most layers that agree well enough, or else the single layer that agrees best."""
     kept, found = _fewest_in_float(attempt, worst_first, enough)
     if not found[1] >= enough:
-        # Noise does not tell which layers decide labels: where its order fails, every layer is tried by itself.
+        # Noise does not show which layers decide labels: if its order fails, every layer is tried separately.
         alone = {name: attempt([name])[1] for name in worst_first}
         worst_first = sorted(worst_first, key=lambda name: alone[name])
         kept, found = _fewest_in_float(attempt, worst_first, enough)
@@ -180,7 +180,7 @@ def _labels(model: ir.Model, feeds: Feeds, advance: Advance) -> list[Labels]:
 
 
 def _agreement(expected: Sequence[Array], found: Sequence[Array]) -> float:
-    """Return mean IU over all images, or over the bundled ones if less: the artifact is judged by these later."""
+    """Return mean IU over all images or over the bundled ones, whichever is less: `verify` uses the latter."""
     matrices = (confusion_matrix(e, f, MAX_CLASSES) for e, f in zip(expected, found, strict=True))
     bundled = sum(islice(matrices, BUNDLED_PHOTOS))
     return min(Scores(np.asarray(counts)).mean_iu for counts in (bundled, bundled + sum(matrices)))

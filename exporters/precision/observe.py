@@ -1,4 +1,4 @@
-"""The maps of a graph: which layer each belongs to, what it holds on real images, and where to clip it.
+"""The maps of a graph: the layer of each, the histogram of its values on real images, and its clipping threshold.
 
 Values are counted in a streamed histogram, so that memory does not grow with the number of images.
 """
@@ -25,7 +25,7 @@ BINS = 2048
 _STRIDE = 7
 # Size of the maps that are outputs of one session.
 _CHUNK_BYTES = 400e6
-# What percentile calibration keeps (the default of ONNX Runtime's static quantisation).
+# Share of the values that percentile calibration keeps (the default of ONNX Runtime's static quantization).
 PERCENTILE = 99.999
 _QUANTIZED_BINS = 128
 _STEP = 16
@@ -47,7 +47,7 @@ class Activation:
         return max(abs(self.low), abs(self.high))
 
     def add(self, values: Array) -> None:
-        """Count the values of the map of one more run."""
+        """Add the values of the map from one run."""
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
         if self.largest > 0:
             self._make_room()
@@ -93,7 +93,7 @@ def _check_finite(name: str, values: Array) -> None:
     # Both are NaN if any value is.
     if not np.isfinite([values.min(), values.max()]).all():
         raise ParityError(
-            f"{name} is infinite or NaN in float32 already",
+            f"{name} has infinities or NaN already in float32",
             remedy="Check the weights and the calibration images.",
         )
 
@@ -152,7 +152,7 @@ def _divergence(counts: npt.NDArray[np.float64], bins: int) -> float:
     both = (reference > 0) & (candidate > 0)
     lost = reference[(reference > 0) & ~both].sum() / reference.sum()
     p, q = reference[both] / reference.sum(), candidate[both] / max(candidate.sum(), 1e-300)
-    # Values outside the kept range count in full, as if their probability were next to nothing.
+    # Values outside the kept range count in full, as if their probability were negligible.
     return float((p * np.log(p / q)).sum() + lost * np.log(1e12))
 
 
@@ -191,7 +191,7 @@ def source_of(value: ir.Value | None) -> ir.Value:
 
 
 def rearranged_input(node: ir.Node) -> ir.Value | None:
-    """Return the one map whose values a node only moves, perhaps with constants around them; None if it does more.
+    """Return the map whose values a node only moves, possibly surrounded by constants; None if it does more.
 
     A Concat of several maps is a new map: they need not have one scale.
     """

@@ -1,4 +1,4 @@
-"""What a graph is to compute in, as options: importable without PyTorch, ONNX and ONNX Runtime."""
+"""The precision options of a graph: importable without PyTorch, ONNX and ONNX Runtime."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ MIN_AGREEMENT = 0.95
 
 @dataclass(frozen=True)
 class PrecisionOptions:
-    """What a graph is to compute in.
+    """The precision of a graph, and how it is reached.
 
     Attributes:
         precision: the arithmetic.
@@ -33,7 +33,7 @@ class PrecisionOptions:
     def __post_init__(self) -> None:
         if self.precision is Precision.INT8 and not self.calibration:
             raise UsageError(
-                "int8 is calibrated on images, and no calibration images are given",
+                "int8 needs calibration images, and none are given",
                 remedy="Pass --calibration with a folder of at least a dozen photos like those the model is for.",
             )
         unused = {
@@ -42,13 +42,11 @@ class PrecisionOptions:
             "a minimum agreement": self.min_agreement is not None and self.precision is not Precision.INT8,
         }
         for option in (name for name, given in unused.items() if given):
-            raise UsageError(
-                f"{self.precision} does not use {option}", remedy="Leave it out, or pass --precision int8."
-            )
+            raise UsageError(f"{self.precision} does not use {option}", remedy="Omit it, or pass --precision int8.")
         if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
             raise UsageError(
                 f"min agreement {self.min_agreement:g} is out of bounds: above 0, at most 1",
-                remedy="It is a mean IU; 0.95 is usual.",
+                remedy="Pass a mean IU; the default is 0.95.",
             )
 
     def agreement(self, provenance: Provenance) -> float | None:

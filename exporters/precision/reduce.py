@@ -1,4 +1,4 @@
-"""Converts a float32 graph to another precision, on the images that its maps are observed on."""
+"""Converts a float32 graph to another precision, with calibration images."""
 
 from collections.abc import Sequence
 
@@ -35,7 +35,7 @@ def calibration_inputs(options: PrecisionOptions, shape: Shape) -> tuple[ParityI
     inputs = tuple(photo_input(path, shape) for path in find_images([str(p) for p in options.calibration]))
     if not any(np.ptp(given.image, axis=(2, 3)).any() for given in inputs):
         raise ImageError(
-            f"all {len(inputs)} calibration images are of one colour, so no range of values can be read off them",
+            f"each of the {len(inputs)} calibration images has a single colour, so ranges cannot be calibrated",
             remedy="Pass photos like those the model is for.",
         )
     return inputs
@@ -55,7 +55,7 @@ def reduce_precision(
     is to run on, decides the type of 8-bit maps.
 
     Raises:
-        UsageError: a weight or a map is beyond the type's limit, or the precision is reduced already.
+        UsageError: a weight or a map exceeds the type's limit, or the precision is already reduced.
         ParityError: int8 does not agree with float well enough.
     """
     if options.precision is Precision.FP32:
@@ -80,5 +80,5 @@ def check_float32(model: ir.Model) -> None:
     reduced += [n.name for n in model.graph if n.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv")]
     if reduced:
         raise UsageError(
-            f"the graph is in reduced precision already: {reduced[0]}", remedy="Reduce the float32 graph instead."
+            f"the graph is already in reduced precision: {reduced[0]}", remedy="Reduce the float32 graph instead."
         )

@@ -1,4 +1,4 @@
-"""From a bundle to a TensorRT engine: settle what to build, convert the graph, build, check its layers, write it."""
+"""Build a TensorRT engine from a bundle: plan, convert the graph, build, check the layers, write."""
 
 import hashlib
 import json
@@ -50,7 +50,7 @@ class Phase:
         return f"{self.name} {self.done}/{self.steps}"
 
 
-# Called with the phases under way, the outermost first, from TensorRT's own threads.
+# Called with the current phases, outermost first, from TensorRT's own threads.
 OnPhases = Callable[[tuple[Phase, ...]], None]
 
 
@@ -60,7 +60,7 @@ class EngineBuild:
 
     Attributes:
         engine: the engine at the output path.
-        up_to_date: the same engine was there already, and nothing was built.
+        up_to_date: the same engine existed, and nothing was built.
     """
 
     engine: Engine
@@ -74,20 +74,20 @@ class EngineBuild:
 def build_engine(
     options: EngineOptions, on_step: OnStep = quietly, on_phases: OnPhases = lambda _phases: None
 ) -> EngineBuild:
-    """Build a TensorRT engine and its sidecar; do nothing when the same engine is there already.
+    """Build a TensorRT engine and its sidecar; do nothing when the same engine exists.
 
     Args:
         options: what to build, and where to.
-        on_step: called with what is being done.
+        on_step: called with each step.
         on_phases: called with the progress of TensorRT's builder, from its threads.
 
     Raises:
-        UsageError: options that do not go together, or nodes that TensorRT refuses.
-        BundleError: the source is damaged, or no model of this toolkit.
+        UsageError: options that exclude each other, or nodes that TensorRT refuses.
+        BundleError: the source is damaged, or not a model of this toolkit.
         InputFileError: the timing cache cannot be used.
-        OutputError: another engine is there already, or it cannot be written.
+        OutputError: another engine exists, or it cannot be written.
         ProviderError: TensorRT or a GPU is missing, or the build failed.
-        ParityError: the engine does not compute in the precision asked for.
+        ParityError: the engine does not compute in the requested precision.
     """
     flavour = find_flavour(options.flavour)
     device = _device_for(flavour, options)
@@ -105,9 +105,9 @@ def build_engine(
 
 @dataclass(frozen=True)
 class EngineJob:
-    """Everything that decides what is built."""
+    """All inputs of a build."""
 
-    options: EngineOptions  # what was asked for
+    options: EngineOptions  # the options
     bundle: Bundle  # the source
     precision: Precision  # what the engine is to compute in
     source_sha256: str  # of the source's ONNX file
@@ -120,13 +120,13 @@ def _device_for(flavour: Flavour, options: EngineOptions) -> Device | None:
     """Return the GPU to build for; None when compute capabilities are named instead."""
     if options.capabilities and not flavour.builds_without_gpu:
         raise UsageError(
-            f"compute capability {', '.join(options.capabilities)}: {flavour} builds for the GPU it runs on only",
-            remedy="Leave --compute-capability out, or pass --flavour tensorrt-rtx.",
+            f"compute capability {', '.join(options.capabilities)}: {flavour} builds only for this machine's GPU",
+            remedy="Omit --compute-capability, or pass --flavour tensorrt-rtx.",
         )
     if options.timing_cache is not None and not flavour.times_kernels:
         raise UsageError(
-            f"{flavour} has no timing cache: it times no kernels while it builds, and compiles them where they run",
-            remedy="Leave --timing-cache out.",
+            f"{flavour} has no timing cache: it compiles kernels when the engine runs and times none during the build",
+            remedy="Omit --timing-cache.",
         )
     for text in options.capabilities:
         flavour.capability(text)
@@ -134,7 +134,7 @@ def _device_for(flavour: Flavour, options: EngineOptions) -> Device | None:
         return None
     device = current_device()
     if device is None:
-        named = f"Pass --compute-capability {','.join(flavour.capabilities)}, or some of these."
+        named = f"Pass --compute-capability with one or more of {','.join(flavour.capabilities)}."
         raise ProviderError(
             f"{flavour} builds for the GPU of this machine, and there is none",
             remedy=named if flavour.capabilities else "Run this on the machine that is to run the engine.",
@@ -143,7 +143,7 @@ def _device_for(flavour: Flavour, options: EngineOptions) -> Device | None:
 
 
 def _job_of(options: EngineOptions, flavour: Flavour, device: Device | None) -> EngineJob:
-    """Open the source, settle the precision, and hash everything that decides what is built."""
+    """Open the source, choose the precision, and hash all inputs of the build."""
     bundle = open_bundle(options.source)
     precision = _precision(options, bundle)
     sha256 = file_sha256(bundle.model_path)
@@ -167,15 +167,15 @@ def _precision(options: EngineOptions, bundle: Bundle) -> Precision:
     wanted = options.precision or own
     if wanted is not own and own is not Precision.FP32:
         raise UsageError(
-            f"{options.source} is {own} already and cannot become {wanted}",
+            f"{options.source} is {own} and cannot be converted to {wanted}",
             remedy=f"Export the checkpoint again with --precision {wanted}, or in fp32.",
         )
     if wanted is Precision.INT8 and own is not wanted:
-        raise UsageError("an engine is not quantized while it is built", remedy="Export with --precision int8 first.")
+        raise UsageError("building an engine does not quantize it", remedy="Export with --precision int8 first.")
     if wanted is own and options.calibration:
         raise UsageError(
-            f"calibration images are for converting a float32 graph, and {options.source} stays {own}",
-            remedy="Leave --calibration out, or ask for another --precision.",
+            f"calibration images are used only to convert a float32 graph; {options.source} stays {own}",
+            remedy="Omit --calibration, or pass another --precision.",
         )
     require_signed(bundle, str(options.source))
     opset = bundle.model.opset_imports.get("", 0)
@@ -211,12 +211,12 @@ def _present(options: EngineOptions, key: str) -> Engine | None:
         return engine
     if options.force:
         return None
-    found = "cannot be recognised" if engine is None else f"is another: {engine.info.precision} for {engine.built_for}"
+    found = "cannot be recognised" if engine is None else f"differs: {engine.info.precision} for {engine.built_for}"
     raise OutputError(f"{path} exists already and {found}", remedy="Pass --force to replace it, or another --output.")
 
 
 def _graph(job: EngineJob, folder: Path, on_step: OnStep) -> Path:
-    """Return the ONNX file to parse: the source's own, or one in the precision asked for, written to `folder`."""
+    """Return the ONNX file to parse: the source's own, or one in the requested precision, written to `folder`."""
     if job.precision is job.bundle.info.precision:
         return job.bundle.model_path
     reducing = PrecisionOptions(job.precision, job.options.calibration)
@@ -292,9 +292,9 @@ def _configure(flavour: Flavour, config: Any, options: EngineOptions) -> None:
 
 
 def load_timing_cache(flavour: Flavour, config: Any, path: Path) -> Any:
-    """Attach the cache at `path` to a builder's configuration, a new one if there is none; returns it.
+    """Attach the cache at `path`, or a new one if there is none, to a builder's configuration; return the cache.
 
-    TensorRT itself goes on with an empty cache when it cannot read one, and only logs it.
+    TensorRT itself only logs an unreadable cache and continues with an empty one.
 
     Raises:
         InputFileError: the file is no timing cache of this TensorRT and GPU.
@@ -307,14 +307,14 @@ def load_timing_cache(flavour: Flavour, config: Any, path: Path) -> Any:
     if problem or not attached or (path.is_file() and not data):
         raise InputFileError(
             f"timing cache {path} ({len(data)} bytes) cannot be used: {problem or f'{flavour} refuses it'}",
-            remedy="It is damaged, or of another TensorRT or GPU: remove it, or name a new file.",
+            remedy="It is damaged, or from another TensorRT or GPU: remove it, or pass a new file.",
         )
     return cache
 
 
 def _run(flavour: Flavour, builder: Any, network: Any, config: Any, on_phases: OnPhases) -> tuple[Any, list[Message]]:
-    """Build on another thread, so that this one can be interrupted: the builder then ends at its next step."""
-    # Held until the build has ended: TensorRT does not keep it alive.
+    """Build on another thread, so that this one can be interrupted; the builder then ends at its next step."""
+    # Referenced until the build has ended, because TensorRT does not keep it alive.
     monitor_type = type("Monitor", (BuildMonitor, flavour.trt.IProgressMonitor), {})
     monitor = config.progress_monitor = monitor_type(on_phases)
     with flavour.log.listening() as messages, ThreadPoolExecutor(1) as pool:
@@ -328,9 +328,9 @@ def _run(flavour: Flavour, builder: Any, network: Any, config: Any, on_phases: O
         raise monitor.failure
     if plan is None:
         raise ProviderError(
-            f"{flavour} could not build the engine: {worst(messages) or 'it gives no reason'}",
-            remedy="If it names memory or finds no implementation, pass more --workspace; if it names types, pass "
-            "--precision fp32, or newer GPUs to --compute-capability.",
+            f"{flavour} could not build the engine: {worst(messages) or 'no reason given'}",
+            remedy="For errors about memory or missing implementations, pass a larger --workspace; for errors about "
+            "types, pass --precision fp32, or newer GPUs to --compute-capability.",
         )
     return plan, messages
 
@@ -339,8 +339,8 @@ class BuildMonitor:
     """Keeps the phases under way: the methods of TensorRT's IProgressMonitor, with which it is combined.
 
     Attributes:
-        stopped: whether the build is to end at its next step.
-        failure: what `on_phases` raised first.
+        stopped: whether the build has to end at its next step.
+        failure: the first exception of `on_phases`.
     """
 
     def __init__(self, on_phases: OnPhases) -> None:
@@ -413,10 +413,10 @@ def _layers(job: EngineJob, known: LayerTypes, plan: Path, on_step: OnStep) -> L
         layers = engine_layers(job.flavour, deserialized(job.flavour, plan))
     if layers is None and job.flavour.times_kernels:
         raise ParityError(
-            f"{job.flavour}'s inspector names no layer's type, so the engine's precision is unknown",
-            remedy="Report this: it was asked for detailed layers.",
+            f"{job.flavour}'s inspector reports no layer types, so the engine's precision is unknown",
+            remedy="Report this as a bug of fcn-deploy: detailed layers were requested.",
         )
-    # RTX compiles where the engine runs, and may list no layers before.
+    # RTX compiles when the engine runs, and may list no layers before.
     layers = layers or known
     require_precision(layers, job.precision)
     return layers

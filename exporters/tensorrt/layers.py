@@ -11,7 +11,7 @@ from fcn_deploy.choices import Precision
 from fcn_deploy.errors import ParityError
 from fcn_deploy.runtime.tensorrt_flavour import LAYERS, Flavour, Message
 
-# By TensorRT's names of a type, in its enumeration and in its inspector; the first that occurs counts.
+# TensorRT's names of types, in its enumeration and in its inspector; the first that occurs is used.
 _NAMES = {
     "bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "half": "fp16", "int8": "int8", "fp32": "fp32", "float": "fp32",
 }  # fmt: skip
@@ -23,7 +23,7 @@ def network_layers(network: Any) -> LayerTypes:
     In a strongly typed network these are the types of the engine, before layers are fused.
     """
     layers = (network.get_layer(index) for index in range(network.num_layers))
-    # Constants compute nothing.
+    # Constants do not compute.
     return _counted("network", (_network_type(layer) for layer in layers if layer.type.name != "CONSTANT"))
 
 
@@ -41,7 +41,7 @@ def engine_layers(flavour: Flavour, engine: Any) -> LayerTypes | None:
 
 
 def listed_layers(messages: Iterable[Message]) -> LayerTypes | None:
-    """Count the types of an engine's layers that its builder lists in its log, without a GPU; None without a list.
+    """Count the types of an engine's layers in its builder's log, which needs no GPU; None without a list.
 
     The list has one line a layer, as from the inspector (TensorRT-RTX 1.7; not a documented interface).
     """
@@ -71,7 +71,7 @@ def inspected(text: str) -> LayerTypes | None:
 
 
 def _inspected_type(layer: Mapping[str, Any]) -> str | None:
-    """The narrowest type among a layer's inputs and outputs: a convolution of halves may give floats."""
+    """Return the narrowest type of a layer's inputs and outputs: a convolution of halves may output floats."""
     tensors = [*layer.get("Inputs", ()), *layer.get("Outputs", ())]
     words = " ".join(str(v) for t in tensors for k, v in t.items() if "format" in k.lower() or "datatype" in k.lower())
     return _named(words)
@@ -96,5 +96,5 @@ def require_precision(layers: LayerTypes, precision: Precision) -> None:
         found = ", ".join(f"{count} in {kind}" for kind, count in layers.counts.items()) or "none"
         raise ParityError(
             f"no layer of the {layers.seen_in} computes in {precision}: {found}",
-            remedy=f"The graph's types decide: export it again with --precision {precision}.",
+            remedy=f"The engine uses the graph's types: export it again with --precision {precision}.",
         )

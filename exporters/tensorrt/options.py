@@ -13,19 +13,19 @@ MAX_WORKSPACE_MB = 1 << 20
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What to build an engine from, for what, and where to.
+    """The source, the target and the output of a build.
 
     Attributes:
         source: a bundle's directory, or an ONNX file of this toolkit.
-        output: the plan; None puts it beside the source, as `<source>.plan`.
+        output: the plan; None writes `<source>.plan` beside the source.
         precision: the arithmetic; None keeps the source's own.
-        calibration: images that a float32 source is observed on before it is converted; empty takes the
+        calibration: images on which a float32 source is observed before it is converted; empty uses the
             bundled photo.
-        flavour: which TensorRT; None takes the one that is installed, TensorRT before TensorRT-RTX.
+        flavour: the TensorRT product; None uses the installed one, TensorRT before TensorRT-RTX.
         capabilities: compute capabilities to build for ahead of time, e.g. `8.9`: TensorRT-RTX only.
         workspace_mb: limit on scratch memory in MiB; None leaves it to TensorRT.
-        timing_cache: file that keeps what the builder measured: TensorRT only.
-        force: replace an existing engine that is another.
+        timing_cache: file of the builder's timings: TensorRT only.
+        force: replace another existing engine.
 
     Raises:
         UsageError: an option out of its bounds.
@@ -49,5 +49,5 @@ class EngineOptions:
 
     @property
     def plan_path(self) -> Path:
-        """Where the plan is written."""
+        """The path of the plan."""
         return self.output if self.output is not None else plan_beside(self.source)

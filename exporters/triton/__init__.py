@@ -1,1 +1,1 @@
-"""Triton model repositories: layout, configuration, and what lies beside them."""
+"""Triton model repositories: layout, configuration, client and Kubernetes manifest."""

@@ -1,4 +1,4 @@
-"""Ask Triton for the labels of a photo: needs `pip install 'tritonclient[http,grpc]' pillow`, and nothing else.
+"""Request the labels of a photo from Triton: needs only `pip install 'tritonclient[http,grpc]' pillow`.
 
 python client.py photo.jpg                                    # HTTP, 127.0.0.1:8000
 python client.py photo.jpg --grpc --url 127.0.0.1:8001
@@ -19,15 +19,15 @@ MODEL = "fcn8s"
 
 
 def segment(client: Any, protocol: Any, model: str, photo: Image.Image) -> Image.Image:
-    """A palette image of a photo's labels, in the photo's own size."""
+    """Return a palette image of a photo's labels, in the photo's own size."""
     described = client.get_model_metadata(model, **_as_json(protocol))
     sizes = [int(size) for size in described["inputs"][0]["shape"]]
     height, width = sizes[-3:-1]
-    # A free size is -1: the server then fits the photo into the network itself.
+    # A free size is -1: the server then fits the photo to the network's input.
     fitted = photo if height < 0 else photo.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(fitted)
     if len(sizes) > 3:
-        # Requests of several photos: as many as the server puts together itself (-1), or a fixed number.
+        # Requests hold several photos: any number up to the server's batch (-1), or a fixed number.
         pixels = np.stack([pixels] * max(1, sizes[0]))
     sent = protocol.InferInput("pixels", list(pixels.shape), "UINT8")
     sent.set_data_from_numpy(pixels)
@@ -38,23 +38,23 @@ def segment(client: Any, protocol: Any, model: str, photo: Image.Image) -> Image
 
 
 def palette(client: Any, protocol: Any, model: str) -> bytes:
-    """The colours of the classes, R, G, B each, as the model's configuration has them."""
+    """Return the colours of the classes, R, G, B each, from the model's configuration."""
     config = client.get_model_config(model, **_as_json(protocol))
     parameters = config.get("config", config)["parameters"]
     return bytes.fromhex(parameters["fcn_deploy.palette"]["string_value"])
 
 
 def _as_json(protocol: Any) -> dict[str, bool]:
-    """HTTP answers in JSON; gRPC has to be asked to."""
+    """Return the argument with which gRPC answers in JSON, as HTTP always does."""
     return {"as_json": True} if protocol is tritonclient.grpc else {}
 
 
 def main() -> None:
-    """Parse, ask, save."""
-    parser = argparse.ArgumentParser(description="Ask Triton for the labels of a photo.")
+    """Parse the command line, request the labels, and save them."""
+    parser = argparse.ArgumentParser(description="Request the labels of a photo from Triton.")
     parser.add_argument("photo", type=Path)
     parser.add_argument("--url", help="host:port; default 127.0.0.1:8000, or 127.0.0.1:8001 with --grpc")
-    parser.add_argument("--grpc", action="store_true", help="speak gRPC instead of HTTP")
+    parser.add_argument("--grpc", action="store_true", help="use gRPC instead of HTTP")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--output", type=Path, help="default: PHOTO.labels.png in the current folder")
     given = parser.parse_args()

@@ -73,7 +73,7 @@ def add_tensors(config: "ModelConfig", source: TensorSpec, target: TensorSpec) -
 
 
 def data_type(dtype: str) -> int:
-    """Return Triton's number of a NumPy dtype."""
+    """Return Triton's enumeration value for a NumPy dtype."""
     from tritonclient.grpc import model_config_pb2 as messages
     from tritonclient.utils import np_to_triton_dtype
 
@@ -95,7 +95,7 @@ _INVALID = re.compile(r"[^a-z0-9-]+")
 def write_inference_service(path: Path, name: str, storage_uri: str, *, gpu: bool) -> None:
     """Write KServe's manifest as YAML.
 
-    KServe's names begin with a lower-case letter and go on with such letters, digits and hyphens; `name` is made one.
+    KServe's names are a lower-case letter, then such letters, digits and hyphens; `name` is converted to one.
     """
     import yaml
 

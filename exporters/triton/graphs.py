@@ -1,4 +1,4 @@
-"""The graphs of a repository: pixels as input, labels as output, and a free batch.
+"""The graphs of a repository: pixels as input, labels as output, and a variable batch.
 
 Unlike the pixel input of an export, the nodes added here leave the model's own nodes and weights untouched. So they fit
 every precision, and the model reads the numbers of `fcn_deploy.images.preprocess`, bit for bit.
@@ -75,12 +75,12 @@ def _take_pixels(model: ir.Model) -> ir.Value:
 
 _BATCH = "batch"
 
-# From the sizes behind the batch, to a shape that begins with the batch of the run.
+# Maps the sizes after the batch to a shape that begins with the batch of the run.
 ShapeOf = Callable[[tuple[int, ...]], ir.Value]
 
 
 def with_free_batch(model: ir.Model) -> ir.Model:
-    """Return a copy of `model` with any batch, for requests that Triton puts together.
+    """Return a copy of `model` with a variable batch, for requests that Triton batches.
 
     Raises:
         UsageError: the graph fixes its batch in an unknown way.
@@ -111,7 +111,7 @@ def with_free_batch(model: ir.Model) -> ir.Model:
 
 
 def _is_repeated(value: ir.Value, batch: int) -> bool:
-    """Return whether it is a constant beside a map, the same for every image of the batch."""
+    """Return whether a node adds a constant to a map, the same for every image of the batch."""
     array = constant(value)
     if array is None or array.ndim != 4 or array.shape[0] != batch:
         return False
@@ -120,7 +120,7 @@ def _is_repeated(value: ir.Value, batch: int) -> bool:
 
 
 def _expands_to(node: ir.Node, batch: int) -> bool:
-    """Return whether it repeats one image's constant for the batch."""
+    """Return whether a node repeats one image's constant for the batch."""
     if node.op_type != "Expand":
         return False
     array, shape = constant(node.inputs[0]), constant_ints(node.inputs[1])
@@ -161,7 +161,7 @@ def require_same_labels(source: Path, served: ir.Model, shape: Shape) -> None:
     `shape` is N, 3, H, W of the artifact; batches of 1 and of N are compared.
 
     Raises:
-        ParityError: more pixels have another label than a change in the order of sums explains.
+        ParityError: more labels differ than a changed order of sums explains.
     """
     pictures = [photo_input(SAMPLE_PHOTO, shape), pixel_noise_input(seed=0, shape=shape)]
     pixels = np.concatenate([one.pixels for one in pictures if one.pixels is not None])
@@ -176,7 +176,7 @@ def require_same_labels(source: Path, served: ir.Model, shape: Shape) -> None:
         if flips > 1 and flips > (1 - bound) * expected.size:
             raise ParityError(
                 f"the graph for Triton labels {flips} of {expected.size} pixels unlike {source}, in batches of {batch}",
-                remedy="Nothing was written. Pass --backend python, which runs the artifact as it is.",
+                remedy="Nothing was written. Pass --backend python, which runs the artifact unchanged.",
             )
 
 

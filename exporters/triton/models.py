@@ -34,7 +34,7 @@ from fcn_deploy.runtime.ort_options import OrtOptions
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-ANY = -1  # a size that every request chooses for itself
+ANY = -1  # a variable size
 VERSION = "1"
 PLAN_FILE = "model.plan"
 _QUEUE_DELAY_US = 1000
@@ -63,7 +63,7 @@ class PackageJob:
         return self.artifact.input_shape[0]
 
     def version(self, name: str) -> Path:
-        """Make the folder of a model's only version."""
+        """Create the folder of a model's only version."""
         folder = self.repository / name / VERSION
         folder.mkdir(parents=True)
         return folder
@@ -80,8 +80,8 @@ def write_models(job: PackageJob) -> tuple["ModelConfig", ...]:
     """Write the files of every model; returns their configurations, that of the model clients ask for last.
 
     Raises:
-        UsageError: the graph cannot be given the inputs, outputs or batch that Triton needs.
-        ParityError: it labels pictures otherwise once it has been.
+        UsageError: the graph cannot get the inputs, outputs or batch that Triton needs.
+        ParityError: the changed graph labels pictures differently.
     """
     if job.options.backend is TritonBackend.PYTHON:
         return (_write_python_model(job),)
@@ -172,7 +172,7 @@ def _write_engine_models(job: PackageJob, engine: Engine) -> tuple["ModelConfig"
         labels = TensorSpec(LABELS_NAME, (batch, height, width), "uint8")
         graph = postprocessing(batch, target.shape[1], height, width)
         steps.append(_write_step(job, "labels", target, labels, graph))
-    # Triton wants a version folder of an ensemble too, and object stores lose folders that are empty.
+    # Triton needs a version folder for an ensemble too, and object stores drop empty folders.
     shutil.copyfile(sidecar_path(engine.path), sidecar_path(job.version(job.name) / PLAN_FILE))
     return (*steps, job.with_facts(ensemble_config(job.name, steps)))
 
@@ -203,17 +203,17 @@ def _write_python_model(job: PackageJob) -> "ModelConfig":
     config = _config_of_photos(job, (ANY, ANY), gpu=gpu)
     config.input[0].allow_ragged_batch = job.batch > 1
     if gpu:
-        # The runtime uses the first GPU that it sees; Triton would put copies on all.
+        # The runtime uses the first GPU only; Triton would place instances on all.
         config.instance_group[0].gpus.append(0)
     add_warm_up(config, job.batch if job.batch > 1 else 0, (*job.artifact.input_shape[2:], 3))
     return job.with_facts(config, artifact=copied, provider=str(provider))
 
 
 def check_servable(options: PackageOptions, artifact: Bundle | Engine) -> None:
-    """Check that the backend asked for can serve an artifact as it is.
+    """Check that the requested backend can serve an artifact unchanged.
 
     Raises:
-        UsageError: it cannot; says what can.
+        UsageError: it cannot; names the backend that can.
         BundleError: a bare ONNX file that this toolkit did not write.
     """
     if isinstance(artifact, Engine):
@@ -259,8 +259,8 @@ def _check_precision(options: PackageOptions, bundle: Bundle) -> None:
     if provider is Provider.CPU and precision is Precision.INT8:
         raise UsageError(
             f"{options.source} is int8: on CPUs without VNNI its 8-bit products would saturate, and Triton's "
-            "ONNX Runtime backend has no option against it",
-            remedy="Pass --backend python, which has it.",
+            "ONNX Runtime backend has no option that prevents it",
+            remedy="Pass --backend python, which prevents it.",
         )
     if provider is Provider.CPU and precision is not Precision.FP32:
         raise UsageError(

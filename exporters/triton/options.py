@@ -18,23 +18,23 @@ STORAGE_PLACEHOLDER = "s3://BUCKET/PATH"
 
 @dataclass(frozen=True)
 class PackageOptions:
-    """What is packaged, and how it is to be served.
+    """The options of a package: its source, and how it is served.
 
     Attributes:
         source: a bundle's directory, an ONNX file of this toolkit, or a TensorRT engine.
         output: the directory to write.
         backend: what runs the model.
-        name: of the model; None takes the source's name.
+        name: name of the model; None uses the source's name.
         provider: where ONNX Runtime runs; None is the CPU. Not for engines.
-        instances: copies of the model that run at once.
-        queue_delay_us: how long a request may wait for others to fill a batch with, microseconds; None is 1000.
+        instances: copies of the model that run in parallel.
+        queue_delay_us: longest wait of a request for others to fill a batch, microseconds; None is 1000.
         workspace_mb: limit on TensorRT's scratch memory in MiB, for provider tensorrt.
-        engine_cache: folder on the server where TensorRT keeps what it built, for provider tensorrt.
+        engine_cache: folder on the server for built engines, for provider tensorrt.
         storage_uri: where Kubernetes fetches the repository from.
         force: replace an existing package.
 
     Raises:
-        UsageError: an option out of its bounds, or options that do not go together.
+        UsageError: an option out of its bounds, or options that exclude each other.
     """
 
     source: Path
@@ -57,16 +57,16 @@ class PackageOptions:
             check_range("workspace (MiB)", self.workspace_mb, 1, MAX_WORKSPACE_MB, option="--workspace")
         if not _NAME.fullmatch(self.model_name):
             raise UsageError(
-                f"{self.model_name!r} is no name for a model: letters, digits, _ . and -, at most 63",
+                f"{self.model_name!r} is not a valid model name: letters, digits, _ . and -, at most 63",
                 remedy="Pass another with --name.",
             )
         if not _URI.fullmatch(self.storage_uri):
-            raise UsageError(f"{self.storage_uri!r} is no URI", remedy="Pass one such as s3://bucket/folder.")
+            raise UsageError(f"{self.storage_uri!r} is not a URI", remedy="Pass one such as s3://bucket/folder.")
         tensorrt_only = self.workspace_mb is not None or self.engine_cache is not None
         if tensorrt_only and not (self.provider is Provider.TENSORRT and self.backend is TritonBackend.ONNXRUNTIME):
             raise UsageError(
-                "--workspace and --engine-cache are for ONNX Runtime's TensorRT provider in Triton",
-                remedy="Leave them out, or pass --backend onnxruntime --provider tensorrt.",
+                "--workspace and --engine-cache apply only to ONNX Runtime's TensorRT provider in Triton",
+                remedy="Omit them, or pass --backend onnxruntime --provider tensorrt.",
             )
 
     @property

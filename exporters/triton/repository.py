@@ -22,12 +22,12 @@ from fcn_deploy.progress import OnStep, quietly
 from fcn_deploy.storage import staged_directory
 
 CONFIG_FILE = "config.pbtxt"
-_AGAIN = "Package it again; if that does not help, this is a fault of fcn-deploy."
+_AGAIN = "Package it again; if that does not help, report it as a bug of fcn-deploy."
 # Type, and sizes with the batch; None is a free size.
 _Tensors = Mapping[str, tuple[int, tuple[int | None, ...]]]
 REPOSITORY, RECORD, CLIENT, MANIFEST = "repository", "triton-package.json", "client.py", "inference-service.yaml"
 SCHEMA_VERSION = 1
-# A release whose Python, 3.12, runs this toolkit.
+# A release with Python 3.12, which this toolkit supports.
 IMAGE = "nvcr.io/nvidia/tritonserver:25.08-py3"
 _CLIENT = Path(__file__).parent / CLIENT
 _CLIENT_MODEL = 'MODEL = "fcn8s"'
@@ -39,12 +39,12 @@ class Package:
 
     Attributes:
         path: its directory.
-        name: of the model that clients ask for.
+        name: name of the model for clients.
         backend: what runs it.
         info: the model's facts.
-        input: what a request holds, a batch that Triton forms left out; -1 is a size the request chooses.
-        output: what the response holds, likewise.
-        max_batch: the most photos Triton puts together; 0 where it puts none together.
+        input: the tensor of a request, without Triton's batch; -1 is a variable size.
+        output: the tensor of the response, without Triton's batch.
+        max_batch: the largest batch of photos; 0 without batching.
         gpu: whether it needs a GPU.
         files: with their sizes in bytes, by path below `path`.
     """
@@ -75,7 +75,7 @@ class Package:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Every fact, for JSON."""
+        """Return every fact, for JSON."""
         facts = {**asdict(self), "path": str(self.path), "model": self.info.to_metadata(), "commands": self.commands}
         del facts["info"]
         return facts
@@ -85,10 +85,10 @@ def package(options: PackageOptions, on_step: OnStep = quietly) -> Package:
     """Write a model repository for Triton, a client and a manifest; validated, they appear in one move.
 
     Raises:
-        UsageError: a package is not installed, or the backend cannot serve the artifact as it was asked for.
+        UsageError: a package is not installed, or the backend cannot serve the artifact with these options.
         BundleError: the artifact is missing, damaged, or has no facts about its classes.
         OutputError: the output exists already, or cannot be written.
-        ParityError: the graph for Triton labels pictures differently; nothing is written then.
+        ParityError: the graph for Triton labels pictures differently; nothing is written.
     """
     require_extra("a package for Triton", "triton", ("tritonclient", "yaml"))
     with on_step(f"check {options.source}"):
@@ -127,9 +127,9 @@ def _result(options: PackageOptions, info: ModelInfo, config: Any, staging: Path
 
 
 def _write_record(path: Path, result: Package, options: PackageOptions) -> None:
-    """Write what the package was made from; the file marks the directory as a package, which --force may replace."""
+    """Write the record of the package; its file marks the directory as one that --force may replace."""
     facts = {"schema_version": SCHEMA_VERSION, "source": str(options.source), **result.to_dict()}
-    # Wherever the directory is moved to, these would be wrong.
+    # These paths would be wrong after the directory is moved.
     del facts["path"], facts["commands"]
     path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
@@ -138,7 +138,7 @@ def validate_repository(repository: Path) -> None:
     """Read every configuration with Triton's message definitions and compare it with the model beside it.
 
     Raises:
-        BundleError: a configuration cannot be read, or is not the model's.
+        BundleError: a configuration cannot be read, or does not match its model.
     """
     configs = {folder.name: read_config(folder / CONFIG_FILE) for folder in sorted(repository.iterdir())}
     for name, config in configs.items():

@@ -27,7 +27,7 @@ MANIFEST_FILE = "manifest.json"
 PHOTOS_FOLDER = "calibration"
 _SELF_HASH = "manifest_sha256"
 _AGAIN = "Export the bundle again."
-# Relative POSIX names, which never lead out of the bundle's directory.
+# Relative POSIX names that stay within the bundle's directory.
 _FILE_NAME = re.compile(rf"{re.escape(MODEL_FILE)}|{PHOTOS_FOLDER}/(?!\.\.?\Z)[^/\\\x00-\x1f]+")
 
 
@@ -46,8 +46,8 @@ class _Manifest:
     schema_version: int  # of these fields
     files: dict[str, FileRecord]  # by relative POSIX name: `model.onnx`, and `calibration/NAME` for each photo
     model: dict[str, str]  # the metadata of the ONNX file
-    optimize: str  # how far the graph was rewritten
-    parity: dict[str, Any] | None  # the record of the parity check; None when it was left out
+    optimize: str  # the optimization level
+    parity: dict[str, Any] | None  # the record of the parity check; None with --no-verify
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Bundle:
         model_path: the ONNX file.
         model: its graph; large weights stay in the file until they are read.
         manifest: the bundle's manifest, or None for a bare file.
-        has_graph: True, unlike for an engine.
+        has_graph: True; engines have False.
     """
 
     path: Path
@@ -108,7 +108,7 @@ class Bundle:
         return batch, channels, height, width
 
     def copy_to(self, folder: Path, name: str) -> str:
-        """Copy the directory's files of the manifest, or the bare file, into `folder`; returns the copy's name."""
+        """Copy the files that the manifest lists, or the bare file, into `folder`; returns the copy's name."""
         if self.manifest is None:
             shutil.copyfile(self.path, folder / f"{name}{self.path.suffix}")
             return f"{name}{self.path.suffix}"
@@ -123,7 +123,7 @@ def open_bundle(path: Path) -> Bundle:
     """Open a bundle's directory, or a bare ONNX file, and check everything that can be checked.
 
     Raises:
-        BundleError: missing, incomplete, of another schema version, or not what its manifest says.
+        BundleError: it is missing or incomplete, has another schema version, or differs from its manifest.
     """
     if path.is_file():
         return Bundle(path, path, read_model(path), None)
@@ -144,7 +144,7 @@ def check_checkpoint(made_from: Provenance, path: Path | None, sha256: str | Non
     Args:
         made_from: the artifact's provenance.
         path: the checkpoint the user names, or None.
-        sha256: of that file; None leaves its content unchecked.
+        sha256: hash of that file; None skips the check of its content.
 
     Raises:
         CheckpointError: the artifact came from a checkpoint and none, or another one, is given.
@@ -152,12 +152,12 @@ def check_checkpoint(made_from: Provenance, path: Path | None, sha256: str | Non
     """
     if made_from.checkpoint_sha256 is None:
         if path is not None:
-            raise UsageError("this artifact was exported from no checkpoint", remedy="Leave --checkpoint out.")
+            raise UsageError("this artifact was exported without a checkpoint", remedy="Omit --checkpoint.")
         return
     if path is None:
         raise CheckpointError(
             f"this artifact was exported from a checkpoint (SHA-256 {made_from.checkpoint_sha256})",
-            remedy="Pass that file with --checkpoint: the check needs the network as it was trained.",
+            remedy="Pass that file with --checkpoint: the check needs the trained weights.",
         )
     if sha256 is not None and sha256 != made_from.checkpoint_sha256:
         raise CheckpointError(
@@ -183,7 +183,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = read_facts(path, SCHEMA_VERSION, _AGAIN)
     except OSError as error:
         raise BundleError(
-            f"{path.parent} is no bundle: {path.name}: {error.strerror}", remedy="Pass what `fcn-deploy export` wrote."
+            f"{path.parent} is not a bundle: {path.name}: {error.strerror}",
+            remedy="Pass a directory that `fcn-deploy export` wrote.",
         ) from error
     if manifest.get(_SELF_HASH) != _self_hash(manifest):
         raise BundleError(f"{path} was edited after it was written", remedy=_AGAIN)

@@ -44,8 +44,8 @@ _BUILD_AGAIN = "Build the engine again with `fcn-deploy tensorrt`."
 class LayerTypes:
     """How many layers compute in which type."""
 
-    # `engine`, as its inspector reports it on a GPU; `builder`, as that lists the engine in its log; or `network`, as
-    # TensorRT's parser typed it, before layers were fused
+    # source of the types: `engine`, TensorRT's engine inspector on a GPU; `builder`, the list of layers in the
+    # builder's log; `network`, TensorRT's parser, before layers were fused
     seen_in: str
     # layers by type, e.g. `{"fp16": 31, "fp32": 2}`; layers of shapes and indices are left out.
     counts: Mapping[str, int]
@@ -63,16 +63,16 @@ class Engine:
         path: the plan.
         metadata: the model's facts, as in an ONNX file's metadata.
         input_shape: N, 3, H, W.
-        inputs: the only one.
-        outputs: likewise.
-        source_sha256: of the ONNX file it was built from.
+        inputs: the single input.
+        outputs: the single output.
+        source_sha256: hash of the ONNX file it was built from.
         plan_sha256: of the plan.
         plan_bytes: its size.
-        flavour: the product that built it, and so runs it.
-        version: of that product.
+        flavour: the TensorRT product that built it, which is also needed to run it.
+        version: version of that product.
         capabilities: the compute capabilities it was built for ahead of time; empty when it was built for `device`.
         device: the GPU it was built on and for.
-        key: hash of everything that decides what is built; the same key would build the same engine.
+        key: hash of all inputs of the build; equal keys mean equal engines.
         workspace_mb: the limit on scratch memory, or None.
         layers: by type.
         build_seconds: how long TensorRT took.
@@ -114,7 +114,7 @@ class Engine:
 
     @property
     def built_for(self) -> str:
-        """The GPU it runs on, in words."""
+        """The GPU or the compute capabilities that it runs on, as text."""
         return f"compute capability {', '.join(self.capabilities)}" if self.capabilities else str(self.device)
 
     def copy_to(self, folder: Path, name: str) -> str:
@@ -150,7 +150,7 @@ def open_engine(path: Path) -> Engine:
     """Read a plan's sidecar, and check the plan against it.
 
     Raises:
-        BundleError: the plan or its sidecar is missing, damaged, or not of the other.
+        BundleError: the plan or its sidecar is missing or damaged, or the two do not belong together.
     """
     if not path.is_file():
         raise BundleError(f"{path} is not a file", remedy="Build it with `fcn-deploy tensorrt`.")
@@ -167,7 +167,7 @@ def read_sidecar(plan: Path) -> Engine:
     except OSError as error:
         raise BundleError(
             f"{plan} has no sidecar {path.name}, so its model, TensorRT and GPU are unknown",
-            remedy=f"Copy {path.name} along with the plan, or build it with `fcn-deploy tensorrt`.",
+            remedy=f"Copy {path.name} next to the plan, or build the engine with `fcn-deploy tensorrt`.",
         ) from error
     engine = convert_facts({**facts, "path": plan}, Engine, path, _BUILD_AGAIN)
     unknown = [spec for spec in (*engine.inputs, *engine.outputs) if spec.dtype not in _DTYPES]

@@ -35,7 +35,7 @@ _COMMANDS = (
 
 
 def _as_shown(parameters: list[Any]) -> list[Any]:
-    """Return a command's parameters: flags show no type, and --help stands in the last panel."""
+    """Return a command's parameters: flags are shown without a type, and --help in the last panel."""
     for parameter in parameters:
         if getattr(parameter, "is_flag", False):
             parameter.metavar = parameter.metavar or ""
@@ -95,7 +95,7 @@ def main() -> NoReturn:
     except FcnDeployError as error:
         _fail(error)
     except OSError as error:
-        # A path too long, a directory that may not be read, a full disk behind stdout.
+        # For example a path that is too long, an unreadable directory, or a full disk behind stdout.
         problem = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
         _fail(InputFileError(problem, remedy="Check the path, its permissions, and the free disk space."))
     sys.exit(0)

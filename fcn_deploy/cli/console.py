@@ -73,7 +73,7 @@ def print_error(error: FcnDeployError) -> None:
 
 
 def print_untrained(what: str = "labels") -> None:
-    """Say that the weights are random."""
+    """Warn that the weights are random."""
     print_line(f"untrained weights: the {what} mean nothing", to_stderr=True)
 
 
@@ -82,7 +82,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str 
 
     Args:
         title: the line above it.
-        columns: their names, of several lines where they would be wider than the figures.
+        columns: the column names; a name wider than its figures is split into several lines.
         rows: a cell per column, plain text without markup; an empty row is a rule.
         texts: how many of the first columns are text; the others are figures, aligned right.
     """
@@ -104,7 +104,7 @@ def _width(cell: str | Text) -> int:
 
 
 def make_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], texts: int = 1) -> Table:
-    """Return a table with a rule below its head, whose cells fold where it is too narrow."""
+    """Return a table with a rule below its header; long cells are folded."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index < texts else "right", overflow="fold")
@@ -118,7 +118,7 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], tex
 
 @contextlib.contextmanager
 def show_step(name: str, parts: int = 1) -> Iterator[Advance]:
-    """Show on stderr what is being done and how far it is, then how long it took."""
+    """Show a step and its progress on stderr, then how long it took."""
     start = time.perf_counter()
     columns = folding("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with _progress(*(columns if parts > 1 else (SpinnerColumn(), columns[0]))) as progress:
@@ -130,7 +130,7 @@ def show_step(name: str, parts: int = 1) -> Iterator[Advance]:
 def counted(
     predictions: "Iterator[fd.Prediction]", summary: "fd.PredictionSummary", total: int
 ) -> "Iterator[fd.Prediction]":
-    """Pass predictions on, with a bar that shows how many and how many per second."""
+    """Yield the predictions; a progress bar shows their number and rate."""
     rate = TextColumn("{task.fields[rate]:.3g} images/s")
     with _progress(TextColumn("segment"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()) as progress:
         task = progress.add_task("", total=total, rate=0.0)
@@ -140,14 +140,14 @@ def counted(
 
 
 class PhaseBars:
-    """A bar for every phase of a TensorRT build, on a terminal."""
+    """Progress bars for the phases of a TensorRT build, on a terminal."""
 
     def __init__(self) -> None:
         self.progress = _progress(folding("  {task.description}"), BarColumn(), MofNCompleteColumn())
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, phases: "tuple[Phase, ...]") -> None:
-        """Show the phases that the build is in now."""
+        """Show the current phases of the build."""
         for name in self._tasks.keys() - {phase.name for phase in phases}:
             self.progress.remove_task(self._tasks.pop(name))
         for phase in phases:

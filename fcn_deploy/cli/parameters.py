@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, the panels they are shown in, and the parsing of their texts."""
+"""Arguments and options that several commands share: help panels and parsing."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from fcn_deploy.assets import SAMPLE_CHECKPOINT
 from fcn_deploy.choices import Provider
 
 OUTPUT = "Output"
-# The word for the checkpoint and the scene that are bundled with the package.
+# The name of the checkpoint and the scene that are bundled with the package.
 SAMPLE = "sample"
 _MAX_DIGITS = 9
 
@@ -44,36 +44,36 @@ SourceCheckpoint = Annotated[
     ),
 ]
 RunProvider = Annotated[Provider, inference_option(help="Where ONNX Runtime runs.")]
-KeepAspect = Annotated[bool, inference_option("--keep-aspect", help="Pad photos to the input's shape, do not stretch.")]
+KeepAspect = Annotated[bool, inference_option("--keep-aspect", help="Pad photos instead of stretching them.")]
 Force = Annotated[bool, output_option("--force", help="Replace an existing output.")]
 Json = Annotated[bool, output_option("--json", help="Print one JSON document and nothing else on stdout.")]
 
 
 def parse_batches(text: str) -> tuple[int, ...]:
-    """Return `1,2,4` as numbers, each once; nothing for an empty text.
+    """Parse `1,2,4` into distinct numbers; an empty text yields none.
 
     Raises:
-        typer.BadParameter: it is something else.
+        typer.BadParameter: the text is not such a list.
     """
     found = _listed(text, r"0*[1-9][0-9]{,8}", "batches such as 1,2,4", "--batch")
     return tuple(dict.fromkeys(map(int, found)))
 
 
 def parse_capabilities(text: str) -> tuple[str, ...]:
-    """Return `8.9,12.0` as compute capabilities in ascending order, each once; nothing for an empty text.
+    """Parse `8.9,12.0` into distinct compute capabilities in ascending order; an empty text yields none.
 
     Raises:
-        typer.BadParameter: it is something else.
+        typer.BadParameter: the text is not such a list.
     """
     found = _listed(text, r"[0-9]{1,2}\.[0-9]", "compute capabilities such as 8.9,12.0", "--compute-capability")
     return tuple(sorted(set(found), key=float))
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Return `500` or `HxW` as (height, width) in pixels.
+    """Parse `500` or `HxW` into (height, width) in pixels.
 
     Raises:
-        typer.BadParameter: it is neither.
+        typer.BadParameter: the text has neither form.
     """
     numbers = text.lower().split("x")
     if len(numbers) > 2 or not all(n.isascii() and n.isdigit() and len(n) <= _MAX_DIGITS for n in numbers):

@@ -1,6 +1,6 @@
-"""What commands show of their results: every table and every summary line.
+"""Rendering of results: every table and every summary line that commands print.
 
-Modules of other packages are imported where they are used: `inspect` must not wait for PyTorch.
+Modules of other packages are imported where they are used, so that `inspect` does not load PyTorch.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ _SHOWN_CLASSES = 3
 _SHOWN_BYTES = 50_000
 _STATUS_COLOURS = {"ok": "green", "note": "yellow", "problem": "bold red"}
 _VERDICT_COLOURS = {"faster": "green", "slower": "bold red", "no difference": "dim"}
-_LAYERS_PARSED = "as the parser typed the network; only a GPU shows the engine's own layers"
+_LAYERS_PARSED = "from TensorRT's parser, before fusion; the engine's own layers can be read on a GPU only"
 _LAYERS_SEEN_IN = {
-    "engine": "as TensorRT's inspector reports the engine",
-    "builder": "as TensorRT's builder lists the engine",
+    "engine": "from TensorRT's engine inspector",
+    "builder": "from the log of TensorRT's builder",
 }
 
 
@@ -99,7 +99,7 @@ def _print_pass(report: "PassReport") -> None:
     if not report.sites:
         print_line(f"{report.name}: nothing to do")
     for site in report.sites:
-        at = "at" if site.applied else "not at"
+        at = "at" if site.applied else "skipped at"
         print_line(f"{report.name} {at} {escape(f'{site.node}: {site.reason}')}")
     if report.applied:
         print_line(f"{report.name}: {_checked(report.compared_nodes, report.difference)}")
@@ -127,11 +127,11 @@ def _print_quantization(found: "fd.Quantization") -> None:
 
 def _print_half(found: "fd.HalfReport") -> None:
     print_line(
-        f"{found.precision} in {found.nodes} nodes, float32 in {found.float_nodes}; largest magnitude seen "
-        f"{found.largest:.4g}, largest that fits {found.limit:.4g}"
+        f"{found.precision} in {found.nodes} nodes, float32 in {found.float_nodes}; largest magnitude observed "
+        f"{found.largest:.4g}, limit of the type {found.limit:.4g}"
     )
     for name, factor in found.rescaled.items():
-        print_line(f"rescaled {escape(name)} by {factor:g}; the layers that read it undo that exactly")
+        print_line(f"rescaled {escape(name)} by {factor:g}; the layers that read it scale back exactly")
 
 
 def _print_price(result: "fd.ExportResult") -> None:
@@ -179,7 +179,7 @@ def _print_verdict(report: "fd.ParityReport") -> None:
     bounds, smallest = [], ""
     if isinstance(worst, fd.Comparison) and tier.max_error is not None:
         bounds = [f"max error / range <= {tier.max_error:g}"]
-        smallest = f" (passes bounds down to {worst.passing_tolerance:.1e})" if report.passed else ""
+        smallest = f" (smallest passing bound {worst.passing_tolerance:.1e})" if report.passed else ""
     bounds += [f"labels equal >= {tier.label_agreement:.3%}"] if tier.label_agreement is not None else []
     bounds += [f"clear flips <= {tier.clear_flips}"] if tier.clear_flips is not None else []
     bounds += [f"mean IU {joint_mean_iu(report.comparisons):.4f} >= {tier.mean_iu:g}"] if tier.mean_iu else []
@@ -194,7 +194,7 @@ def _print_layers(report: "LayerReport") -> None:
 
 
 def _placed(placement: Mapping[str, int]) -> str:
-    """Return where a session says its nodes run, e.g. `46 of 46 nodes on CPUExecutionProvider`."""
+    """Format the placement of a session's nodes, e.g. `46 of 46 nodes on CPUExecutionProvider`."""
     total = sum(placement.values())
     return ", ".join(f"{count} of {total} nodes on {name}" for name, count in placement.items())
 
@@ -219,7 +219,7 @@ def print_inspection(inspection: "fd.Inspection") -> None:
 
 
 def print_inspected_engine(engine: "fd.Engine") -> None:
-    """Print what an engine is, its size, source and metadata."""
+    """Print an engine's facts, size, source and metadata."""
     _print_engine(engine)
     print_line(f"{_megabytes(engine.plan_bytes)}, from an ONNX file of SHA-256 {engine.source_sha256}")
     _print_metadata(engine.metadata)
@@ -246,7 +246,7 @@ def _print_engine(engine: "fd.Engine") -> None:
 
 
 def _layer_line(engine: "fd.Engine") -> str:
-    """Return what share of the layers has the requested precision, and how that is known."""
+    """Return the share of the layers that have the requested precision, and the source of the types."""
     layers, precision = engine.layers, engine.info.precision
     kinds = ", ".join(f"{count} in {kind}" for kind, count in layers.counts.items())
     source = _LAYERS_SEEN_IN.get(layers.seen_in, _LAYERS_PARSED)
@@ -294,7 +294,7 @@ def print_prediction(prediction: "fd.Prediction") -> None:
         print_error(prediction.failure)
         return
     classes = ", ".join(f"{name} {share:.0%}" for name, share in prediction.shares[:_SHOWN_CLASSES])
-    what = "done before" if prediction.done_before else classes
+    what = "already done" if prediction.done_before else classes
     print_line(escape(f"{prediction.image} -> {prediction.files[0]}  {what}"))
 
 
@@ -315,7 +315,7 @@ def print_evaluation(result: "fd.Evaluation", output: Path) -> None:
         print_line(
             f"[bold]mean IU lost in deployment: {score(result.mean_iu_lost)}[/] "
             f"({escape(result.source.pytorch or '')} has {score(result.pytorch_scores.mean_iu)}); same label in "
-            f"{result.agreement.pixel_accuracy:.3%} of the pixels, mean IU between both "
+            f"{result.agreement.pixel_accuracy:.3%} of the pixels, mean IU between the two "
             f"{score(result.agreement.mean_iu)}"
         )
     if result.resumed:
@@ -338,7 +338,7 @@ def _print_classes(result: "fd.Evaluation") -> None:
     columns = ("class", "IU", *(["PyTorch's"] if with_pytorch else []), "accuracy", "of the truth")
     print_table("", columns, rows)
     if left_out := len(result.classes) - len(shown):
-        print_line(f"{left_out} classes are neither in the truth nor among the labels")
+        print_line(f"{left_out} classes occur neither in the truth nor in the labels")
 
 
 def print_endpoint(endpoint: "Endpoint") -> None:
@@ -392,7 +392,7 @@ def bench_progress() -> "Iterator[Callable[[BenchProgress], None]]":
 
     def print_step(progress: "BenchProgress") -> None:
         nonlocal last_step
-        # A round is one line, however many rows take part in it.
+        # A round is one line, whatever the number of rows.
         step = progress.step.partition(":")[0]
         if step != last_step:
             last_step = step
@@ -415,7 +415,7 @@ def _live_rows(rows: "Sequence[fd.Row]") -> Iterator[tuple[str, ...]]:
 
 
 def print_report(report: "fd.BenchReport") -> None:
-    """Print a table per network and shape, remarks, and what the figures mean."""
+    """Print a table per network and shape, remarks, and a summary."""
     from benchmarks.report import table
 
     for title, rows in table.groups(report):
@@ -430,7 +430,7 @@ def print_report(report: "fd.BenchReport") -> None:
 
 
 def _placements(rows: "Sequence[fd.Row]") -> list[str]:
-    """Return where the sessions say their nodes run; rows that agree share a line."""
+    """Format the placement of every session's nodes; rows with the same placement share a line."""
     cases: dict[str, list[str]] = {}
     for row in rows:
         if row.placement:

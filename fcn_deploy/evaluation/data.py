@@ -126,7 +126,7 @@ def _read_split(folder: Path, split: str) -> list[str]:
         raise InputFileError(f"split {file} cannot be read: {error}", remedy="Write one name per line.") from error
     if not names:
         raise InputFileError(f"split {file} is empty", remedy="Write one name per line, or pass another --split.")
-    _check_unique(names, f"split {file}", "Name every image once.")
+    _check_unique(names, f"split {file}", "List every image once.")
     return names
 
 
@@ -137,7 +137,7 @@ def _folders(root: Path, photos: str, labels: str) -> Dataset:
                 f"{folder} is not a folder", remedy=f"Name the two folders with --{_PHOTOS} and --{_LABELS}."
             )
     found = find_images([str(root / photos)])
-    _check_unique([path.stem for path in found], f"{root / photos}", "Keep one photo of each name.")
+    _check_unique([path.stem for path in found], f"{root / photos}", "Keep only one photo per name.")
     by_name = {path.stem: path for path in found}
     maps = {path.stem: path for path in sorted((root / labels).iterdir()) if path.suffix.lower() == ".png"}
     missing = [f"{Path(labels) / name}.png" for name in by_name if name not in maps]
@@ -178,7 +178,7 @@ def decode_truth(data: bytes, name: str, size: tuple[int, int], num_classes: int
             labels; its size differs from the photo's; or a value is neither a class nor void.
     """
     try:
-        # Its size is checked against the photo's before anything is decoded.
+        # The size is compared with the photo's before anything is decoded.
         with open_picture(data, ["PNG"]) as image:
             _check_kind(image, name, data[_DEPTH_BYTE])
             _check_size(image, name, size)
@@ -187,7 +187,7 @@ def decode_truth(data: bytes, name: str, size: tuple[int, int], num_classes: int
         raise InputFileError(f"labels {name} ({len(data)} bytes) are not a PNG", remedy=_REMEDY) from error
     except FcnDeployError:
         raise
-    except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
+    except Exception as error:  # decoders raise many kinds of errors for damaged files
         raise InputFileError(f"labels {name} are truncated or damaged: {error}", remedy="Copy them again.") from error
     _check_values(labels, name, num_classes)
     return labels
@@ -200,11 +200,11 @@ def _check_kind(image: Image.Image, name: str, depth: int) -> None:
         return
     if image.mode in ("RGB", "RGBA"):
         raise InputFileError(
-            f"labels {name} are of mode {image.mode}: colours do not identify labels without their palette",
+            f"labels {name} have mode {image.mode}: colours do not identify labels without a palette",
             remedy=f"{_REMEDY} For Pascal VOC, use SegmentationClass as published.",
         )
     raise InputFileError(
-        f"labels {name} are of mode {image.mode} with {depth} bits; labels have to be 8-bit", remedy=_REMEDY
+        f"labels {name} have mode {image.mode} with {depth} bits; labels must be 8-bit", remedy=_REMEDY
     )
 
 
@@ -213,7 +213,7 @@ def _check_size(image: Image.Image, name: str, size: tuple[int, int]) -> None:
     if (image.height, image.width) != size:
         raise InputFileError(
             f"labels {name} are {image.width}x{image.height} pixels, their photo is {width}x{height}",
-            remedy="Save them in the size of the photo as displayed: upright, if its EXIF data rotates it.",
+            remedy="Save them in the size of the upright photo: its EXIF rotation is applied.",
         )
 
 

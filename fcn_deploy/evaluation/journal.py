@@ -24,8 +24,8 @@ class Journal:
     """The finished images of an evaluation, in an open file; the caller closes it.
 
     Args:
-        folder: its directory, which holds nothing but results of an evaluation.
-        conditions: what the figures depend on, by the name under which a difference is reported.
+        folder: its directory, which may contain only results of an evaluation.
+        conditions: what the figures depend on, keyed by the name that messages use for a difference.
         num_classes: K.
 
     Attributes:
@@ -56,7 +56,7 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._reading.close()
-        # Every line was flushed when it was added: only one that did not fit on the disk may be left.
+        # Every added line was flushed; only a line that did not fit on the disk may be unwritten.
         with contextlib.suppress(OSError):
             self._writing.close()
 
@@ -94,12 +94,12 @@ class Journal:
 
 
 def _read_header(path: Path) -> dict[str, str] | None:
-    """Return the first line of a journal, or None when there is no journal and a new one may begin."""
+    """Return the first line of a journal, or None when there is no journal and a new one may be created."""
     if not path.exists():
         others = sorted(file.name for file in path.parent.iterdir() if not file.name.startswith("."))
         if others:
             raise OutputError(
-                f"{path.parent} holds {others[0]} and no {JOURNAL_FILE}: it is not a folder of an evaluation",
+                f"{path.parent} contains {others[0]} but no {JOURNAL_FILE}: it is not the folder of an evaluation",
                 remedy="Choose another --output.",
             )
         return None
@@ -110,7 +110,7 @@ def _read_header(path: Path) -> dict[str, str] | None:
     except ValueError:
         header = {}
     if header.get("kind") != _KIND:
-        raise OutputError(f"{path} is not a journal of an evaluation", remedy="Choose another --output.")
+        raise OutputError(f"{path} is not an evaluation journal", remedy="Choose another --output.")
     return header
 
 

@@ -1,4 +1,4 @@
-"""The page of an evaluation: scores, classes, and the worst images side by side; it loads nothing else."""
+"""The self-contained page of an evaluation: scores, classes, and the worst images side by side."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ class Picture:
 
     score: ImageScore  # its name and scores
     panels: Mapping[str, str]  # files as data URIs by caption: photo, truth, and the labels of each runtime
-    classes: list[tuple[int, ClassScore]]  # those in it, with their position among the K, the worst first
+    classes: list[tuple[int, ClassScore]]  # the classes in it with their index, worst first
     void_share: float  # share of its pixels that are void in the truth
 
 

@@ -49,9 +49,9 @@ class EvaluateOptions:
         provider: where ONNX Runtime runs the artifact.
         against: `pytorch` also labels the photos with the network the artifact was exported from, in float32 on the
             CPU, to measure the accuracy lost in deployment; None scores the artifact alone.
-        checkpoint: the checkpoint the artifact was exported from; required with `against` exactly when there was one.
+        checkpoint: the checkpoint the artifact was exported from; required with `against` if there was one.
         worst: how many of the worst images the page shows, 0 to 100.
-        limit: score only this many images, the first ones; None scores all.
+        limit: score only the first `limit` images; None scores all.
         page: whether to write the page.
 
     Raises:
@@ -70,7 +70,7 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         if self.checkpoint is not None and self.against is None:
             raise UsageError(
-                f"checkpoint {self.checkpoint} has no use without a comparison with PyTorch",
+                f"checkpoint {self.checkpoint} is used only for a comparison with PyTorch",
                 remedy="Add --against pytorch, or omit --checkpoint.",
             )
         check_range("number of worst images", self.worst, 0, MAX_WORST, option="--worst")
@@ -80,7 +80,7 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class LabelSources:
-    """The artifact and, for a comparison, the PyTorch network it was exported from."""
+    """The artifact and, when PyTorch is compared, the network it was exported from."""
 
     artifact: Segmenter  # the artifact
     pytorch: "EagerRunner | None"  # the network; None when the artifact is scored alone
@@ -92,7 +92,7 @@ class LabelSources:
         return self.artifact.info.network.num_classes
 
     def fit(self, photo: Pixels) -> Fitted:
-        """Return a photo fitted into the input as the options say."""
+        """Return a photo fitted into the input, stretched or padded as chosen."""
         return self.artifact.fit(photo, keep_aspect=self.keep_aspect)
 
     def label_with_pytorch(self, fitted: Fitted) -> Labels | None:
@@ -199,7 +199,7 @@ def _outcomes(sources: LabelSources, journal: Journal, pairs: tuple[Pair, ...]) 
 
 
 def _load(sources: LabelSources, journal: Journal, pair: Pair) -> _Loaded | ImageRecord | Failure:
-    """Return a pair's record from an earlier run, or else its photo ready to be labelled, or why neither exists."""
+    """Return a pair's record from an earlier run, or its photo ready to be labelled, or why it has no score."""
     try:
         files = read_files(pair)
         finished = journal.find(pair.name, *files.sha256)
@@ -232,10 +232,10 @@ def _confusions(truth: Labels, artifact: Labels, pytorch: Labels | None, num_cla
 def _write_page(
     result: Evaluation, sources: LabelSources, pairs: tuple[Pair, ...], options: EvaluateOptions, on_step: OnStep
 ) -> None:
-    """Write the page. The worst images are labelled once more: pictures of all would not fit into memory."""
+    """Write the page. The worst images are labelled again, because the pictures of all images need too much memory."""
     path = options.output / PAGE_FILE
     if not options.page:
-        # A page of an earlier run would show other figures.
+        # A page of an earlier run would show outdated figures.
         path.unlink(missing_ok=True)
         return
     by_name, pictures = {pair.name: pair for pair in pairs}, []

@@ -32,7 +32,7 @@ class Confusions(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def none(cls, num_classes: int, *, pytorch: bool) -> "Confusions":
-        """Return the counts of no pixels."""
+        """Return counts of zero."""
         zeros = np.zeros((num_classes, num_classes), dtype=np.int64)
         return cls(zeros, zeros, zeros) if pytorch else cls(zeros)
 
@@ -47,7 +47,7 @@ class ImageRecord(msgspec.Struct, frozen=True):
     counts: Confusions  # its pixel counts
 
     def to_json(self) -> bytes:
-        """Return one line of JSON: of each matrix the cells that are not zero, as pairs of position and count."""
+        """Return one line of JSON: the non-zero cells of each matrix, as pairs of position and count."""
         return json.dumps(msgspec.to_builtins(self, enc_hook=_sparse)).encode() + b"\n"
 
     @classmethod
@@ -76,10 +76,10 @@ def _dense(cells: object, num_classes: int) -> Counts:
 class ClassScore:
     """The scores of one class; each is 0..1, NaN where it is undefined, None without PyTorch."""
 
-    name: str  # of the class
+    name: str  # name of the class
     iu: float  # intersection over union; NaN for a class neither in the truth nor among the labels
-    accuracy: float  # share of its pixels labelled right; NaN for a class that is not in the truth
-    truth_share: float  # its share of the truth, void left out
+    accuracy: float  # share of its pixels labelled correctly; NaN for a class that is not in the truth
+    truth_share: float  # its share of the truth's non-void pixels
     pytorch_iu: float | None = None  # PyTorch's IU
 
     @property
@@ -101,7 +101,7 @@ class ImageScore:
 
     name: str  # name of its pair
     mean_iu: float  # of the artifact's labels with the truth
-    pixel_accuracy: float  # share of its pixels that the artifact labels right, void left out
+    pixel_accuracy: float  # share of its non-void pixels that the artifact labels correctly
     pytorch_mean_iu: float | None = None  # of PyTorch's labels with the truth
     agreement: float | None = None  # share of its pixels with the same label from both
 
@@ -140,7 +140,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of an artifact, and of PyTorch where it labelled too, over one data set.
+    """Scores of an artifact, and of PyTorch if it was compared, on one data set.
 
     Attributes:
         info: the model's facts.
@@ -184,7 +184,7 @@ class Evaluation:
 
     @property
     def mean_iu_lost(self) -> float | None:
-        """The accuracy lost in deployment: PyTorch's mean IU minus the artifact's; below 0 if it gained."""
+        """The accuracy lost in deployment: PyTorch's mean IU minus the artifact's; negative for a gain."""
         return self.pytorch_scores.mean_iu - self.scores.mean_iu if self.pytorch_scores is not None else None
 
     @property
@@ -193,22 +193,22 @@ class Evaluation:
         return 1 - int(self.counts.artifact.sum()) / self.pixels if self.pixels else math.nan
 
     def worst(self, count: int) -> list[ImageScore]:
-        """Return the `count` images of the lowest mean IU, worst first; images that are all void have none."""
+        """Return the `count` images with the lowest mean IU, worst first; images that are all void have no mean IU."""
         scored = [image for image in self.images if not math.isnan(image.mean_iu)]
         return sorted(scored, key=lambda image: (image.mean_iu, image.name))[:count]
 
     def require(self) -> None:
-        """Do nothing when every image has a score.
+        """Check that every image has a score.
 
         Raises:
-            InputFileError: some have none; names the first ten and the reasons.
+            InputFileError: some images have no score; names the first ten with reasons.
         """
         if not self.failures:
             return
         raise InputFileError(
             f"{len(self.failures)} of {len(self.images) + len(self.failures)} images have no score, "
             f"so the scores are incomplete:{list_first([failure.error.problem for failure in self.failures])}",
-            remedy=f"{self.failures[0].error.remedy} Run the same command again: finished images are not done twice.",
+            remedy=f"{self.failures[0].error.remedy} Then run the same command again: finished images are skipped.",
         )
 
     def to_dict(self) -> dict[str, Any]:

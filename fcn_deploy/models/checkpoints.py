@@ -41,7 +41,7 @@ class Checkpoint:
     sha256: str  # of the file, in hex
     family: Family  # the naming family of the file
     state: Mapping[str, Tensor]  # float32 tensors by this toolkit's parameter names
-    dropped: tuple[str, ...]  # names in the file that have no place in an FCN
+    dropped: tuple[str, ...]  # names in the file that an FCN does not have
     class_names: tuple[str, ...] = ()  # names of the classes, in order; empty when the file has none
 
     @property
@@ -61,7 +61,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a .pth, .pt or .safetensors file and recognise its naming family.
 
     Raises:
-        CheckpointError: missing, truncated, carrying code, not a state dict, of no known family, not all finite floats.
+        CheckpointError: missing, truncated, not a state dict, of an unknown family, or with code or non-finite values.
     """
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} is not a file", remedy="Check the path.")
@@ -69,7 +69,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     family = next((f for f in FAMILIES if f.recognises(state)), None)
     if family is None:
         raise CheckpointError(
-            f"checkpoint {path} has no known FCN's or VGG16's layer names; it starts with {', '.join(list(state)[:4])}",
+            f"checkpoint {path} has no layer names of a known FCN or VGG16; its first are {', '.join(list(state)[:4])}",
             remedy="Rename its keys to Caffe's (conv1_1.weight ... fc7.weight, score_fr.weight, upscore.weight).",
         )
     dropped = tuple(key for key in state if key.rpartition(".")[0] in family.dropped)
@@ -77,7 +77,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     found = Checkpoint(path, file_sha256(path), family, converted, dropped, _class_names(path))
     if found.class_names and len(found.class_names) != found.num_classes:
         raise CheckpointError(
-            f"checkpoint {path} names {len(found.class_names)} classes and scores {found.num_classes}",
+            f"checkpoint {path} names {len(found.class_names)} classes but scores {found.num_classes}",
             remedy="Correct its metadata: class_names is one string of names with spaces between.",
         )
     return found
@@ -131,7 +131,7 @@ def _unsafe(path: Path, message: str) -> CheckpointError:
     if found is None:
         return CheckpointError(f"checkpoint {path} is damaged, or not a PyTorch file", remedy=_REFETCH)
     return CheckpointError(
-        f"checkpoint {path} carries code or objects ({found.group(1)}), not only tensors; none of it was run",
+        f"checkpoint {path} contains code or objects ({found.group(1)}) besides tensors; no code was run",
         remedy=_RESAVE,
     )
 
@@ -142,8 +142,8 @@ def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
         if inner and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in inner.items()):
             return _without_prefix(path, inner)
     raise CheckpointError(
-        f"checkpoint {path} holds a {type(loaded).__name__} that is not a state dict: names to tensors, "
-        f"bare or under {', '.join(_CONTAINERS)}",
+        f"checkpoint {path} contains a {type(loaded).__name__} that is not a state dict (names to tensors, "
+        f"at the top level or under {', '.join(_CONTAINERS)})",
         remedy=_RESAVE,
     )
 
@@ -172,7 +172,7 @@ def _as_float32(path: Path, name: str, tensor: Tensor) -> Tensor:
     converted = tensor.to(torch.float32).contiguous()
     if not bool(torch.isfinite(converted).all()):
         raise CheckpointError(
-            f"checkpoint {path}: {name} has values that are not finite",
+            f"checkpoint {path}: {name} has non-finite values",
             remedy="Use a checkpoint from before training diverged.",
         )
     return converted

@@ -51,7 +51,7 @@ class Family:
                 continue
             ours = self.layers.get(layer, layer)
             if f"{ours}.{kind}" in converted:
-                raise ValueError(f"{key} is a second {ours}.{kind}")
+                raise ValueError(f"{key} and another tensor both map to {ours}.{kind}")
             converted[f"{ours}.{kind}"] = self.reshape(ours, tensor) if kind == "weight" else tensor
         return converted
 

@@ -31,7 +31,7 @@ class WeightsOptions:
     Attributes:
         checkpoint: the file to load, or None for random weights.
         rng_seed: seed for random weights.
-        at_once: fold the skip scales of fcn8s-atonce into the skips' weights.
+        at_once: multiply the skips' weights by the scales of fcn8s-atonce.
     """
 
     checkpoint: Path | None = None
@@ -106,7 +106,7 @@ def untrained_network(spec: NetworkSpec, options: WeightsOptions) -> tuple[FCN, 
 
 
 def load_network(spec: NetworkSpec, checkpoint: Checkpoint, options: WeightsOptions) -> tuple[FCN, Provenance]:
-    """Return a network with the checkpoint's weights; every tensor of the file is accounted for.
+    """Return a network with the checkpoint's weights; no tensor of the file is ignored.
 
     Raises:
         CheckpointError: lists every missing, extra and mis-shaped tensor.
@@ -174,7 +174,7 @@ def _remedy(spec: NetworkSpec, state: dict[str, Tensor]) -> str:
         return f"The file looks like an FCN-{likely[-1]}: pass --variant {likely[-1]}."
     first = state.get("conv1_1.weight")
     if first is not None and first.shape[:1] != (narrowed(FULL_WIDTH, spec.channel_divisor),):
-        return f"The file's layers are of another width: pass --channel-divisor {FULL_WIDTH // max(first.shape[0], 1)}."
+        return f"The file's layers have another width: pass --channel-divisor {FULL_WIDTH // max(first.shape[0], 1)}."
     scores = state.get("score_fr.weight")
     if scores is not None and scores.dim() > 0 and scores.shape[0] != spec.num_classes:
         return f"The file scores {scores.shape[0]} classes: pass --num-classes {scores.shape[0]}."

@@ -25,7 +25,7 @@ from fcn_deploy.runtime.run_graph import open_graph
 
 Array = npt.NDArray[Any]
 
-# Names of layers whose maps are compared: every learned layer ends in one, or in a pool whose ReLU was moved behind it.
+# Layers whose maps are compared: every learned layer ends in one, or in a pool whose ReLU was moved behind it.
 _COMPARED = ("relu", "score", "fuse")
 _ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 
@@ -62,15 +62,15 @@ class LayerComparison:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """Every layer that can be compared, in the graph's order."""
+    """The comparison of every comparable layer, in graph order."""
 
     input_name: str  # the input both ran on
-    bound: float | None  # the largest relative error that is accepted; None when the arithmetic has no such bound
+    bound: float | None  # largest accepted relative error; None when the arithmetic has no such bound
     layers: tuple[LayerComparison, ...]  # the comparisons
 
     @property
     def first_wrong(self) -> LayerComparison | None:
-        """The first layer beyond the bound, or without a bound the one that adds most noise; else None."""
+        """The first layer beyond the bound; without a bound, the layer that adds the most noise; else None."""
         if self.bound is not None:
             return next((layer for layer in self.layers if not layer.relative_error <= self.bound), None)
         before = [0.0, *(layer.noise for layer in self.layers)]
@@ -92,7 +92,7 @@ class LayerReport:
         return f"on {self.input_name}, {found.name} is the first beyond {self.bound:g} ({error})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, for JSON."""
+        """Return every figure, for JSON."""
         layers = [{"name": c.name, "relative_error": c.relative_error, "snr_db": c.snr_db} for c in self.layers]
         found = self.first_wrong
         first = found.name if found else None
@@ -144,7 +144,7 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
 
 
 def _expected(node: ir.Node, output: Tensor) -> Array:
-    """Return the expected output of `node`: the window of PyTorch's map that it computes, scaled likewise."""
+    """Return the expected output of `node`: the window of PyTorch's map that it computes, with the same scale."""
     shape = node.outputs[0].shape
     if WINDOW_KEY in node.metadata_props and shape is not None:
         row, column = (int(first) for first in node.metadata_props[WINDOW_KEY].split())

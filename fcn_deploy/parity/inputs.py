@@ -1,4 +1,4 @@
-"""The inputs of a parity check, and the one place that chooses them: photos, noise, and pictures hard in one way each.
+"""Choose the inputs of a parity check: photos, noise, and difficult pictures.
 
 All are N x 3 x H x W float32 network inputs and reproducible; pictures are also available as N x H x W x 3 pixels.
 The images of a batch differ (each is rolled by some columns), so that a runtime that mixes them up is detected.
@@ -38,14 +38,14 @@ class ParityInput:
         if spec.dtype != "uint8":
             return self.image.astype(spec.dtype, copy=False)
         if self.pixels is None:
-            raise UsageError(f"{self.name} is not a picture, and {spec} takes pixels", remedy="Use a picture as input.")
+            raise UsageError(f"{self.name} is not a picture, but {spec} needs pixels", remedy="Use a picture as input.")
         return self.pixels
 
 
 def parity_inputs(
     info: ModelInfo, shape: Shape, photos: Sequence[ParityInput] = (), *, noise: int = 1, hard: bool = False
 ) -> tuple[ParityInput, ...]:
-    """Choose what a model is compared with PyTorch on: photos, noise, and hard pictures.
+    """Choose the inputs on which a model is compared with PyTorch: photos, noise, and difficult pictures.
 
     A model in int8 is compared on photos alone, because 8 bits are calibrated for them; one that takes pixels, on
     inputs that have pixels.
@@ -121,7 +121,7 @@ def hard_inputs(shape: Shape) -> tuple[ParityInput, ...]:
 
 
 def rolled_batch(image: Pixels, batch: int) -> Pixels:
-    """Return an H x W x 3 image as a batch of different images: each is rolled by some more columns."""
+    """Return a batch of different images made from an H x W x 3 image: each is rolled by more columns."""
     return np.stack([np.roll(image, _ROLL_COLUMNS * i, axis=1) for i in range(batch)])
 
 

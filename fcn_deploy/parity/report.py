@@ -78,14 +78,14 @@ class ParityReport:
         return bool(self.tier.failures(comparison)), math.isnan(severity), severity
 
     def require(self, first_wrong: str = "") -> None:
-        """Do nothing when the check passed.
+        """Raise unless the check passed.
 
         Raises:
             ParityError: the check failed; names the worst input, every broken bound, and `first_wrong`, a sentence.
         """
         if not self.passed:
             raise ParityError(
-                f"{self.candidate} does not compute what {self.reference} does "
+                f"{self.candidate} differs from {self.reference} "
                 f"(tier {self.tier.name}, worst input {self.worst.input_name}):\n  "
                 + "\n  ".join(reason for reason in (*self.failures, first_wrong) if reason),
                 remedy=_REMEDY if self.tier.name == "fp32" else _REDUCED_REMEDY,

@@ -14,14 +14,14 @@ from fcn_deploy.parity.compare import Comparison, LabelComparison, joint_mean_iu
 
 @dataclass(frozen=True)
 class Tier:
-    """The bounds for artifacts of one arithmetic; None means that the figure is reported but not bounded.
+    """The bounds for artifacts of one arithmetic; figures whose bound is None are only reported.
 
     Attributes:
         name: the arithmetic.
         max_error: largest absolute logit error divided by the reference's logit range.
         label_agreement: smallest share of pixels with the reference's label; one pixel may always differ, since small
             maps cannot resolve the share.
-        clear_flips: most pixels whose label changed although the reference was sure of it.
+        clear_flips: largest number of clear flips, pixels with another label that are not ties.
         mean_iu: smallest mean IU between the label maps of reference and candidate, over all inputs together.
     """
 
@@ -45,7 +45,7 @@ class Tier:
         return tuple(
             f"{name} {value:.6g} is not {'at least' if larger_is_better else 'at most'} {bound:g}"
             for name, value, bound, larger_is_better in checks
-            # Written so that NaN fails.
+            # NaN has to fail.
             if bound is not None and not (value >= bound if larger_is_better else value <= bound)
         )
 

@@ -62,7 +62,7 @@ class VerifyOptions:
     """Options of a verification.
 
     Attributes:
-        checkpoint: the checkpoint it was exported from; required exactly when there was one.
+        checkpoint: the checkpoint the artifact was exported from; required if there was one.
         images: photos, or inputs saved earlier as .npy; empty means the photos the artifact was calibrated on,
             or else the bundled photo.
         samples: number of noise inputs.
@@ -85,7 +85,7 @@ class VerifyOptions:
         check_range("number of noise samples", self.samples, 1, MAX_SAMPLES, option="--samples")
         if self.save_worst is not None and self.save_worst.suffix != ".npy":
             raise UsageError(
-                f"{self.save_worst} does not end in .npy, so --image could not replay it", remedy="Name it *.npy."
+                f"{self.save_worst} does not end in .npy, so --image cannot replay it", remedy="Name it *.npy."
             )
 
 
@@ -108,7 +108,7 @@ class Verification:
     layers: LayerReport | None = None
 
     def require(self) -> None:
-        """Do nothing when the check passed.
+        """Raise unless the check passed.
 
         Raises:
             ParityError: the check failed; names the worst input, broken bounds, and the first wrong layer if known.
@@ -135,7 +135,7 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
     """
     options = options or VerifyOptions()
     if options.layers and is_engine(path):
-        raise UsageError(f"{path} is an engine, whose layers are fused", remedy="Leave --layers out.")
+        raise UsageError(f"{path} is an engine, whose layers are fused", remedy="Omit --layers.")
     check_provider(path, options.provider)
     with on_step(f"check {path}"):
         artifact = open_artifact(path)
@@ -143,7 +143,7 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
     if isinstance(artifact, Engine):
         check_engine(artifact)
     if options.exact and info.head is Head.LABELS:
-        raise UsageError("the model gives labels, which have no error in float64", remedy="Leave --exact out.")
+        raise UsageError("the model outputs labels, and --exact compares logits", remedy="Omit --exact.")
     photos = photo_inputs(options.images or artifact.photos, shape)
     inputs = parity_inputs(info, shape, photos, noise=options.samples, hard=True)
     reference_name, references, exact = _reference_outputs(info, options, inputs, shape, on_step)
@@ -168,7 +168,7 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
 def _reference_outputs(
     info: ModelInfo, options: VerifyOptions, inputs: Sequence[ParityInput], shape: Shape, on_step: OnStep
 ) -> tuple[str, list[Outputs], list[Outputs]]:
-    """Return the network's name and its outputs in float32 and, if requested, float64; then it leaves memory."""
+    """Return the network's name and its outputs in float32 and, if requested, float64; then free its memory."""
     with on_step(f"rebuild {info.network}, {info.provenance}"):
         network = rebuild(info, options.checkpoint)
     runner = EagerRunner(network, shape)
@@ -198,7 +198,7 @@ def _save_worst(artifact: Artifact, options: VerifyOptions, worst: ParityInput, 
         with staged_file(path) as staging, staging.open("wb") as file:
             np.save(file, worst.image if pixels is None else pixels)
     except OutputError:
-        # The verdict matters more than the copy: a bundle may be in a read-only place.
+        # A failed copy must not hide the verdict: the bundle may be on a read-only file system.
         if options.save_worst is not None:
             raise
         return None

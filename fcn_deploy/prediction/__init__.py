@@ -1,1 +1,1 @@
-"""Photos of any size to label maps, few or a million: decode, infer, encode, on one machine or on a Ray cluster."""
+"""Segment photos of any size in bulk: decode, infer, encode, on one machine or on a Ray cluster."""

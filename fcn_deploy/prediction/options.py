@@ -42,7 +42,7 @@ class PredictOptions:
     def __post_init__(self) -> None:
         if self.address is not None and self.engine is not EngineName.RAY:
             raise UsageError(
-                f"address {self.address} belongs to a Ray cluster, but the engine is {self.engine}",
+                f"address {self.address} is for a Ray cluster, but the engine is {self.engine}",
                 remedy="Pass --engine ray, or omit --address.",
             )
         if self.engine is EngineName.RAY:
@@ -63,7 +63,7 @@ class Task:
 class Decoded(PendingPhoto):
     """A photo that is ready for the model."""
 
-    task: Task  # which photo
+    task: Task  # the photo
     key: str  # hash of everything its results depend on: content, model and options
 
 
@@ -122,10 +122,10 @@ _RESULTS_VERSION = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """What every stage of a run needs to know; travels between processes."""
+    """The facts that every stage of a run needs; can be pickled."""
 
     folder: Path  # base of relative paths, for workers that run elsewhere
-    artifact: Path  # the artifact that segments
+    artifact: Path  # path of the artifact
     options: PredictOptions  # the options of the run
     info: ModelInfo  # the model's facts
     model_sha256: str  # hash of the model's file
@@ -142,7 +142,7 @@ class Plan:
 
 
 def make_plan(artifact: Path, segmenter: Segmenter, options: PredictOptions) -> Plan:
-    """Return the plan of segmenting with an artifact."""
+    """Return the plan of a run with an artifact."""
     s = segmenter
     return Plan(Path.cwd(), artifact, options, s.info, s.model_sha256, s.batch, s.height, s.width)
 
@@ -154,7 +154,7 @@ def make_tasks(images: Sequence[Path]) -> list[Task]:
     """
     distinct = list(dict.fromkeys(images))
     stems = Counter(image.stem.casefold() for image in distinct)
-    # Counting on per stem keeps a million photos of one name from trying a million names each.
+    # A counter per stem keeps this linear for many photos with the same name.
     numbers = {stem: count(2) for stem in stems}
     taken: set[str] = set()
     return [Task(image, _free_name(image.stem, stems, numbers, taken)) for image in distinct]

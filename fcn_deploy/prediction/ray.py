@@ -42,14 +42,14 @@ Rows = dict[str, Any]
 _COLUMN = "item"
 # Small enough to repeat for a lost worker, large enough to be worth a task.
 _TASKS_PER_BLOCK = 8
-# Of a core: decoding and encoding take a tenth of the time of a run.
+# Cores per task: decoding and encoding take a tenth of the time of a run.
 _HELPER_CPUS = 0.5
 _CONNECT_TIMEOUT_S = 5
-# For the photos in hand, and Ray's shutdown.
+# Time for the photos being processed and for Ray's shutdown.
 _END_TIMEOUT_S = 20
 # For Ray's shutdown after a signal.
 _TERMINATE_TIMEOUT_S = 5
-_RERUN = "Run the same command again: finished photos are not done twice."
+_RERUN = "Run the same command again: finished photos are skipped."
 
 
 def predict_on_ray(plan: Plan, tasks: Sequence[Task], sink: Sink) -> Iterator[Prediction]:
@@ -130,7 +130,7 @@ def _kill_started_by(pid: int) -> None:
 
 
 def received(driver: "subprocess.Popen[bytes]") -> Iterator[Prediction]:
-    """Yield the predictions that the driver sends; a None ends them, and what happens to the driver later is ignored.
+    """Yield the predictions that the driver sends, up to a None; later failures of the driver are ignored.
 
     Raises:
         FcnDeployError: the driver sent this error, or ended before the None.
@@ -202,14 +202,14 @@ def _run_data(plan: Plan, tasks: Sequence[Task], sink: Sink) -> Iterator[Predict
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_devices(plan)),
             **_actor_resources(plan),
         )
-        # A part of a table at a time, or whatever a block holds.
+        # One part of a table at a time, or the content of a block.
         at_once = sink.rows_per_write if sink.rows_per_write > 1 else None
         data = data.map_batches(_finish_rows, fn_args=(shared,), batch_size=at_once, num_cpus=_HELPER_CPUS)
         yield from _predictions(data)
 
 
 class _Model:
-    """The actor: it holds a session that stays open from one batch to the next."""
+    """The actor that holds the model's open session between batches."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -236,7 +236,7 @@ def _finish_rows(rows: Rows, shared: Any) -> Rows:
 
 
 def _stage(work: Callable[[list[Any]], Sequence[Any]], rows: Rows) -> Rows:
-    """Apply `work` to the items of rows. Its errors travel to the driver as items: Ray would wrap them in text."""
+    """Apply `work` to the items of rows. Errors are returned as items, because Ray would turn them into text."""
     items = _items(rows)
     try:
         return _rows([item for item in items if isinstance(item, FcnDeployError)] or work(items))
@@ -261,7 +261,7 @@ def _rows(items: Sequence[Any]) -> Rows:
 
 
 def _devices(plan: Plan) -> int:
-    """Return the largest number of actors: one per GPU, or one per machine, whose cores one session uses by itself."""
+    """Return the largest number of actors: one per GPU, or one per machine, because a session uses all its cores."""
     import ray
 
     if plan.options.provider is Provider.CPU:
@@ -310,7 +310,7 @@ def _cluster(address: str | None) -> Iterator[None]:
 
 
 def _check_listening(address: str) -> None:
-    """Check within seconds that something listens: Ray itself would try for minutes."""
+    """Check quickly that something listens at the address: Ray itself would retry for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition("://")[2].rpartition(":")

@@ -63,7 +63,7 @@ FAILURES_FILE = "failures.jsonl"
 def predict(path: Path, images: Sequence[Path], options: PredictOptions | None = None) -> Iterator[Prediction]:
     """Segment photos and write their results; yields every distinct image once, failures included.
 
-    Existing results of the same photo, model and options are left as they are. Photos that cannot be read are listed
+    Photos with existing results of the same model and options are skipped. Photos that cannot be read are listed
     in `failures.jsonl` beside the results. Yields in order, except with the Ray engine.
 
     Raises:
@@ -91,7 +91,7 @@ def _run(plan: Plan, tasks: Sequence[Task], sink: Sink, segmenter: Segmenter) ->
 
 
 def _record_failures(store: Store, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-    """Pass predictions on; list those that failed in a file, even when the run ends early."""
+    """Yield the predictions; list the failed ones in a file, even when the run ends early."""
     lines: list[str] = []
     try:
         for prediction in predictions:
@@ -101,7 +101,7 @@ def _record_failures(store: Store, predictions: Iterable[Prediction]) -> Iterato
                 lines.append(json.dumps(facts) + "\n")
             yield prediction
     except BaseException:
-        # The reason for the end matters more than the list.
+        # A failure to write the list must not hide the reason for the end.
         with suppress(OutputError):
             _write_failures(store, lines)
         raise
@@ -137,7 +137,7 @@ class PredictionSummary:
     _start: float = field(default_factory=time.perf_counter)
 
     def counting(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-        """Pass predictions on and count them."""
+        """Yield the predictions and count them."""
         for prediction in predictions:
             self._count(prediction)
             yield prediction
@@ -160,7 +160,7 @@ class PredictionSummary:
 
     def __str__(self) -> str:
         parts = [f"{_photos(self.segmented)} segmented, {self.images_per_s:.3g} a second"]
-        parts += [f"{self.done_before} done before"] if self.done_before else []
+        parts += [f"{self.done_before} already done"] if self.done_before else []
         total = self.segmented + self.done_before + self.failed
         parts += [f"{self.failed} of {_photos(total)} failed"] if self.failed else []
         return "; ".join(parts)

@@ -23,7 +23,7 @@ from fcn_deploy.prediction.store import Store
 from fcn_deploy.segmentation import Labelled
 
 _KEY = "fcn_deploy.key"
-# NumPy reads an array's header with Python's parser, which in CPython 3.11 fails now and then when threads share it.
+# NumPy reads array headers with Python's parser, which occasionally fails in CPython 3.11 when threads share it.
 _PARSER = threading.Lock()
 
 
@@ -108,15 +108,15 @@ FILE_FORMATS = {
     OutputFormat.NPZ: FileFormat((".npz",), _encode_npz, _npz_key),
     OutputFormat.RLE_JSON: FileFormat((".json",), _encode_rle_json, _rle_json_key),
 }
-# Raised while reading a key from a file that is damaged, or that something else wrote.
+# Raised while a key is read from a file that is damaged or was written by another program.
 _UNREADABLE = (OSError, ValueError, SyntaxError, KeyError, EOFError, zlib.error)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A result that is not written yet."""
+    """A result that is ready to be written."""
 
-    prediction: Prediction  # the prediction, complete but for the names of its files
+    prediction: Prediction  # the prediction, still without the names of its files
     # names and contents, in the order they are to be written; empty for a row of a table
     files: tuple[tuple[str, bytes], ...] = ()
     row: dict[str, Any] = field(default_factory=dict)  # a row of a table; empty for files
@@ -194,7 +194,7 @@ class FileSink(Sink):
         return [replace(r.prediction, files=tuple(self.store.location(name) for name, _ in r.files)) for r in results]
 
 
-# Some 10 MB of compressed labels; an interruption costs up to this many photos.
+# About 10 MB of compressed labels; an interruption loses up to this many photos.
 ROWS_PER_PART = 256
 _PREFIX, _SUFFIX = "part-", ".parquet"
 
@@ -234,7 +234,7 @@ class TableSink(Sink):
         return [replace(result.prediction, files=(self.store.location(name),)) for result in results]
 
     def remove_replaced(self) -> None:
-        """Keep one row per image, the one for its present content, the model and the options of this run."""
+        """Keep one row per image: the one for its current content and this run's model and options."""
         rows = _index(self.store)
         counts = Counter(image for image, _, _ in rows)
         kept: dict[str, str] = {}
@@ -273,7 +273,7 @@ def _rows(store: Store, part: str, columns: list[str] | None = None) -> list[dic
     except (pa.ArrowException, KeyError) as error:
         raise OutputError(
             f"{store.location(part)} is not a table of predictions: {error}",
-            remedy="Move it away, or choose another --output.",
+            remedy="Move it elsewhere, or choose another --output.",
         ) from error
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows

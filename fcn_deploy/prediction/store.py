@@ -13,7 +13,7 @@ from fcn_deploy.storage import sole_writer, staged_file
 
 @dataclass(frozen=True)
 class Store:
-    """Files by name in one folder; travels between processes.
+    """Files by name in one folder; can be pickled.
 
     Raises:
         UsageError: on first use, when there is no such protocol or its package is not installed.
@@ -35,7 +35,7 @@ class Store:
         return bool(self._files.isfile(name))
 
     def names(self, suffix: str) -> list[str]:
-        """Return the files whose names end so, sorted; hidden files, which may be incomplete, are left out."""
+        """Return the files with that suffix, sorted; hidden files, which may be incomplete, are left out."""
         try:
             paths = self._files.ls("", detail=False)
         except FileNotFoundError:
@@ -71,7 +71,7 @@ class Store:
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
-        """Be the only run that writes to the directory; an address is only opened, since object stores have no locks.
+        """Lock the directory for this run; an address is only opened, because object stores have no locks.
 
         Raises:
             OutputError: another run writes there, or nothing can be written there.

@@ -1,1 +1,1 @@
-"""One way to run a model, whatever computes it: open a runner, feed arrays, get arrays."""
+"""One interface to run a model with any runtime: open a runner, feed arrays, get arrays."""

@@ -32,7 +32,7 @@ class Runner(ABC):
         given = {TensorSpec.of(name, array) for name, array in feeds.items()}
         if given != set(self.inputs):
             raise UsageError(
-                f"{self.name} takes {_listed(self.inputs)}; it was given {_listed(sorted(given, key=str))}",
+                f"{self.name} expects {_listed(self.inputs)}; it got {_listed(sorted(given, key=str))}",
                 remedy="Feed exactly these names, shapes and types.",
             )
         return self._run({name: np.ascontiguousarray(array) for name, array in feeds.items()})
@@ -52,7 +52,7 @@ class Bound(ABC):
 
     @abstractmethod
     def upload(self, feeds: Arrays) -> None:
-        """Copy inputs to the model's buffers, and wait until they are there."""
+        """Copy inputs to the model's buffers, and wait for the copies."""
 
     @abstractmethod
     def launch(self) -> None:
@@ -63,7 +63,7 @@ class Bound(ABC):
         """Wait until the last launch has finished."""
 
     def run(self) -> None:
-        """Compute the outputs of the last upload, and wait until they are there."""
+        """Compute the outputs of the last upload, and wait for them."""
         self.launch()
         self.wait()
 
@@ -77,12 +77,12 @@ def _listed(specs: "tuple[TensorSpec, ...] | list[TensorSpec]") -> str:
 
 
 def feed_of(spec: TensorSpec, pixels: Pixels) -> dict[str, npt.NDArray[Any]]:
-    """Return N x H x W x 3 uint8 RGB pixels as the input `spec` needs them: as they are, or pre-processed."""
+    """Return N x H x W x 3 uint8 RGB pixels in the form of the input `spec`: unchanged or pre-processed."""
     return {spec.name: pixels if spec.dtype == "uint8" else preprocess(pixels).astype(spec.dtype, copy=False)}
 
 
 def labels_of(outputs: Arrays) -> Labels:
-    """Return N x H x W uint8 labels of a model's only output: labels as they are, or the class of the largest logit."""
+    """Return N x H x W uint8 labels from a model's only output: its labels, or the class of the largest logit."""
     if LABELS_NAME in outputs:
         return np.asarray(outputs[LABELS_NAME], dtype=np.uint8)
     (logits,) = outputs.values()

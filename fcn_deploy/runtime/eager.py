@@ -20,8 +20,8 @@ class EagerRunner(Runner):
     """Runs a network with PyTorch.
 
     Args:
-        network: maps N x 3 x H x W to N x K x H x W; used as it is, in the dtype of its parameters.
-        shape: the N x 3 x H x W it is run with.
+        network: maps N x 3 x H x W to N x K x H x W; runs in the dtype of its parameters.
+        shape: N x 3 x H x W of its input.
     """
 
     def __init__(self, network: nn.Module, shape: tuple[int, int, int, int]) -> None:

@@ -22,9 +22,9 @@ _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
 _STREAM_NON_BLOCKING = 1
 _CAPTURE_THREAD_LOCAL = 1
 _NAME_BYTES = 256
-# What ONNX Runtime's CUDA provider loads; each after those it needs itself.
+# The libraries that ONNX Runtime's CUDA provider loads, each after its dependencies.
 _NEEDED = ("libcublasLt", "libcublas", "libnvrtc", "libcurand", "libcufft", "libcudart", "libcudnn")
-# (part of the message, what to do); the first that matches counts.
+# (part of the message, remedy); the first match is used.
 _REMEDIES = (
     ("too old", "Install a newer NVIDIA driver."),
     ("insufficient", "Install a newer NVIDIA driver."),
@@ -73,7 +73,7 @@ def driver_problem(found: Version | None, needed: Version | None) -> str | None:
 
 
 def provider_library_problem(provider: str) -> str | None:
-    """Return why ONNX Runtime's library for `provider` ("cuda", "tensorrt") does not load, in the loader's words.
+    """Return why ONNX Runtime's library for `provider` ("cuda", "tensorrt") does not load, with the loader's message.
 
     Call it only after ONNX Runtime has tried: the library looks for its host once, while it is loaded.
     """
@@ -106,7 +106,7 @@ def preload_wheels() -> None:
 
 
 def _libraries_of_wheels() -> list[Path]:
-    """Return the needed libraries in wheels, in the order to load them in; they are in `nvidia/<part>/lib`."""
+    """Return the needed libraries from wheels (`nvidia/<part>/lib`), in loading order."""
     package = importlib.util.find_spec("nvidia")
     if package is None:
         return []
@@ -122,7 +122,7 @@ def preload_tensorrt() -> None:
 
 
 def remedy(problem: str) -> str:
-    """Return what to install against a problem that `driver_problem`, the loader or ONNX Runtime stated."""
+    """Return what to install for a problem that `driver_problem`, the loader or ONNX Runtime reported."""
     return next((advice for part, advice in _REMEDIES if part in problem), f"{_LIBRARIES}.")
 
 
@@ -208,7 +208,7 @@ class Cuda:
         self._call("cuMemcpyDtoHAsync_v2", _pointer(array), ctypes.c_uint64(address), size, ctypes.c_void_p(stream))
 
     def begin_capture(self, stream: int) -> None:
-        """Record what this thread puts on `stream` from now on instead of running it."""
+        """Start to record this thread's work on `stream` instead of running it."""
         self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(stream), _CAPTURE_THREAD_LOCAL)
 
     def end_capture(self, stream: int) -> int:
@@ -250,7 +250,7 @@ class Cuda:
             reason = (text.value or b"unknown error").decode()
             raise ProviderError(
                 f"the NVIDIA driver's {name} failed: {reason} ({status})",
-                remedy="`fcn-deploy doctor` shows what is there.",
+                remedy="Run `fcn-deploy doctor` to check the installation.",
             )
 
 

@@ -66,5 +66,5 @@ def _check_no_provider(path: Path, provider: Provider) -> None:
     if provider is not Provider.CPU:
         raise UsageError(
             f"provider {provider}: {path} is an engine, which runs with the TensorRT that built it",
-            remedy="Leave --provider out: it is for ONNX files.",
+            remedy="Omit --provider: it applies to ONNX files only.",
         )

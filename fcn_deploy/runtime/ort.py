@@ -1,7 +1,7 @@
-"""ONNX Runtime: the only module that names it.
+"""Run models with ONNX Runtime; only this module imports it.
 
-ONNX Runtime falls back to the CPU by itself, with a warning at most, when the provider asked for cannot be loaded. Here
-that is an error: the provider that was asked for runs every node, or nothing does.
+ONNX Runtime falls back to the CPU, with at most a warning, when the requested provider cannot be loaded. Here that is
+an error: either the requested provider runs every node, or nothing runs.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ def widened(skeleton: bytes) -> bytes:
         for index, name in enumerate(node.output):
             if types.get(name) in HALVES:
                 wide[name] = f"{name}/wide"
-                if node.op_type != "Cast":  # which rounds by itself
+                if node.op_type != "Cast":  # a Cast rounds already
                     node.output[index] = f"{name}/exact"
                     nodes.append(_cast(f"{name}/exact", name, types[name]))
                 nodes.append(_cast(name, wide[name], TensorProto.FLOAT))
@@ -84,7 +84,7 @@ def require_placement(provider: Provider, running: Sequence[str], placement: Nod
     """Check that `provider` is `running`, among the session's providers, and runs every node of its `placement`.
 
     Raises:
-        ProviderError: the provider is not there, or some nodes run elsewhere; names the first five.
+        ProviderError: the provider is missing, or some nodes run elsewhere; names the first five.
     """
     wanted = PROVIDER_NAMES[provider]
     if wanted not in running:
@@ -100,7 +100,7 @@ def require_placement(provider: Provider, running: Sequence[str], placement: Nod
         )
 
 
-_SILENT = 4  # every problem reaches the user as an exception; the log would repeat it
+_SILENT = 4  # the log would repeat what exceptions report
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _NO_SYNCHRONIZATION_KEY = "disable_synchronize_execution_providers"
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
@@ -116,10 +116,10 @@ class OrtRunner(Runner):
         optimized: file that ONNX Runtime writes the graph to after its own optimisations; None writes none.
 
     Attributes:
-        placement: which provider runs which nodes, as the session says; known once the runner is open.
+        placement: the nodes by provider, as reported by the session; known once the runner is open.
 
     Raises:
-        ProviderError: on opening, when the provider asked for is not what would run every node.
+        ProviderError: on opening, when the requested provider would not run every node.
         BundleError: on opening, when ONNX Runtime refuses the model.
     """
 
@@ -190,7 +190,7 @@ class OrtBinding(Bound):
         self._session = session
         self._how = ort.RunOptions()
         if provider is not Provider.CPU:
-            # Otherwise a launch waits by itself, and the two cannot be timed apart.
+            # Otherwise a launch waits for its end, and the two cannot be timed separately.
             self._how.add_run_config_entry(_NO_SYNCHRONIZATION_KEY, "1")
         self._binding = session.io_binding()
         self._inputs = {value.name: _allocate(value, device) for value in session.get_inputs()}
@@ -211,7 +211,7 @@ class OrtBinding(Bound):
         self._session.run_with_iobinding(self._binding, self._how)
 
     def wait(self) -> None:
-        """Wait until the outputs are there."""
+        """Wait for the outputs."""
         self._binding.synchronize_outputs()
 
     def download(self) -> dict[str, npt.NDArray[Any]]:
@@ -237,7 +237,7 @@ def require_provider(provider: Provider) -> None:
     if problem is not None:
         raise ProviderError(
             f"provider {provider} cannot run here: {problem}",
-            remedy=f"{nvidia.remedy(problem)} Or pass --provider cpu. `fcn-deploy doctor` shows what is there.",
+            remedy=f"{nvidia.remedy(problem)} Or pass --provider cpu. `fcn-deploy doctor` checks this.",
         )
 
 
@@ -250,15 +250,15 @@ def provider_problem(provider: Provider) -> str | None:
     try:
         _session(onnx.parser.parse_model(_PROBE).SerializeToString(), OrtOptions(provider))
     except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
-        # It reports only that it would have fallen back; the driver and the loader report why.
+        # ONNX Runtime reports only the fall-back; the driver and the loader report the reason.
         driver = nvidia.driver_problem(nvidia.driver_cuda_version(), _built_for_cuda())
         return driver or nvidia.provider_library_problem(provider) or str(error)
     return None
 
 
 def preload_libraries() -> None:
-    """Load CUDA's, cuDNN's and TensorRT's libraries from where pip installed them, if they are there."""
-    # It prints what it does not find; provider_problem reports it with a remedy.
+    """Load CUDA's, cuDNN's and TensorRT's libraries from pip's packages, if they are installed."""
+    # It prints missing libraries, which provider_problem reports with a remedy.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(AttributeError):
         ort.preload_dlls()
     nvidia.preload_wheels()
@@ -296,9 +296,9 @@ def _session_options(options: OrtOptions) -> ort.SessionOptions:
 
 
 def _allowed_threads() -> int:
-    """Return the number of cores if this process may not use all; else 0, which leaves it to ONNX Runtime.
+    """Return the number of cores if this process may not use all; else 0, so that ONNX Runtime decides.
 
-    That starts one thread per core of the machine and binds each to its own, whatever the process is bound to.
+    By default it binds one thread to each core of the machine, even if the process is bound to fewer cores.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     return allowed if allowed < (os.cpu_count() or 1) else 0

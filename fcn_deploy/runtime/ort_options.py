@@ -10,7 +10,7 @@ from fcn_deploy.choices import Provider
 from fcn_deploy.errors import UsageError, check_range
 
 _NO_CPU_FALLBACK = "session.disable_cpu_ep_fallback"
-# Without VNNI, AVX2's products of uint8 and int8 saturate; this selects slower ones that do not.
+# Without VNNI, AVX2's products of uint8 and int8 saturate; this option selects slower products that do not.
 _EXACT_PRODUCTS = "session.x64quantprecision"
 # Threads spin while they wait for the next operator; this stops them after the last one of a run.
 _STOP_WAITING = "session.force_spinning_stop"
@@ -35,12 +35,12 @@ class OrtOptions:
     """How ONNX Runtime runs a model.
 
     Attributes:
-        provider: where; the one asked for runs, or nothing does.
+        provider: the execution provider; there is no fall-back to another.
         optimizations: let ONNX Runtime rewrite the graph before it runs it: fuse nodes, change their layout.
-        threads: of one operator on a CPU; None leaves it to ONNX Runtime.
+        threads: threads per operator on a CPU; None leaves it to ONNX Runtime.
         tf32: let CUDA round float32 products to TF32. Off by default, so that models can be compared in float32.
         cuda_graph: capture the run and replay it, which needs inputs and outputs at fixed places (`OrtRunner.bind`).
-        nhwc: let CUDA lay maps out channels last.
+        nhwc: let CUDA use the channels-last layout.
         stream: handle of the CUDA stream to run on; None lets ONNX Runtime make one.
 
     Raises:
@@ -61,8 +61,8 @@ class OrtOptions:
         unavailable = [n for n in _UNAVAILABLE[self.provider] if getattr(self, n) != getattr(OrtOptions, n)]
         if unavailable:
             raise UsageError(
-                f"provider {self.provider} has no {', '.join(unavailable)}",
-                remedy="Leave it out, or use --provider cuda.",
+                f"provider {self.provider} does not support {', '.join(unavailable)}",
+                remedy="Omit it, or use --provider cuda.",
             )
 
     def provider_options(self) -> dict[str, str]:

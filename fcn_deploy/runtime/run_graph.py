@@ -1,4 +1,4 @@
-"""The one way to run a graph that is in memory: written to a temporary file, run there by ONNX Runtime, and removed."""
+"""Run a graph that is in memory: ONNX Runtime runs it from a temporary file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def open_graph(model: ir.Model, options: OrtOptions | None = None) -> Iterator[O
 
     Raises:
         BundleError: ONNX Runtime refuses the graph.
-        ProviderError: the provider asked for would not run it.
+        ProviderError: the requested provider would not run it.
     """
     with TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"

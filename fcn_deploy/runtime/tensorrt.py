@@ -17,7 +17,7 @@ from fcn_deploy.runtime.base import Arrays, Bound, Runner
 from fcn_deploy.runtime.nvidia import Cuda
 from fcn_deploy.runtime.tensorrt_flavour import Flavour, find_flavour, worst
 
-_AGAIN = "Build the engine again with `fcn-deploy tensorrt`, here or for this GPU."
+_AGAIN = "Build the engine again with `fcn-deploy tensorrt`, on this machine or for its GPU."
 
 
 class TrtRunner(Runner):
@@ -117,7 +117,7 @@ class TrtBinding(Bound):
             self._enqueue()
 
     def wait(self) -> None:
-        """Wait until the outputs are there."""
+        """Wait for the outputs."""
         self._cuda.synchronize(self.stream)
 
     def download(self) -> dict[str, npt.NDArray[Any]]:
@@ -153,7 +153,7 @@ class TrtBinding(Bound):
     def _enqueue(self) -> None:
         with self._log.listening() as messages:
             if not self._context.execute_async_v3(self.stream):
-                raise ProviderError(f"TensorRT did not run the engine: {worst(messages)}", remedy=_AGAIN)
+                raise ProviderError(f"TensorRT failed to run the engine: {worst(messages)}", remedy=_AGAIN)
 
 
 def check_version(engine: Engine, flavour: Flavour) -> None:

@@ -1,6 +1,6 @@
 """Find the installed TensorRT; everything that differs between `tensorrt` 10, `tensorrt` 11 and `tensorrt_rtx`.
 
-The only module that names the two packages: everything else takes a `Flavour` and runs one code path.
+Only this module imports the two packages: everything else uses a `Flavour` and runs one code path.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from fcn_deploy.errors import ProviderError, UsageError
 from fcn_deploy.installation import missing_packages, require_extra
 
 _INFO = 3  # ILogger.Severity: 0 internal error, 1 error, 2 warning, 3 info, 4 verbose
-# The only verbose message that is kept: the list of the built engine's layers.
+# Only this verbose message is kept: the list of the built engine's layers.
 LAYERS = "Layers:\n"
 OLDEST = {FlavourName.TENSORRT: 10, FlavourName.RTX: 1}
 _MEMBER = "SM"
@@ -27,7 +27,7 @@ class Message:
     """One line of TensorRT's log."""
 
     severity: int  # 0 internal error, 1 error, 2 warning, 3 information, 4 the list of an engine's layers
-    text: str  # as TensorRT words it
+    text: str  # TensorRT's message
 
 
 class Log:
@@ -63,7 +63,7 @@ class Log:
 
 
 def worst(messages: list[Message], up_to: int = 1) -> str:
-    """Join the errors among `messages`, or all up to another severity, each once, in one line; "" without any."""
+    """Join the errors among `messages`, or all up to another severity, each once, in one line; "" if there are none."""
     return "; ".join(dict.fromkeys(" ".join(m.text.split()) for m in messages if m.severity <= up_to))
 
 
@@ -130,7 +130,7 @@ class Flavour:
         return 0 if flag is None else 1 << int(flag)
 
     def context(self, engine: Any, *, cuda_graph: bool) -> Any:
-        """Create an execution context; it is here that RTX is told to capture a CUDA graph by itself."""
+        """Create an execution context; for RTX, this turns its own capture of CUDA graphs on or off."""
         if not (cuda_graph and self.captures_by_itself):
             return engine.create_execution_context()
         config = engine.create_runtime_config()

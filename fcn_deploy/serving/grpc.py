@@ -19,9 +19,9 @@ _CODES = {
     HTTPStatus.NOT_IMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
     HTTPStatus.SERVICE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
 }
-# Of a message's other fields, names and parameters among them.
+# Bytes for a message's other fields, such as names and parameters.
 _MESSAGE_OVERHEAD_BYTES = 65_536
-# Of a value that is not sent as a byte but as a varint.
+# Bytes of a value that is sent as a varint instead of a byte.
 _VARINT_BYTES = 2
 _MAX_CONCURRENT_CALLS = 256
 _FRAME_BYTES = 1_048_576
@@ -35,7 +35,7 @@ class GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         self._service = service
 
     async def ServerLive(self, *_: Any) -> Any:
-        """Return that the process lives."""
+        """Report that the process is alive."""
         return messages.ServerLiveResponse(live=True)
 
     async def ServerReady(self, *_: Any) -> Any:
@@ -74,12 +74,12 @@ class GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
 def _values(tensor: Any, raw: list[bytes]) -> bytes:
     """Return the values of a request's only input, which come in it or in the list beside it."""
     if len(raw) > 1:
-        raise bad_request(f"1 input and {len(raw)} raw contents", "Send as many of each.")
+        raise bad_request(f"1 input and {len(raw)} raw contents", "Send one for each input.")
     return raw[0] if raw else bytes(tensor.contents.uint_contents)
 
 
 class _ErrorsToStatus(aio.ServerInterceptor):  # type: ignore[misc] # it has no types
-    """Ends calls that raise with a status, so that no client sees a traceback."""
+    """Turns exceptions of calls into statuses, so that no client sees a traceback."""
 
     async def intercept_service(self, continuation: Any, call: Any) -> Any:
         """Return the handler of a method with its errors turned into statuses."""
@@ -111,7 +111,7 @@ def create_grpc_server(service: ModelService) -> aio.Server:
         ("grpc.max_send_message_length", -1),
         # Otherwise two servers may listen on one port, and each gets some of the requests.
         ("grpc.so_reuseport", 0),
-        # An input comes in one window and few frames instead of many of 16 KB.
+        # Inputs arrive in one window and few frames instead of many frames of 16 KB.
         ("grpc.http2.lookahead_bytes", max_bytes),
         ("grpc.http2.max_frame_size", _FRAME_BYTES),
     ]

@@ -30,11 +30,11 @@ from fcn_deploy.serving.protocol import (
 
 T = TypeVar("T")
 
-# Of a head, of a chunk's size line with its extensions, and of trailers.
+# Limit of a head, of a chunk's size line with its extensions, and of trailers, in bytes.
 MAX_HEAD_BYTES = 65_536
-# All bodies together: what 300 clients send for 500x500 pixels.
+# Limit of all bodies together: 300 clients with 500x500 pixels.
 MAX_HELD_BYTES = 256_000_000
-# Each may hold an answer that its client does not read.
+# Each connection may hold an answer that its client does not read.
 MAX_CONNECTIONS = 512
 _BACKLOG = 512
 _READ_BYTES = 65_536
@@ -52,7 +52,7 @@ class HttpRequest(NamedTuple):
 
 
 class HttpResponse(NamedTuple):
-    """An answer; `headers` are all but its length and whether the connection ends."""
+    """A response; `headers` leaves out its length and whether the connection closes."""
 
     status: int
     body: bytes
@@ -96,7 +96,7 @@ class HttpConnection:
                 self.abort()
 
     def abort(self) -> None:
-        """Close the connection at once, whatever has not been read or sent."""
+        """Close the connection at once, even with unread or unsent data."""
         self._writer.transport.abort()
 
     async def read_body(self, request: HttpRequest, max_bytes: int) -> memoryview:
@@ -128,7 +128,7 @@ class HttpConnection:
 
     async def _read_sized(self, size: int) -> memoryview:
         """Return a body of a declared size, which is read past h11, because h11 would copy it three times."""
-        # Memory that is not written to yet is not taken from the machine, whatever size was declared.
+        # The system commits memory only when it is written to, so a large declared size costs nothing.
         body = np.empty(size, np.uint8).data
         data = self._parser.trailing_data[0]
         self._ahead = data[size:]
@@ -147,7 +147,7 @@ class HttpConnection:
             self._hold(len(event.data))
             if len(body) > max_bytes:
                 raise _too_large(f"more than {max_bytes}", max_bytes)
-            # One read may bring thousands of chunks; other connections get their turn in between.
+            # One read may contain thousands of chunks; other connections get their turn in between.
             await asyncio.sleep(0)
         self._ahead = self._parser.trailing_data[0]
         return memoryview(body)
@@ -234,7 +234,7 @@ class HttpConnection:
         return HttpRequest(event.method.decode("latin-1"), path, headers)
 
     async def _next_event(self) -> Any:
-        """Return h11's next event, reading from the client as often as it takes."""
+        """Return h11's next event, reading from the client as often as needed."""
         try:
             while (event := self._parser.next_event()) is h11.NEED_DATA:
                 self._receive(await self._read())
@@ -247,10 +247,10 @@ class HttpConnection:
         return event
 
     def _receive(self, data: bytes) -> None:
-        # Some clients end a body with a line break that is not part of it.
+        # Some clients send a line break after the body.
         if data[:1] in {b"\r", b"\n"} and self._parser.their_state is h11.IDLE and not self._parser.trailing_data[0]:
             data = data.lstrip(b"\r\n")
-        if data:  # for h11, nothing is the end
+        if data:  # h11 takes no data as the end
             self._parser.receive_data(data)
 
     async def _read(self, max_bytes: int = _READ_BYTES) -> bytes:
@@ -264,7 +264,7 @@ class HttpConnection:
         return data
 
     async def _refuse(self, error: RequestError) -> None:
-        """Send an error; when the client is still sending, end the connection, and read on for a while."""
+        """Send an error; when the client is still sending, close the connection after reading on for a while."""
         if self._parser.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer was begun already
             raise ClientGoneError
         await self.send(error_response(error), close=not self._request_complete)
@@ -295,7 +295,7 @@ def _parser() -> h11.Connection:
 
 
 class HttpServer:
-    """Accepts connections, up to a number, and lets `handler` answer their requests.
+    """Accepts a limited number of connections and answers their requests with `handler`.
 
     When all are in use, the one that has been waiting longest for a client's request is closed for a new one.
 

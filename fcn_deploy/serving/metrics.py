@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus, in a registry of its own."""
+"""Prometheus metrics of a server, in their own registry."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Where a server listens, and how much its clients may use of it."""
+"""Where a server listens, and the limits of its clients."""
 
 import re
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ class ServeOptions:
 
     Attributes:
         host: address to listen on; 0.0.0.0 accepts connections from every network.
-        http_port: of HTTP; 0 uses any free port.
-        grpc_port: of gRPC; 0 uses any free port.
+        http_port: port for HTTP; 0 uses any free port.
+        grpc_port: port for gRPC; 0 uses any free port.
         name: the model's name in the protocol; None uses the artifact's.
         provider: where ONNX Runtime runs.
         keep_aspect: pad photos sent to `/segment` to the input's shape instead of stretching them.
-        queue_size: requests that may wait for the model; one more is refused with 503 (gRPC: UNAVAILABLE).
+        queue_size: requests that may wait for the model; further ones are refused with 503 (gRPC: UNAVAILABLE).
         max_photo_mb: largest photo, in millions of bytes of file.
         client_timeout_s: seconds a client has to send a request's head, again to send its body, and again to read
             the answer.

@@ -29,12 +29,12 @@ _DATATYPE = "UINT8"
 _BINARY_SIZE = "binary_data_size"
 _MAX_DIGITS = 12
 _MAX_NAMES_SHOWN = 3
-_METADATA_REMEDY = "Ask for the model's metadata."
+_METADATA_REMEDY = "See the model's metadata."
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlist = _SHORT.maxtuple = 8
-# What a client sent, short enough to be sent back.
+# Limit for client values that are quoted in messages.
 short_repr: Callable[[Any], str] = _SHORT.repr
 
 
@@ -115,7 +115,7 @@ class InferRequest(NamedTuple):
 class ModelInterface:
     """The input and output of every served model: `pixels` n x H x W x 3 RGB to `labels` n x H x W, both UINT8."""
 
-    batch: int  # N, the largest n; smaller ones are filled up
+    batch: int  # N, the largest n; smaller requests are padded
     height: int  # H, pixels
     width: int  # W, pixels
 
@@ -173,7 +173,7 @@ class ModelInterface:
         datatype, shape = inputs[0].datatype, list(inputs[0].shape)
         if datatype != _DATATYPE:
             problem = f"datatype {short_repr(datatype)} of {PIXELS_NAME}: it is {_DATATYPE}"
-            raise bad_request(problem, "Send RGB values from 0 to 255 as files have them.")
+            raise bad_request(problem, "Send unscaled RGB values from 0 to 255.")
         if shape[1:] != [self.height, self.width, 3] or not 1 <= shape[0] <= self.batch:
             count = "1" if self.batch == 1 else f"1..{self.batch}"
             raise bad_request(
@@ -188,7 +188,7 @@ class ModelInterface:
         if len(raw) != math.prod(shape):
             raise bad_request(
                 f"{len(raw)} values for {PIXELS_NAME} of shape {shape}, which has {math.prod(shape)}",
-                "Send as many; the request may have been cut off.",
+                "Send as many as the shape has; the request may have been cut off.",
             )
         return np.frombuffer(raw, np.uint8).reshape(shape)
 
@@ -223,10 +223,10 @@ def _json_values(tensor: _JsonInput, binary: memoryview) -> bytes | memoryview:
     if size is not None and (type(size) is not int or not 0 <= size <= len(binary)):
         raise bad_request(
             f"{_BINARY_SIZE} {short_repr(size)} of input {tensor.name!r}: {len(binary)} bytes follow",
-            "Send as many as it says; the request may have been cut off.",
+            "Send that many bytes; the request may have been cut off.",
         )
     if unused := len(binary) - (size or 0):
-        raise bad_request(f"{unused} bytes belong to no input", f"Say what they are with {_BINARY_SIZE}.")
+        raise bad_request(f"{unused} bytes belong to no input", f"Declare them with {_BINARY_SIZE}.")
     return _decode_numbers(tensor.data, tensor.shape) if size is None else binary
 
 

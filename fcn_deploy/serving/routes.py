@@ -28,7 +28,7 @@ from fcn_deploy.serving.protocol import (
 _MODEL_PATH = re.compile(r"/v2/models/([^/]+)(?:/ready|/infer)?")
 _SEGMENT_PATH = "/segment"
 _BYTES_PER_MB = 1_000_000
-# Of a value as JSON, with a comma, a space, and a bracket now and then.
+# Bytes of a value as JSON, with a comma, a space, and some brackets.
 _JSON_BYTES_PER_VALUE = 6
 # Photos that wait to be decoded, beside the one that is.
 _MAX_WAITING_PHOTOS = 8

@@ -1,4 +1,4 @@
-"""A server for one artifact: until a signal comes (`serve`), or for the length of a block (`Server`)."""
+"""A server for one artifact, which runs until a signal (`serve`) or until a block ends (`Server`)."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Served:
-    """What a server did.
+    """The counts of a server that has stopped.
 
     Attributes:
         answered: requests answered with labels.
@@ -89,7 +89,7 @@ def serve(path: Path, options: ServeOptions | None = None, on_listening: OnListe
 
 
 class Server:
-    """A server in a thread of its own, for the length of a `with` block; accepted requests are answered at its end.
+    """A server in its own thread that runs during a `with` block; at its end accepted requests are answered.
 
     Takes the arguments of `serve` and raises what it does: at once when a package is missing, else on entering.
 
@@ -115,7 +115,7 @@ class Server:
         self.stop()
 
     def stop(self) -> None:
-        """Refuse new requests, answer the accepted ones, and wait for that; the second time, only wait."""
+        """Refuse new requests, answer the accepted ones, and wait for that; a second call only waits."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed already
                 self._loop.call_soon_threadsafe(self._shutdown.requested.set)
@@ -152,7 +152,7 @@ class _Shutdown:
 
 
 def _run_on_loop(main: Coroutine[Any, Any, Served]) -> Served:
-    """Run on uvloop where it is installed, which answers large requests 10 % sooner."""
+    """Run on uvloop if it is installed: it answers large requests 10 % sooner."""
     try:
         import uvloop
     except ImportError:
@@ -182,7 +182,7 @@ class _ServerCore:
     def __init__(self, path: Path, options: ServeOptions) -> None:
         from fcn_deploy.serving import grpc, http, metrics, model, routes
 
-        for name in ("fcn_deploy.serving", "asyncio", "grpc"):  # logged only if the calling program has set that up
+        for name in ("fcn_deploy.serving", "asyncio", "grpc"):  # logged only if the calling program configures logging
             logging.getLogger(name).addHandler(logging.NullHandler())
         self._options = options
         self.metrics = metrics.ServerMetrics()
@@ -195,7 +195,7 @@ class _ServerCore:
     async def start(self) -> Endpoint:
         """Listen, load the model, run it once, and accept requests; raises as `serve`."""
         host = self._options.host
-        # gRPC says of a port in use no more than that it failed, and logs to the terminal.
+        # For a port in use gRPC reports only a failure, and logs to the terminal.
         with listen(host, self._options.grpc_port, "--grpc-port") as tried:
             listener = listen(host, self._options.http_port, "--http-port")
             http_address, grpc_address = (_address(host, opened.getsockname()[1]) for opened in (listener, tried))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from fcn_deploy import ImageError, ModelInfo, NetworkSpec, Provenance, Variant
 from fcn_deploy.images import MAX_PIXELS, SAMPLE_PHOTO, label_image, mean_image, place, preprocess, read_image, resize
+from tests.messages import states
 
 INFO = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(rng_seed=0))
 
@@ -114,7 +115,7 @@ def test_a_gif_of_one_frame_is_a_picture(tmp_path: Path) -> None:
 def test_pixel_types_without_a_range_are_refused(tmp_path: Path, mode: str, dtype: type) -> None:
     path = saved(tmp_path, Image.fromarray(np.ones((2, 2), dtype=dtype)), "data.tiff")
 
-    with pytest.raises(ImageError, match=mode):
+    with pytest.raises(ImageError, check=states(f"data.tiff pixel type {mode}")):
         read_image(path)
 
 
@@ -139,7 +140,7 @@ def test_every_truncation_is_reported(tmp_path: Path) -> None:
 
     for share in (0, 0.001, 0.01, 0.5, 0.99):
         path.write_bytes(photo[: int(len(photo) * share)])
-        with pytest.raises(ImageError, match=r"cut\.jpg"):
+        with pytest.raises(ImageError, match=r"cut\.jpg .*(truncated|of no known format)"):
             read_image(path)
 
 
@@ -154,9 +155,11 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_missing_and_directory(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.png", tmp_path):
-        with pytest.raises(ImageError, match="file"):
-            read_image(path)
+    (tmp_path / "folder").mkdir()
+
+    for name in ("none.png", "folder"):
+        with pytest.raises(ImageError, check=states(f"{name} not file")):
+            read_image(tmp_path / name)
 
 
 def test_preprocess_is_bgr_less_the_mean() -> None:
@@ -239,7 +242,7 @@ def test_16_bit_pgm(tmp_path: Path) -> None:
 def test_postscript_is_not_even_tried(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
 
-    with pytest.raises(ImageError, match="format"):
+    with pytest.raises(ImageError, check=states("photo.jpg known format")):
         read_image(tmp_path / "photo.jpg")
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from fcn_deploy import BundleError, Geometry, Head, ImageInput, ModelInfo, NetworkSpec, Provenance, Variant
 from fcn_deploy.choices import Precision
 from fcn_deploy.model_info import voc_palette
+from tests.messages import states
 
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
 NAMES = st.lists(st.sampled_from(["score_fr.weight", "upscore.weight"]), unique=True).map(tuple)
@@ -40,17 +41,17 @@ def test_metadata_says_what_a_consumer_needs() -> None:
     assert metadata["fcn_deploy.weights"] == "untrained"
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("variant", "64s"), ("geometry", "round"), ("num_classes", "many"), ("num_classes", "0"),
-    ("mean", "0 0 0"), ("channel_order", "RGB"),
+@pytest.mark.parametrize(("key", "value", "facts"), [
+    ("variant", "64s", "'64s'"), ("geometry", "round", "'round'"), ("num_classes", "many", "`int` `str`"),
+    ("num_classes", "0", "0 1 255"), ("mean", "0 0 0", "mean 0"), ("channel_order", "RGB", "channel_order RGB BGR"),
 ])  # fmt: skip
-def test_altered_metadata_is_refused(key: str, value: str) -> None:
+def test_altered_metadata_is_refused(key: str, value: str, facts: str) -> None:
     metadata = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(rng_seed=0)).to_metadata()
 
-    with pytest.raises(BundleError, match=r"m\.onnx.* metadata"):
+    with pytest.raises(BundleError, check=states(f"m.onnx metadata altered {facts}")):
         ModelInfo.from_metadata(metadata | {f"fcn_deploy.{key}": value}, "m.onnx")
     del metadata[f"fcn_deploy.{key}"]
-    with pytest.raises(BundleError, match="metadata"):
+    with pytest.raises(BundleError, check=states(f"m.onnx metadata incomplete '{key}'")):
         ModelInfo.from_metadata(metadata, "m.onnx")
 
 

@@ -20,7 +20,7 @@ Photo = npt.NDArray[np.uint8]
 
 
 class TritonPythonModel:
-    """The class that the backend calls; one object for each copy of the model, each in its own process."""
+    """The class that the backend calls; one object per instance of the model, each in its own process."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the artifact, which checks its hashes."""

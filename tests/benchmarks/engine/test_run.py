@@ -205,19 +205,19 @@ def test_threads_out_of_their_bounds(shared_bundle: Path, threads: int) -> None:
 
 
 def test_two_bundles_that_could_not_be_told_apart(shared_bundle: Path, bundle: Path) -> None:
-    with pytest.raises(fd.UsageError, check=states("FCN-8s 16 1x3x96x96")):
+    with pytest.raises(fd.UsageError, check=states("two FCN-8s 16 1x3x96x96 names")):
         fd.bench([shared_bundle, bundle], options("ort"))
 
 
 def test_a_batch_no_bundle_has(shared_bundle: Path) -> None:
-    with pytest.raises(fd.UsageError, check=states("2 4 1")) as caught:
+    with pytest.raises(fd.UsageError, check=states("batch 2 4 1 fixed")) as caught:
         fd.bench([shared_bundle], BenchOptions(batches=(1, 2, 4)))
 
     assert "fcn-deploy export --variant 8s --batch 2 --output bundle-b2" in caught.value.remedy
 
 
 def test_the_wrong_checkpoint_is_refused(shared_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(fd.UsageError, match="checkpoint"):
+    with pytest.raises(fd.UsageError, check=states("artifact exported no checkpoint")):
         fd.bench([shared_bundle], BenchOptions(checkpoint=tmp_path / "x.pth"))
 
 
@@ -234,11 +234,11 @@ def test_a_trained_bundle_needs_its_very_checkpoint(tmp_path: Path) -> None:
     bundle = fd.export(trained).path
 
     for wrong, problem in (
-        (None, "checkpoint"),
-        (other, "SHA-256"),
-        (tmp_path / "x", "file"),
+        (None, "artifact checkpoint SHA-256"),
+        (other, "other.pth SHA-256 exported"),
+        (tmp_path / "x", "checkpoint x file"),
     ):
-        with pytest.raises(fd.CheckpointError, match=problem):
+        with pytest.raises(fd.CheckpointError, check=states(problem)):
             fd.bench([bundle], BenchOptions(checkpoint=wrong))
 
 

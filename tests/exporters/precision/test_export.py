@@ -14,7 +14,7 @@ from benchmarks.train_sample import CLASSES, Split, write_scenes
 from fcn_deploy.artifact.bundle import open_bundle
 from fcn_deploy.parity.compare import Comparison
 from tests.conftest import Once, narrow_options
-from tests.messages import missing
+from tests.messages import missing, states
 
 SIZE = 224
 
@@ -76,7 +76,7 @@ def test_a_photo_of_an_int8_bundle_that_was_exchanged_is_found(tmp_path: Path, s
     assert open_bundle(tmp_path / "out").photos
     (tmp_path / "out/calibration/1.jpg").write_bytes((tmp_path / "out/calibration/2.jpg").read_bytes())
 
-    with pytest.raises(fd.BundleError, match=r"1\.jpg"):
+    with pytest.raises(fd.BundleError, check=states("1.jpg manifest.json")):
         open_bundle(tmp_path / "out")
 
 
@@ -178,7 +178,7 @@ def test_names_of_other_classes_than_those_scored_are_refused(tmp_path: Path) ->
     state = {name: torch.as_tensor(tensor) for name, tensor in load_file(fd.SAMPLE_CHECKPOINT).items()}
     save_file(state, tmp_path / "six.safetensors", metadata={"class_names": "a b c d e f"})
 
-    with pytest.raises(fd.CheckpointError, match=r"6 .*7"):
+    with pytest.raises(fd.CheckpointError, check=states("six.safetensors 6 classes 7")):
         fd.read_checkpoint(tmp_path / "six.safetensors")
 
 

@@ -26,6 +26,7 @@ from fcn_deploy.images import SAMPLE_PHOTO, preprocess, read_image, resize
 from fcn_deploy.model_info import NetworkSpec
 from fcn_deploy.models.weights import random_network
 from tests.exporters.passes.graphs import operators, parsed, run, weights
+from tests.messages import states
 from tests.reference import relative_error
 
 SHAPE = (1, 3, 64, 64)
@@ -84,7 +85,7 @@ def small(scale: float = 1.0, head: float = 1.0) -> ir.Model:
 
 
 def test_int8_without_images_is_refused() -> None:
-    with pytest.raises(UsageError, match="calibration") as caught:
+    with pytest.raises(UsageError, check=states("int8 calibration images")) as caught:
         PrecisionOptions(Precision.INT8)
 
     assert "--calibration" in caught.value.remedy
@@ -124,16 +125,18 @@ def test_without_images_the_sample_photo_is_observed() -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="image"):
-        calibration_inputs(int8(tmp_path), SHAPE)
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(ImageError, check=states("empty no image")):
+        calibration_inputs(int8(tmp_path / "empty"), SHAPE)
 
 
 def test_an_image_that_cannot_be_read_is_refused_by_name(tmp_path: Path, photo: Path) -> None:
     (tmp_path / "torn.png").write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
 
-    with pytest.raises(ImageError, match=r"torn\.png"):
+    with pytest.raises(ImageError, check=states("torn.png truncated")):
         calibration_inputs(int8(photo, tmp_path / "torn.png"), SHAPE)
-    with pytest.raises(ImageError, match=r"missing\.png"):
+    with pytest.raises(ImageError, check=states("missing.png file")):
         calibration_inputs(int8(tmp_path / "missing.png"), SHAPE)
 
 
@@ -141,7 +144,7 @@ def test_images_of_one_colour_are_refused(tmp_path: Path) -> None:
     for name, colour in (("red", (200, 0, 0)), ("grey", (90, 90, 90))):
         picture(tmp_path / f"{name}.png", colour)
 
-    with pytest.raises(ImageError, match=r"2 .*images"):
+    with pytest.raises(ImageError, check=states("2 images one colour")):
         calibration_inputs(int8(tmp_path), SHAPE)
 
 
@@ -244,5 +247,5 @@ def test_a_reduced_graph_is_not_reduced_again(first: Precision, again: Precision
     inputs = calibration_inputs(options[first], SHAPE)
     model, _ = reduce_precision(small(), options[first], inputs, Target.CPU)
 
-    with pytest.raises(UsageError, match="reduced precision"):
+    with pytest.raises(UsageError, check=states("reduced precision already")):
         reduce_precision(model, options[again], inputs, Target.CPU)

@@ -25,6 +25,7 @@ from fcn_deploy.errors import UsageError
 from fcn_deploy.model_info import NetworkSpec
 from fcn_deploy.models.weights import random_network
 from tests.exporters.passes.graphs import parsed, weights
+from tests.messages import states
 
 VGG = [f"conv{block}_{i}" for block, count in enumerate((2, 2, 3, 3, 3), start=1) for i in range(1, count + 1)]
 SKIPS = {Variant.FCN32S: [], Variant.FCN16S: ["score_pool4"], Variant.FCN8S: ["score_pool4", "score_pool3"]}
@@ -140,6 +141,6 @@ def test_a_reduced_graph_is_not_reduced_again(body: str, arrays: dict[str, objec
     given = {k: np.zeros((), v) if isinstance(v, str) else np.float32(v) for k, v in arrays.items()}  # type: ignore[arg-type]
     model = moved(body, "float[1,2,6,6] y", **given)
 
-    with pytest.raises(UsageError, match=named) as caught:
+    with pytest.raises(UsageError, check=states(f"reduced precision {named}")) as caught:
         check_float32(model)
     assert "float32 graph" in caught.value.remedy

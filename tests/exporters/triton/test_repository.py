@@ -186,9 +186,9 @@ def test_what_a_package_says_of_itself(bundles: Bundles, tmp_path: Path) -> None
     ({"instances": 0}, "instances 0 1 64"),
     ({"instances": 65}, "instances 65 1 64"),
     ({"queue_delay_us": -1}, "delay -1 0 10000000"),
-    ({"name": "a/b"}, "a/b name"),
-    ({"name": ""}, "name"),
-    ({"storage_uri": "models"}, "models"),
+    ({"name": "a/b"}, "'a/b' no name model"),
+    ({"name": ""}, "'' no name model"),
+    ({"storage_uri": "models"}, "'models' no URI"),
     ({"workspace_mb": 0}, "workspace 0 1 1048576"),
     ({"workspace_mb": 64}, "--workspace --engine-cache TensorRT"),
     ({"engine_cache": "/c", "provider": fd.Provider.CUDA}, "--engine-cache TensorRT"),
@@ -256,14 +256,14 @@ def test_a_damaged_bundle(bundle: Path, tmp_path: Path) -> None:
 def test_only_packages_are_replaced(bundles: Bundles, tmp_path: Path) -> None:
     source, out = bundles(FLOAT, LOGITS, 1), tmp_path / "out"
     packaged(source, out, name="first", backend=PYTHON)
-    with pytest.raises(fd.OutputError, match="--force"):
+    with pytest.raises(fd.OutputError, check=states("out exists", remedy="--force --output")):
         packaged(source, out)
 
     packaged(source, out, name="second", backend=PYTHON, force=True)
 
     assert [path.name for path in (out / "repository").iterdir()] == ["second"]
     shutil.copytree(source, tmp_path / "copy")
-    with pytest.raises(fd.OutputError, match=r"triton-package\.json"):
+    with pytest.raises(fd.OutputError, check=states("copy no bundle triton-package.json --force")):
         packaged(tmp_path / "copy", tmp_path / "copy", force=True)
     assert fd.open_bundle(tmp_path / "copy").manifest
 

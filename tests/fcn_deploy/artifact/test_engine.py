@@ -15,7 +15,7 @@ from fcn_deploy.choices import FlavourName, Provider
 from fcn_deploy.runtime.tensorrt import TrtRunner, check_device, check_version, deserialized
 from tests.conftest import Once
 from tests.engines import WITHOUT_GPU, built, rtx
-from tests.messages import missing
+from tests.messages import missing, states
 
 ADA = Device("NVIDIA GeForce RTX 4090", "8.9", "13.0")
 HOPPER = Device("NVIDIA H200", "9.0", "13.0")
@@ -47,7 +47,7 @@ def test_a_truncated_plan(engine: Engine) -> None:
     with pytest.raises(fd.BundleError) as caught:
         open_engine(engine.path)
 
-    assert missing(f"{engine.path} 1000 engine.plan.json {engine.plan_bytes}", caught.value.problem) == []
+    assert missing(f"{engine.path} 1000 bytes engine.plan.json {engine.plan_bytes}", caught.value.problem) == []
     assert caught.value.exit_code == 3
 
 
@@ -56,31 +56,29 @@ def test_a_plan_of_the_same_size(engine: Engine) -> None:
     data[-1] ^= 1
     engine.path.write_bytes(data)
 
-    with pytest.raises(fd.BundleError, match=r"engine\.plan\.json"):
+    with pytest.raises(fd.BundleError, check=states("engine.plan engine.plan.json SHA-256")):
         open_engine(engine.path)
 
 
 def test_missing_files(engine: Engine, tmp_path: Path) -> None:
     sidecar_path(engine.path).unlink()
 
-    with pytest.raises(fd.BundleError) as caught:
+    with pytest.raises(fd.BundleError, check=states("engine.plan no engine.plan.json", remedy="engine.plan.json")):
         open_engine(engine.path)
-    assert "engine.plan.json" in caught.value.problem
-    assert "engine.plan.json" in caught.value.remedy
 
-    with pytest.raises(fd.BundleError, match=r"none\.plan"):
+    with pytest.raises(fd.BundleError, check=states("none.plan file")):
         open_engine(tmp_path / "none.plan")
 
 
 @pytest.mark.parametrize(("change", "facts"), [
-    (lambda f: f.pop("key"), "`key`"),
-    (lambda f: f.update(flavour="tensorrt-lite"), "'tensorrt-lite' `$.flavour`"),
-    (lambda f: f.update(input_shape=[1, 3]), "4 2 `$.input_shape`"),
-    (lambda f: f.update(input_shape=[0, 3, 96, 96]), "1 `$.input_shape[0]`"),
-    (lambda f: f["outputs"][0].update(dtype="float33"), "logits 'float33' float32"),
-    (lambda f: f["inputs"].clear(), "1 `$.inputs`"),
-    (lambda f: f["inputs"][0].update(shape="wide"), "`$.inputs[0].shape`"),
-    (lambda f: f.update(schema_version=2), "2 1"),
+    (lambda f: f.pop("key"), "damaged `key`"),
+    (lambda f: f.update(flavour="tensorrt-lite"), "damaged 'tensorrt-lite' `$.flavour`"),
+    (lambda f: f.update(input_shape=[1, 3]), "damaged 4 2 `$.input_shape`"),
+    (lambda f: f.update(input_shape=[0, 3, 96, 96]), "damaged 1 `$.input_shape[0]`"),
+    (lambda f: f["outputs"][0].update(dtype="float33"), "damaged logits 'float33' float32"),
+    (lambda f: f["inputs"].clear(), "damaged 1 `$.inputs`"),
+    (lambda f: f["inputs"][0].update(shape="wide"), "damaged `$.inputs[0].shape`"),
+    (lambda f: f.update(schema_version=2), "schema version 2 1"),
 ])  # fmt: skip
 def test_a_damaged_sidecar(engine: Engine, change: Callable[[dict[str, Any]], None], facts: str) -> None:
     edit(engine, change)
@@ -94,7 +92,7 @@ def test_a_damaged_sidecar(engine: Engine, change: Callable[[dict[str, Any]], No
 def test_a_sidecar_that_is_no_json(engine: Engine) -> None:
     sidecar_path(engine.path).write_text("[1,", encoding="utf-8")
 
-    with pytest.raises(fd.BundleError, match=r"engine\.plan\.json"):
+    with pytest.raises(fd.BundleError, check=states("engine.plan.json damaged")):
         open_engine(engine.path)
 
 
@@ -119,7 +117,8 @@ def test_another_flavour_is_asked_for_by_name(engine: Engine) -> None:
     with pytest.raises(fd.ProviderError) as caught:
         TrtRunner(open_engine(engine.path))
 
-    assert missing("tensorrt 'fcn-deploy[tensorrt]'", str(caught.value)) == []
+    assert missing("tensorrt", caught.value.problem) == []
+    assert missing("'fcn-deploy[tensorrt]'", caught.value.remedy) == []
 
 
 def test_another_device(engine: Engine) -> None:
@@ -156,12 +155,12 @@ def test_running_needs_a_gpu(engine: Engine) -> None:
 
 
 def test_a_provider_is_not_for_engines(engine: Engine) -> None:
-    with pytest.raises(fd.UsageError, match=r"cuda.* engine"):
+    with pytest.raises(fd.UsageError, check=states("provider cuda engine.plan engine TensorRT")):
         fd.verify(engine.path, fd.VerifyOptions(provider=Provider.CUDA))
 
 
 def test_fused_layers_are_not_compared_one_by_one(engine: Engine) -> None:
-    with pytest.raises(fd.UsageError, match=r"engine\.plan"):
+    with pytest.raises(fd.UsageError, check=states("engine.plan layers fused", remedy="--layers")):
         fd.verify(engine.path, fd.VerifyOptions(layers=True))
 
 

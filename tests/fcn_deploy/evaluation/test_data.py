@@ -9,7 +9,7 @@ from PIL import Image
 import fcn_deploy as fd
 from benchmarks.train_sample import Split, scene
 from tests.datasets import make_folders, make_voc, save_labels
-from tests.messages import missing
+from tests.messages import missing, states
 
 
 def names(dataset: fd.Dataset) -> list[str]:
@@ -80,41 +80,39 @@ def test_photos_without_labels_and_labels_without_photos(tmp_path: Path) -> None
         fd.find_dataset(root)
 
     first, *lines = caught.value.problem.splitlines()
-    assert missing(f"2 4 {root}", first) == []
+    assert missing(f"2 4 missing {root}", first) == []
     assert [line.strip() for line in lines] == ["labels/001.png", "images/003.*"]
 
 
 def test_an_unknown_split_names_those_there_are(tmp_path: Path) -> None:
     root = make_voc(tmp_path, {"val": ("a",), "seg11valid": ("a",)})
 
-    with pytest.raises(fd.InputFileError, match="test") as caught:
+    with pytest.raises(fd.InputFileError, check=states("split test", remedy="--split seg11valid val")):
         fd.find_dataset(root, "test")
 
-    assert missing("--split seg11valid val", caught.value.remedy) == []
 
-
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "val.txt"),
-    (b"a\na\n", "1"),
-    (b"\xff\xfe\x00", "val.txt"),
+@pytest.mark.parametrize(("content", "facts"), [
+    (b"", "split val.txt empty"),
+    (b"a\na\n", "val.txt 1 twice a"),
+    (b"\xff\xfe\x00", "val.txt read 0xff"),
 ])  # fmt: skip
-def test_splits_that_are_none(tmp_path: Path, content: bytes, message: str) -> None:
+def test_splits_that_are_none(tmp_path: Path, content: bytes, facts: str) -> None:
     root = make_voc(tmp_path, {"val": ("a",)})
     (root / "ImageSets" / "Segmentation" / "val.txt").write_bytes(content)
 
-    with pytest.raises(fd.InputFileError, match=message):
+    with pytest.raises(fd.InputFileError, check=states(facts)):
         fd.find_dataset(root)
 
 
 def test_folders_that_hold_no_data_set(tmp_path: Path) -> None:
     make_voc(tmp_path / "kit" / "VOC2012", {"val": ("a",)})
 
-    with pytest.raises(fd.InputFileError, match="nowhere"):
+    with pytest.raises(fd.InputFileError, check=states("nowhere folder")):
         fd.find_dataset(tmp_path / "nowhere")
-    with pytest.raises(fd.InputFileError, match="JPEGImages") as caught:
+    with pytest.raises(fd.InputFileError, check=states("kit neither JPEGImages images labels")) as caught:
         fd.find_dataset(tmp_path / "kit")
     assert str(tmp_path / "kit" / "VOC2012") in caught.value.remedy
-    with pytest.raises(fd.InputFileError, match="labels"):
+    with pytest.raises(fd.InputFileError, check=states("labels folder")):
         fd.find_dataset(tmp_path / "kit", images="VOC2012")
 
 
@@ -122,13 +120,13 @@ def test_two_photos_of_one_name_are_refused(tmp_path: Path) -> None:
     root = make_folders(tmp_path, 2)
     Image.new("RGB", (5, 5)).save(root / "images" / "001.jpg")
 
-    with pytest.raises(fd.InputFileError, match="1 ") as caught:
+    with pytest.raises(fd.InputFileError, check=states("1 twice images")) as caught:
         fd.find_dataset(root)
     assert caught.value.problem.endswith("\n  001")
 
 
 def test_a_split_of_two_folders_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(fd.UsageError, match="val"):
+    with pytest.raises(fd.UsageError, check=states("val folders splits")):
         fd.find_dataset(make_folders(tmp_path, 1), "val")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fcn_deploy import CheckpointError, Geometry, NetworkSpec, UsageError, Variant, WeightsOptions, read_checkpoint
 from fcn_deploy.models.fcn import FCN
 from fcn_deploy.models.weights import load_network, random_network
-from tests.messages import missing
+from tests.messages import missing, states
 
 State = dict[str, Tensor]
 CONVOLUTIONS = [f"conv{b}_{i}" for b, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)]
@@ -103,7 +103,7 @@ def test_containers_and_data_parallel_prefix(tmp_path: Path, wrap: Callable[[Sta
 def test_only_an_exact_leading_module_is_stripped(tmp_path: Path) -> None:
     state = {f"modulemodule.{k}": v for k, v in state_of(Variant.FCN8S).items()}
 
-    with pytest.raises(CheckpointError, match="modulemodule"):
+    with pytest.raises(CheckpointError, check=states("layer names modulemodule.conv1_1.weight")):
         read_checkpoint(save(tmp_path, state))
 
 
@@ -229,7 +229,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, zipped: boo
     path = tmp_path / "evil.pth"
     torch.save(state_of(Variant.FCN8S) | {"x": Code(tmp_path / "ran")}, path, _use_new_zipfile_serialization=zipped)
 
-    with pytest.raises(CheckpointError, match=r"posix\.mkdir"):
+    with pytest.raises(CheckpointError, check=states("evil.pth code objects posix.mkdir")):
         read_checkpoint(path)
 
     assert not (tmp_path / "ran").exists()
@@ -239,7 +239,7 @@ def test_bare_pickled_code_is_refused_and_not_run(tmp_path: Path) -> None:
     path = tmp_path / "evil.pt"
     path.write_bytes(pickle.dumps(Code(tmp_path / "ran")))
 
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, check=states("evil.pt damaged PyTorch")):
         read_checkpoint(path)
 
     assert not (tmp_path / "ran").exists()
@@ -259,7 +259,7 @@ def test_truncated_at_any_length_is_one_error_family(tmp_path: Path) -> None:
 
     for share in (0, 0.001, 0.1, 0.5, 0.9, 0.999):
         path.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(CheckpointError, match=r"checkpoint .*cut.pth"):
+        with pytest.raises(CheckpointError, check=states("cut.pth truncated bytes")):
             read_checkpoint(path)
 
 
@@ -274,14 +274,16 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes) -> None:
 
 
 def test_missing_file_and_directory(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.pth", tmp_path):
-        with pytest.raises(CheckpointError, match=path.name):
-            read_checkpoint(path)
+    (tmp_path / "folder").mkdir()
+
+    for name in ("none.pth", "folder"):
+        with pytest.raises(CheckpointError, check=states(f"{name} not file")):
+            read_checkpoint(tmp_path / name)
 
 
 @pytest.mark.parametrize(("content", "kind"), [([1, 2], "list"), ({"epoch": 3}, "dict"), (torch.ones(2), "Tensor")])
 def test_not_a_state_dict(tmp_path: Path, content: object, kind: str) -> None:
-    with pytest.raises(CheckpointError, match=kind):
+    with pytest.raises(CheckpointError, check=states(f"{kind} state dict")):
         read_checkpoint(save(tmp_path, content))
 
 
@@ -289,16 +291,16 @@ def test_a_layer_named_twice_is_not_dropped(tmp_path: Path) -> None:
     state = flat(state_of(Variant.FCN32S))
     state["fc7.weight"] = state["conv15.weight"] + 1
 
-    with pytest.raises(CheckpointError, match=r"fc7\.weight"):
+    with pytest.raises(CheckpointError, check=states("layer twice fc7.weight")):
         read_checkpoint(save(tmp_path, state))
 
 
-@pytest.mark.parametrize(("dtype", "message"), [(torch.float64, "fc6.bias .*float64"), (torch.int32, "int32")])
-def test_types_that_would_lose_digits_are_refused(tmp_path: Path, dtype: torch.dtype, message: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32])
+def test_types_that_would_lose_digits_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
     state = state_of(Variant.FCN32S)
     state["fc6.bias"] = state["fc6.bias"].to(dtype)
 
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, check=states(f"fc6.bias {dtype}")):
         read_checkpoint(save(tmp_path, state))
 
 
@@ -307,7 +309,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) ->
     state = state_of(Variant.FCN32S)
     state["conv4_2.weight"][0, 0, 0, 0] = value
 
-    with pytest.raises(CheckpointError, match=r"conv4_2\.weight .*finite"):
+    with pytest.raises(CheckpointError, check=states("conv4_2.weight finite")):
         read_checkpoint(save(tmp_path, state))
 
 
@@ -315,7 +317,7 @@ def test_a_tensor_with_and_without_prefix_is_not_dropped(tmp_path: Path) -> None
     state = state_of(Variant.FCN32S)
     state["module.conv1_1.weight"] = state["conv1_1.weight"] * 0
 
-    with pytest.raises(CheckpointError, match=r"conv1_1\.weight .*module\.conv1_1\.weight"):
+    with pytest.raises(CheckpointError, check=states("both conv1_1.weight module.conv1_1.weight")):
         read_checkpoint(save(tmp_path, state))
 
 
@@ -331,7 +333,7 @@ def test_numpy_numbers_beside_the_weights_are_data(tmp_path: Path) -> None:
 def test_tensors_that_are_not_plain_are_refused(tmp_path: Path, odd: Tensor) -> None:
     state = state_of(Variant.FCN32S) | {"fc6.bias": odd}
 
-    with pytest.raises(CheckpointError, match=r"fc6\.bias"):
+    with pytest.raises(CheckpointError, check=states("fc6.bias plain tensor")):
         read_checkpoint(save(tmp_path, state))
 
 

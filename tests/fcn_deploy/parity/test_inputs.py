@@ -6,6 +6,7 @@ import pytest
 from fcn_deploy import ImageError
 from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.parity.inputs import NOISE_HIGH, NOISE_LOW, hard_inputs, noise_input, photo_input
+from tests.messages import states
 
 SHAPE = (2, 3, 48, 64)
 LOW, HIGH = -122.67891434, 255 - 104.00698793
@@ -62,6 +63,9 @@ def test_other_saved_arrays_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
     (tmp_path / "text.npy").write_text("text")
 
-    for name in ("small.npy", "objects.npy", "text.npy", "none.npy"):
-        with pytest.raises(ImageError, match=name):
+    for name, facts in (
+        ("small.npy", "float32 takes 48 64"), ("objects.npy", "read Object"), ("text.npy", "read pickled"),
+        ("none.npy", "read No such"),
+    ):  # fmt: skip
+        with pytest.raises(ImageError, check=states(f"{name} {facts}")):
             photo_input(tmp_path / name, SHAPE)

@@ -104,22 +104,20 @@ def test_a_bundle_from_a_checkpoint_is_proven_against_it(trained: tuple[Path, Pa
 
 
 def test_its_checkpoint_has_to_be_given(trained: tuple[Path, Path]) -> None:
-    with pytest.raises(fd.CheckpointError, match="checkpoint") as caught:
+    with pytest.raises(fd.CheckpointError, check=states("artifact checkpoint SHA-256", remedy="--checkpoint")):
         fd.verify(trained[0])
-
-    assert "--checkpoint" in caught.value.remedy
 
 
 def test_another_checkpoint_is_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
     other = tmp_path / "other.pth"
     torch.save(random_network(fd.NetworkSpec(fd.Variant.FCN32S, channel_divisor=16), 8).state_dict(), other)
 
-    with pytest.raises(fd.CheckpointError, match=r"other\.pth .*SHA-256"):
+    with pytest.raises(fd.CheckpointError, check=states("other.pth SHA-256 exported")):
         fd.verify(trained[0], fd.VerifyOptions(other))
 
 
 def test_a_checkpoint_for_random_weights_is_a_misunderstanding(shared_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(fd.UsageError, match="checkpoint"):
+    with pytest.raises(fd.UsageError, check=states("artifact exported no checkpoint")):
         fd.verify(shared_bundle, fd.VerifyOptions(tmp_path / "weights.pth"))
 
 
@@ -190,5 +188,5 @@ def test_refusals_that_need_no_artifact_come_first(
 
 
 def test_a_missing_photo(shared_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(fd.ImageError, match=r"none\.png"):
+    with pytest.raises(fd.ImageError, check=states("none.png file")):
         fd.verify(shared_bundle, fd.VerifyOptions(images=(tmp_path / "none.png",)))

@@ -10,6 +10,7 @@ import fcn_deploy as fd
 from fcn_deploy.images import find_images, read_image
 from tests.conftest import Once, narrow_options
 from tests.expected import expected_labels
+from tests.messages import states
 
 
 def read(path: Path | None) -> np.ndarray:
@@ -112,14 +113,14 @@ def test_a_name_with_brackets_is_a_name_first(tmp_path: Path) -> None:
 def test_nothing_found_is_an_error(tmp_path: Path, argument: str) -> None:
     (tmp_path / "empty").mkdir()
 
-    with pytest.raises(fd.ImageError, match="image"):
+    with pytest.raises(fd.ImageError, check=states(f"{argument} no image")):
         find_images([str(tmp_path / argument)])
 
 
 def test_an_output_that_cannot_be_written(shared_bundle: Path, photo: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(fd.OutputError, match="--output"):
+    with pytest.raises(fd.OutputError, check=states("write file", remedy="file --output")):
         list(fd.predict(shared_bundle, [photo], fd.PredictOptions(tmp_path / "file")))
 
 
