@@ -93,10 +93,10 @@ def test_folders_by_other_names_and_another_option_starts_over(
     (("BUNDLE", "sample", "--limit", "0"), (2, "limit 0 1")),
     (("BUNDLE", "sample", "--worst", "1000"), (2, "1000 0 100")),
     (("BUNDLE", "sample", "--checkpoint", "sample"), (2, "checkpoint comparison PyTorch")),
-    (("BUNDLE", "sample", "--against", "pytorch", "--checkpoint", "sample"), (2, "artifact exported no checkpoint")),
+    (("BUNDLE", "sample", "--against", "pytorch", "--checkpoint", "sample"), (2, "artifact exported without checkpoint")),
     (("BUNDLE", "sample", "--against", "keras"), (2, "keras pytorch")),
     (("BUNDLE",), (2, "Missing argument 'DATASET'")),
-    (("BUNDLE", "sample", "--output", "data"), (3, "data holds images no journal.jsonl")),
+    (("BUNDLE", "sample", "--output", "data"), (3, "data contains images no journal.jsonl")),
     (("BUNDLE", "sample", "--output", "/proc/nobody/writes/here"), (3, "cannot /proc/nobody/writes No such")),
 ])  # fmt: skip
 def test_bad_input_has_its_exit_code_and_leaves_nothing(

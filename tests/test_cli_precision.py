@@ -51,7 +51,7 @@ def picture(path: Path, value: int) -> None:
     (("--precision", "int8"), 2, "int8 calibration images --calibration"),
     (("--precision", "int8", "--calibration", "nowhere"), 3, "nowhere file"),
     (("--precision", "int8", "--calibration", "empty"), 3, "empty no image"),
-    (("--precision", "int8", "--calibration", "grey"), 3, "2 one colour"),
+    (("--precision", "int8", "--calibration", "grey"), 3, "2 single colour"),
     (("--precision", "int8", "--calibration", "grey", "--min-agreement", "1.5"), 2, "agreement 1.5 0 1"),
     (("--precision", "bf16", "--opset", "18"), 2, "opset 18 22"),
     (("--precision", "fp8"), 2, "fp8 fp32 fp16 bf16 int8"),

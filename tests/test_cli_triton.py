@@ -57,7 +57,7 @@ def test_json(call_cli: Call, shared_bundle: Path) -> None:
     (("nothing", "--backend", "onnx"), 2, "onnx python"),
     (("nothing", "--instances", "0"), 2, "instances 0 1 64"),
     (("nothing", "--queue-delay", "x"), 2, "Invalid '--queue-delay' integer"),
-    (("nothing", "--name", "a b"), 2, "'a b' no name model --name"),
+    (("nothing", "--name", "a b"), 2, "'a b' not valid name model --name"),
     (("nothing", "--workspace", "64"), 2, "--workspace TensorRT"),
 ])  # fmt: skip
 def test_bad_input_has_its_exit_code_and_leaves_nothing(

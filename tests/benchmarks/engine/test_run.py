@@ -217,7 +217,7 @@ def test_a_batch_no_bundle_has(shared_bundle: Path) -> None:
 
 
 def test_the_wrong_checkpoint_is_refused(shared_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(fd.UsageError, check=states("artifact exported no checkpoint")):
+    with pytest.raises(fd.UsageError, check=states("artifact exported without checkpoint")):
         fd.bench([shared_bundle], BenchOptions(checkpoint=tmp_path / "x.pth"))
 
 

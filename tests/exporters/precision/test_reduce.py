@@ -144,7 +144,7 @@ def test_images_of_one_colour_are_refused(tmp_path: Path) -> None:
     for name, colour in (("red", (200, 0, 0)), ("grey", (90, 90, 90))):
         picture(tmp_path / f"{name}.png", colour)
 
-    with pytest.raises(ImageError, check=states("2 images one colour")):
+    with pytest.raises(ImageError, check=states("2 images single colour")):
         calibration_inputs(int8(tmp_path), SHAPE)
 
 

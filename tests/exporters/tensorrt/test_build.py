@@ -195,7 +195,7 @@ def test_a_reduced_bundle_stays_what_it_is(shared_bundle: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(("others", "facts"), [
     ({"workspace_mb": 0}, "workspace 0 1 1048576"),
-    ({"precision": Precision.INT8}, "engine quantized"),
+    ({"precision": Precision.INT8}, "engine quantize"),
     ({"precision": Precision.BF16}, "opset 18 22"),
     ({"calibration": (Path("photos"),)}, "calibration images float32 fp32"),
     ({"timing_cache": Path("cache")}, "TensorRT-RTX no timing cache"),

@@ -153,7 +153,7 @@ def test_what_a_wrong_artifact_loses(shared_bundle: Path, folders: Path, tmp_pat
 
 
 def test_a_checkpoint_is_wanted_exactly_when_there_was_one(shared_bundle: Path, folders: Path) -> None:
-    with pytest.raises(fd.UsageError, check=states("artifact exported no checkpoint")):
+    with pytest.raises(fd.UsageError, check=states("artifact exported without checkpoint")):
         run(shared_bundle, folders, against="pytorch", checkpoint=fd.SAMPLE_CHECKPOINT)
     with pytest.raises(fd.UsageError, check=states("sample.safetensors comparison PyTorch", remedy="--against")):
         run(shared_bundle, folders, checkpoint=fd.SAMPLE_CHECKPOINT)
@@ -302,7 +302,7 @@ def test_an_image_that_is_all_void_has_no_score_of_its_own(shared_bundle: Path, 
 
 
 def test_a_folder_of_something_else_is_left_alone(shared_bundle: Path, folders: Path, tmp_path: Path) -> None:
-    with pytest.raises(fd.OutputError, check=states("data holds images no journal.jsonl")):
+    with pytest.raises(fd.OutputError, check=states("data contains images no journal.jsonl")):
         run(shared_bundle, folders, output=folders)
     (tmp_path / "evaluation").mkdir()
     journal(folders).write_text("my diary\n")

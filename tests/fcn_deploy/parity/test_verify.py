@@ -117,7 +117,7 @@ def test_another_checkpoint_is_refused(trained: tuple[Path, Path], tmp_path: Pat
 
 
 def test_a_checkpoint_for_random_weights_is_a_misunderstanding(shared_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(fd.UsageError, check=states("artifact exported no checkpoint")):
+    with pytest.raises(fd.UsageError, check=states("artifact exported without checkpoint")):
         fd.verify(shared_bundle, fd.VerifyOptions(tmp_path / "weights.pth"))
 
 
