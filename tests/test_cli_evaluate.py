@@ -93,7 +93,7 @@ def test_folders_by_other_names_and_another_option_starts_over(
     (("BUNDLE", "sample", "--limit", "0"), (2, "limit 0 1")),
     (("BUNDLE", "sample", "--worst", "1000"), (2, "1000 0 100")),
     (("BUNDLE", "sample", "--checkpoint", "sample"), (2, "checkpoint comparison PyTorch")),
-    (("BUNDLE", "sample", "--against", "pytorch", "--checkpoint", "sample"), (2, "artifact exported without checkpoint")),
+    (("BUNDLE", "sample", "--against", "pytorch", "--checkpoint", "sample"), (2, "exported without checkpoint")),
     (("BUNDLE", "sample", "--against", "keras"), (2, "keras pytorch")),
     (("BUNDLE",), (2, "Missing argument 'DATASET'")),
     (("BUNDLE", "sample", "--output", "data"), (3, "data contains images no journal.jsonl")),
