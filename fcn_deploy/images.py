@@ -70,7 +70,7 @@ def decode_image(data: bytes, name: str) -> Pixels:
         raise _too_large(name, size) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"image {name} ({len(data)} bytes) is of no known format", remedy="Use a PNG or JPEG file."
+            f"image {name} ({len(data)} bytes): unknown image format", remedy="Use a PNG or JPEG file."
         ) from error
     except ImageError:
         raise

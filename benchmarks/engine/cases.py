@@ -139,7 +139,7 @@ def problem_with(case: Case, info: ModelInfo) -> str | None:
     ):
         return f"the bundle computes in {precision}, and TF32 only affects float32"
     if case.graph is Graph.PLAIN_HALF and precision not in (ComputePrecision.FP16, ComputePrecision.BF16):
-        return f"the bundle computes in {precision}, which is no half precision"
+        return f"the bundle computes in {precision}, which is not a half precision"
     if case.nhwc and precision is ComputePrecision.BF16:
         return "ONNX Runtime has no bfloat16 convolutions channels last"
     return None

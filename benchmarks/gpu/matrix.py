@@ -91,7 +91,7 @@ _NODES_S, _NODE_SAMPLES_S = 45.0, 0.02
 _ROW_S, _COMPILING_S = 5.0, 60.0
 # While rows run, the report is written at most this often.
 _WRITE_EVERY_S = 2.0
-_NO_TIME = "there was no time for it"
+_NO_TIME = "the time budget was used up"
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def time_nodes(path: Path, options: OrtOptions, seconds: float, limit_s: float =
         graph = _as_run(path, options, Path(folder))
         for node in graph.model.graph.node:
             if time.monotonic() > end:
-                problems[node.name] = "there was no time for it"
+                problems[node.name] = "the time budget was used up"
                 continue
             try:
                 nodes.append(_timed(node, graph, options, seconds, Path(folder)))

@@ -2,7 +2,7 @@
 
 Input cells that cannot reach the crop are cut off before a transposed convolution, and as much of the crop as is equal
 on both sides becomes its padding (runtimes differ on more padding on one side). A crop behind a 1x1 convolution moves
-in front of it.
+before it.
 """
 
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ class FoldCrop(Rewrite):
             maker.outputs[0].shape = ir.Shape(window_shape(maker.outputs[0], found.kept))
             _move_window(maker, found.kept)
             self._end(model, found, maker.outputs[0])
-            return f"in front of {maker.name}"
+            return f"before {maker.name}"
         cells, pads = self._plan(found)
         done = [f"{pads[0]} x {pads[1]} pixels as padding"] if pads != _pads_of(maker) and any(pads) else []
         done += [f"only cells {cells[0]} x {cells[1]}"] if cells != _all_cells(maker) else []

@@ -338,7 +338,7 @@ def _parameters(model: ir.Model, value: ir.Value, scale: Scale) -> list[ir.Value
 def _dequantized(
     model: ir.Model, reader: ir.Node, inputs: list[ir.Value], name: str, **attributes: Attribute
 ) -> ir.Value:
-    """Dequantize integers of the file right in front of the node that reads them."""
+    """Dequantize integers of the file right before the node that reads them."""
     made = ir.val(f"{name}/float", ir.DataType.FLOAT, inputs[0].shape)
     node = ir.node("DequantizeLinear", inputs, attributes, outputs=[made], name=f"{name}/dequantize")
     model.graph.insert_before(reader, node)

@@ -83,13 +83,13 @@ class LayerReport:
         found = self.first_wrong
         if found is None:
             return (
-                f"on {self.input_name}, no layer is beyond {self.bound:g}: an error, if there is one, comes from a "
+                f"on {self.input_name}, no layer exceeds {self.bound:g}: an error, if there is one, comes from a "
                 "fusion that a runtime makes only in the whole graph"
             )
         error = f"{found.relative_error:.1e} of its range, {found.snr_db:.1f} dB"
         if self.bound is None:
             return f"on {self.input_name}, {found.name} adds most noise ({error})"
-        return f"on {self.input_name}, {found.name} is the first beyond {self.bound:g} ({error})"
+        return f"on {self.input_name}, {found.name} is the first layer to exceed {self.bound:g} ({error})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return every figure, for JSON."""

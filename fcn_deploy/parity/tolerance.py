@@ -43,7 +43,7 @@ class Tier:
             ("clear flips", c.clear_flips, self.clear_flips, False),
         )
         return tuple(
-            f"{name} {value:.6g} is not {'at least' if larger_is_better else 'at most'} {bound:g}"
+            f"{name} {value:.6g} (allowed: at {'least' if larger_is_better else 'most'} {bound:g})"
             for name, value, bound, larger_is_better in checks
             # NaN has to fail.
             if bound is not None and not (value >= bound if larger_is_better else value <= bound)
@@ -54,7 +54,7 @@ class Tier:
         found = joint_mean_iu(comparisons)
         if self.mean_iu is None or found >= self.mean_iu:
             return ()
-        return (f"mean IU {found:.6g} is not at least {self.mean_iu:g}",)
+        return (f"mean IU {found:.6g} (allowed: at least {self.mean_iu:g})",)
 
     def severity(self, comparison: LabelComparison) -> float:
         """Return a rank of `comparison` by the figure this tier bounds, for finding the worst of several."""

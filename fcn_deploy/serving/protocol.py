@@ -69,7 +69,7 @@ def unavailable(problem: str) -> RequestError:
 def server_failure(request: str, error: Exception) -> RequestError:
     """Log an unexpected error in one line, and return the error for the client, which shows nothing of the cause."""
     _LOGGER.error("%s: %s: %s", request, type(error).__name__, error)
-    return RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed at this request", "Its log says more.")
+    return RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed at this request", "See the server's log.")
 
 
 _Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
@@ -147,7 +147,7 @@ class ModelInterface:
         try:
             request = _REQUEST_DECODER.decode(content[:end])
         except (ValueError, RecursionError) as error:
-            problem = f"the JSON is no inference request: {error}"
+            problem = f"the JSON is not a valid inference request: {error}"
             raise bad_request(problem, "See the Open Inference Protocol.") from None
         check_outputs(request.outputs)
         if request.outputs:
@@ -172,12 +172,12 @@ class ModelInterface:
             raise bad_request(f"inputs {_names(inputs)}: the model has one, {PIXELS_NAME}", _METADATA_REMEDY)
         datatype, shape = inputs[0].datatype, list(inputs[0].shape)
         if datatype != _DATATYPE:
-            problem = f"datatype {short_repr(datatype)} of {PIXELS_NAME}: it is {_DATATYPE}"
+            problem = f"datatype {short_repr(datatype)} of {PIXELS_NAME}: expected {_DATATYPE}"
             raise bad_request(problem, "Send unscaled RGB values from 0 to 255.")
         if shape[1:] != [self.height, self.width, 3] or not 1 <= shape[0] <= self.batch:
             count = "1" if self.batch == 1 else f"1..{self.batch}"
             raise bad_request(
-                f"shape {short_repr(shape)} of {PIXELS_NAME}: it is [{count}, {self.height}, {self.width}, 3]",
+                f"shape {short_repr(shape)} of {PIXELS_NAME}: expected [{count}, {self.height}, {self.width}, 3]",
                 "Resize the photo first, or post its file to /segment.",
             )
         try:
@@ -207,7 +207,7 @@ def _json_end(text: str, length: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and int(text) <= length):
         raise bad_request(
             f"{JSON_LENGTH_HEADER} {short_repr(text)} is not between 0 and the body's {length} bytes",
-            "Send the number of bytes of the JSON in front of the tensors.",
+            "Send the number of bytes of the JSON that precedes the tensors.",
         )
     return int(text)
 

@@ -107,7 +107,7 @@ def test_flips_of_sure_pixels_are_wrong_and_get_no_latency(row: RowProcess) -> N
     row.sample(1.0)
 
     assert row.row.status is RowStatus.WRONG
-    assert "photo: clear flips 5 is not at most 0" in row.row.problem
+    assert "photo: clear flips 5 (allowed: at most 0)" in row.row.problem
     assert row.row.measurement is None
 
 

@@ -61,7 +61,7 @@ def test_a_bundle_for_which_there_is_no_time_is_named(tmp_path: Path) -> None:
     matrix.measure()
 
     assert matrix.report.rows == ()
-    assert set(matrix.problems.values()) == {"there was no time for it"}
+    assert set(matrix.problems.values()) == {"the time budget was used up"}
     assert len(matrix.problems) == 3
     assert list(tmp_path.iterdir()) == []
 
@@ -83,7 +83,7 @@ def test_a_short_run_times_no_nodes_and_first_leaves_out_what_compiles(
     matrix.measure()
 
     assert [(row.key.case, row.status) for row in matrix.report.rows] == [("ort", "measured")]
-    assert matrix.problems == {"FCN-8s fp32, batch 1: compile": "there was no time for it"}
+    assert matrix.problems == {"FCN-8s fp32, batch 1: compile": "the time budget was used up"}
     assert steps == ["measure the ceilings of the device", "FCN-8s fp32"]
 
 

@@ -208,7 +208,7 @@ def test_a_crop_moves_in_front_of_a_1x1_convolution_where_that_saves(tmp_path: P
     result = FoldCrop(THRIFTY)(fast)
 
     assert isinstance(result, RewriteResult)
-    assert result.sites[0].reason == "in front of t"
+    assert result.sites[0].reason == "before t"
     assert operators(fast) == ["Slice", "Conv"]
     assert worst(run(plain, tmp_path, X), run(fast, tmp_path, X)) < 1e-6
 

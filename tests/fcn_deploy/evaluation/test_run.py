@@ -267,7 +267,7 @@ def test_images_that_cannot_be_scored_are_listed_and_the_rest_is_scored(shared_b
         result.require()
     lines = caught.value.problem.splitlines()
     assert lines[0] == "3 of 5 images have no score, so the scores are incomplete:"
-    assert "000.png (8 bytes) is of no known format" in lines[1]
+    assert "000.png (8 bytes): unknown image format" in lines[1]
     assert "002.png are 10x10 pixels, their photo is 56x44" in lines[2]
     assert "003.png have value 21 in 2576 pixels; the model has 21 classes" in lines[3]
 

@@ -42,12 +42,12 @@ def test_every_layer_of_a_sound_artifact_keeps_the_bound_windows_and_all(shared_
     assert {"score_fr", "score_pool4", "fuse_pool4", "score"} <= set(names)
     assert report.first_wrong is None
     assert all(layer.snr_db > 100 for layer in report.layers)
-    assert "no layer is beyond 1e-05" in report.verdict
+    assert "no layer exceeds 1e-05" in report.verdict
 
 
 @pytest.mark.parametrize("target", [fd.Target.CUDA, fd.Target.TENSORRT])
 def test_layers_that_rewrites_for_gpus_moved_are_found_where_they_are(target: fd.Target, tmp_path: Path) -> None:
-    """A crop in front of a score moves its window; a ReLU behind a pool takes the pool's name."""
+    """A crop before a score moves its window; a ReLU behind a pool takes the pool's name."""
     options = replace(narrow_options(tmp_path / "bundle"), target=target, verify=False)
 
     report = compare_layers(fd.export(options).path / "model.onnx", NETWORK, GIVEN, BOUND)
@@ -70,7 +70,7 @@ def test_the_damaged_layer_is_the_first_wrong_one(shared_bundle: Path, tmp_path:
 
     assert report.first_wrong is not None
     assert report.first_wrong.name == found
-    assert f"on astronaut.jpg, {found} is the first beyond 1e-05" in report.verdict
+    assert f"on astronaut.jpg, {found} is the first layer to exceed 1e-05" in report.verdict
 
 
 def test_errors_are_those_of_pytorch_s_own_maps(shared_bundle: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_one_bad_photo_is_reported_and_the_rest_go_on(shared_bundle: Path, photo
 
     assert [p.image for p in found] == photos[:3]  # each photo once
     assert [p.failure is None for p in found] == [True, False, False]
-    assert "is of no known format" in str(found[1].failure)
+    assert "unknown image format" in str(found[1].failure)
     assert found[1].to_dict()["files"] == []
 
 

@@ -224,7 +224,7 @@ def test_failures_are_listed_until_they_are_gone(shared_bundle: Path, photos: li
     assert [line.split('"problem"')[0] for line in lines] == [
         f'{{"image": "{bad}", ', f'{{"image": "{tmp_path / "none.png"}", ',
     ]  # fmt: skip
-    assert "of no known format" in lines[0]
+    assert "unknown image format" in lines[0]
     assert "Check the path." in lines[1]
     run(shared_bundle, photos[:1], tmp_path / "out", fd.OutputFormat.NPZ)
     assert not (tmp_path / "out" / "failures.jsonl").exists()

@@ -131,7 +131,7 @@ def test_a_benchmark_on_cuda_measures_every_row(shared_bundle: Path) -> None:
     report = fd.bench([shared_bundle], fd.BenchOptions(Provider.CUDA, names, protocol=quick))
 
     missing = {row.key.case: row.problem for row in report.rows if row.measurement is None}
-    assert set(missing.values()) <= {"the bundle computes in fp32, which is no half precision"}
+    assert set(missing.values()) <= {"the bundle computes in fp32, which is not a half precision"}
     on_device = [row for row in report.rows if row.measurement and not row.end_to_end and row.key.case != "session-run"]
     assert len(on_device) > 8
     assert all({"upload", "download"} <= row.measurement.phases_ns.keys() for row in on_device if row.measurement)

@@ -49,8 +49,8 @@ def head(**changed: Any) -> bytes:
 @pytest.mark.parametrize(("changed", "message"), [
     ({"name": "image"}, "inputs 'image': the model has one, pixels"),
     ({"name": "x" * 500}, "xxx': the model has one, pixels"),
-    ({"datatype": "FP32"}, "datatype 'FP32' of pixels: it is UINT8"),
-    ({"shape": [1, 96, 96]}, "shape [1, 96, 96] of pixels: it is [1, 96, 96, 3]"),
+    ({"datatype": "FP32"}, "datatype 'FP32' of pixels: expected UINT8"),
+    ({"shape": [1, 96, 96]}, "shape [1, 96, 96] of pixels: expected [1, 96, 96, 3]"),
     ({"shape": [2, 96, 96, 3]}, "shape [2, 96, 96, 3] of pixels"),
     ({"shape": [0, 96, 96, 3]}, "shape [0, 96, 96, 3] of pixels"),
     ({"shape": [-1, 96, 96, 3]}, "shape [-1, 96, 96, 3] of pixels"),
@@ -96,16 +96,16 @@ def test_wrong_values_as_json(server: fd.Server, data: Any, message: str) -> Non
 
 
 @pytest.mark.parametrize(("body", "headers", "message"), [
-    (b"", {}, "the JSON is no inference request"),
+    (b"", {}, "the JSON is not a valid inference request"),
     (b"{", {}, "Input data was truncated"),
-    (b"[]", {}, "the JSON is no inference request"),
+    (b"[]", {}, "the JSON is not a valid inference request"),
     (b"\xff\xfe", {}, "JSON is malformed"),
     (b'{"inputs": []}', {}, "inputs none: the model has one, pixels"),
     (b'{"inputs": {}}', {}, "Expected `array`, got `object` - at `$.inputs`"),
     (b'{"inputs": [' + b"1," * 10_000 + b"1]}", {}, "inputs"),
-    (b"[" * 10_000, {}, "the JSON is no inference request"),
-    (b'{"parameters": {"a": ' + b"[" * 100_000, {}, "the JSON is no inference request"),
-    (b'{"inputs": [{"name": "\xff"}]}', {}, "the JSON is no inference request"),
+    (b"[" * 10_000, {}, "the JSON is not a valid inference request"),
+    (b'{"parameters": {"a": ' + b"[" * 100_000, {}, "the JSON is not a valid inference request"),
+    (b'{"inputs": [{"name": "\xff"}]}', {}, "the JSON is not a valid inference request"),
     (b'{"id": 7, "inputs": []}', {}, "Expected `str`, got `int` - at `$.id`"),
     (head(data=[])[:-1] + b', "outputs": [{"name": "logits"}]}', {}, "outputs 'logits': the model has one, labels"),
     (head() + b"abc", {LENGTH: "-5"}, "inference-header-content-length '-5' is not between 0 and the body's"),
@@ -155,7 +155,7 @@ def png(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize(("body", "message"), [
     (b"", "the body is empty. Post a photo's file."),
-    (b"hello", "image you sent (5 bytes) is of no known format. Use a PNG or JPEG file."),
+    (b"hello", "image you sent (5 bytes): unknown image format. Use a PNG or JPEG file."),
     (png(20_000, 10_000), "image you sent claims 200000000 pixels; at most 178956970 are decoded"),
     (png(60_000, 60_000), "at most 178956970 are decoded"),
     (png(64, 64), "image you sent is truncated or damaged"),
@@ -170,7 +170,7 @@ def test_a_file_that_is_no_photo(server: fd.Server, body: bytes, message: str) -
 
 @pytest.mark.parametrize(("changed", "code", "message"), [
     ({"name": "image"}, "INVALID_ARGUMENT", "inputs 'image': the model has one, pixels"),
-    ({"datatype": "FP32"}, "INVALID_ARGUMENT", "datatype 'FP32' of pixels: it is UINT8"),
+    ({"datatype": "FP32"}, "INVALID_ARGUMENT", "datatype 'FP32' of pixels: expected UINT8"),
     ({"shape": [10**15, 96, 96, 3]}, "INVALID_ARGUMENT", "shape [1000000000000000, 96, 96, 3] of pixels"),
     ({"shape": []}, "INVALID_ARGUMENT", "shape [] of pixels"),
     ({"raw": b"abc"}, "INVALID_ARGUMENT", "3 values for pixels of shape [1, 96, 96, 3], which has 27648"),
@@ -225,7 +225,7 @@ def test_a_runtime_that_fails_is_the_servers_fault_and_shows_nothing_of_itself(
         assert grpc_infer(client, PIXELS).shape == (1, 96, 96)
         text = exposed(failing)
 
-    assert (status, answer) == (500, {"error": "the server failed at this request. Its log says more."})
+    assert (status, answer) == (500, {"error": "the server failed at this request. See the server's log."})
     assert caught.value.status() == "StatusCode.INTERNAL"
     assert "secret" not in str(caught.value)
     lines = [record.getMessage() for record in caplog.records if record.name == "fcn_deploy.serving"]

@@ -144,7 +144,7 @@ def test_what_cannot_be_labelled_is_said_and_the_next_photo_works(page: Page, tm
     error = "document.getElementById('error').textContent"
 
     page.choose("#file", tmp_path / "notes.jpg")
-    page.wait_for(f"{error} === 'Image you sent (5 bytes) is of no known format. Use a PNG or JPEG file.'")
+    page.wait_for(f"{error} === 'Image you sent (5 bytes): unknown image format. Use a PNG or JPEG file.'")
     # The browser reports the 400 itself, as any failed request.
     assert [json.loads(text)["entry"]["source"] for text in page.complaints] == ["network"]
     page.complaints.clear()

@@ -158,7 +158,7 @@ def test_a_batch_takes_up_to_its_number_of_photos(tmp_path: Path) -> None:
         status, answer, _ = call(server, INFER, *binary_request(noise(4)))
 
     assert status == 400
-    assert "shape [4, 96, 96, 3] of pixels: it is [1..3, 96, 96, 3]" in answer["error"]
+    assert "shape [4, 96, 96, 3] of pixels: expected [1..3, 96, 96, 3]" in answer["error"]
 
 
 def test_the_model_has_the_bundles_name_by_default(shared_bundle: Path) -> None:

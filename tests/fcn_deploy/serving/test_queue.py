@@ -1,4 +1,4 @@
-"""The queue in front of the model: its order, its bound, its batches, and what becomes of those who leave."""
+"""The queue before the model: its order, its bound, its batches, and what becomes of those who leave."""
 
 import asyncio
 import gc
