@@ -20,6 +20,8 @@ import fcn_deploy as fd
 # 16 times narrower than the real network in every layer but the classes: 0.2 % of its work.
 NARROW = 16
 
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
 # Exit code, stdout, stderr.
 Call = Callable[..., tuple[int, str, str]]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -42,7 +44,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("full") is None)
 
 
-def pytest_runtest_setup() -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Prepare this process for a test."""
+    _share_cores(item)
+    _keep_operator_table()
+
+
+def _share_cores(item: pytest.Item) -> None:
+    """Give each of several test processes a core of its own, but every core to tests of full size.
+
+    Threads of one process that wait for one another spin, which takes time from the other test processes.
+    """
+    if hasattr(item.config, "workerinput") and hasattr(os, "sched_setaffinity"):
+        number = int(item.config.workerinput["workerid"].removeprefix("gw"))
+        own = CORES[number % len(CORES)]
+        os.sched_setaffinity(0, CORES if item.get_closest_marker("full") else {own})
+
+
+def _keep_operator_table() -> None:
     """Let PyTorch make its table of ONNX operators once for all exports: a quarter of what a narrow one takes."""
     registration = sys.modules.get("torch.onnx._internal.exporter._registration")
     made = getattr(getattr(registration, "ONNXRegistry", None), "from_torchlib", None)

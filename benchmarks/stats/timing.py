@@ -45,6 +45,15 @@ class Protocol:
     def __post_init__(self) -> None:
         check_range("seconds of samples per row", self.duration_s, MIN_DURATION_S, MAX_DURATION_S, option="--duration")
 
+    @classmethod
+    def of_duration(cls, duration_s: float) -> "Protocol":
+        """Return the usual protocol for rows of `duration_s` seconds; warm-up and ceilings take no longer than a row.
+
+        Raises:
+            UsageError: the duration is out of its bounds.
+        """
+        return cls(duration_s, min(cls.warmup_s, duration_s), ceiling_s=min(cls.ceiling_s, duration_s))
+
     @property
     def round_s(self) -> float:
         """Seconds of samples per row and round."""

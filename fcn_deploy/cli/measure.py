@@ -58,7 +58,7 @@ def bench(
         provider=provider,
         rows=tuple(name.strip() for name in rows.split(",") if name.strip()),
         batches=parse_batches(batch),
-        protocol=fd.Protocol(duration_s=duration),
+        protocol=fd.Protocol.of_duration(duration),
         threads=threads,
         checkpoint=checkpoint,
         command=("fcn-deploy", *sys.argv[1:]),

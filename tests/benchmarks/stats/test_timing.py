@@ -67,6 +67,11 @@ def test_rounds_share_the_duration() -> None:
     assert Protocol(duration_s=10, rounds=5).round_s == 2
 
 
+def test_a_short_run_is_not_warmed_up_for_longer_than_it_lasts() -> None:
+    assert Protocol.of_duration(10.0) == Protocol()
+    assert Protocol.of_duration(0.2) == Protocol(0.2, warmup_s=0.2, ceiling_s=0.2)
+
+
 def test_figures_of_a_measurement() -> None:
     measured = Measurement(9, ((1, 2, 3), (4, 5, 6), (7, 8, 9)), {"upload": (3, 1, 2)})
 

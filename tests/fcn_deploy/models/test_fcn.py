@@ -60,8 +60,11 @@ def test_agrees_with_the_independent_implementation_in_float64(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("variant", "geometry"), ALL)
+@pytest.mark.parametrize(("variant", "geometry"), [
+    (Variant.FCN32S, Geometry.CAFFE), (Variant.FCN16S, Geometry.FLOOR), (Variant.FCN8S, Geometry.CAFFE),
+])  # fmt: skip
 def test_full_width_network_agrees_with_the_independent_implementation(variant: Variant, geometry: Geometry) -> None:
+    """In float32; the narrow ones agree in float64 for every variant in every geometry."""
     network = random_network(NetworkSpec(variant, geometry), rng_seed=0)
     image = torch.rand(1, 3, *FULL_WIDTH_IMAGE, generator=torch.Generator().manual_seed(0)) * 255 - 120
 
