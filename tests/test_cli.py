@@ -200,14 +200,14 @@ def test_cuda_without_cuda_exits_4(call_cli: Call, shared_bundle: Path, photo: P
 
 
 def interrupted(tmp_path: Path, number: int) -> int:
-    """Send a signal to an export while it writes its model of 136 MB; returns the exit code."""
+    """Send a signal to an export while it writes its model of 8 MB; returns the exit code."""
 
     def writing() -> bool:
         assert process.poll() is None, "the export ended before it could be interrupted"
         return any(f.stat().st_size > 1_000_000 for f in tmp_path.glob(".out.partial-*/model.onnx"))
 
     command = [sys.executable, "-m", "fcn_deploy", "export", "--variant", "32s"]
-    command += ["--channel-divisor", "2", "--output", "out", "--force"]
+    command += ["--channel-divisor", "8", "--output", "out", "--force"]
     with started(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         wait_until(writing, seconds=100, pause=0.005)
         process.send_signal(number)

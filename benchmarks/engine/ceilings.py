@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 
 from benchmarks.engine.cases import ComputePrecision
-from benchmarks.engine.peers import set_tf32
+from benchmarks.engine.pytorch import set_tf32
 from benchmarks.report.results import Ceilings, WorkEstimate
 from fcn_deploy.choices import Provider
 from fcn_deploy.graph import Layer

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from benchmarks.engine.cases import Case, ComputePrecision, Runtime
 from benchmarks.engine.workspace import Workspace
@@ -20,11 +19,8 @@ from benchmarks.stats.nodes import read_profile
 from fcn_deploy.choices import Provider
 from fcn_deploy.graph import layers
 from fcn_deploy.images import Labels, Pixels
-from fcn_deploy.model_info import INPUT_NAME, LABELS_NAME, MEAN_BGR, OUTPUT_NAME, PIXELS_NAME, TensorSpec
-from fcn_deploy.models.fcn import FCN
-from fcn_deploy.models.weights import rebuild
+from fcn_deploy.model_info import LABELS_NAME, PIXELS_NAME, TensorSpec
 from fcn_deploy.onnx_file import read_model
-from fcn_deploy.parity.inputs import Shape
 from fcn_deploy.runtime.base import Arrays, Bound, feed_of, labels_of
 from fcn_deploy.runtime.ort import OrtRunner, preload_libraries
 from fcn_deploy.runtime.ort_options import OrtOptions
@@ -53,6 +49,8 @@ class LoadedRuntime:
             "download": timing.sample(self.bound.download, seconds),
         }
         if self.on_own_stream:
+            from benchmarks.engine.pytorch import between_events_ns
+
             end, found["device"] = time.monotonic() + seconds, [between_events_ns(self.bound.launch)]
             while time.monotonic() < end:
                 found["device"].append(between_events_ns(self.bound.launch))
@@ -72,20 +70,9 @@ def load(case: Case, workspace: Workspace, provider: Provider, threads: int | No
         return _load_tensorrt(case, workspace)
     if case.runtime is Runtime.ONNXRUNTIME:
         return _load_onnxruntime(case, workspace, provider, threads)
-    return _load_pytorch(case, workspace, provider, threads)
+    from benchmarks.engine.pytorch import load_pytorch
 
-
-def _load_pytorch(case: Case, workspace: Workspace, provider: Provider, threads: int | None) -> LoadedRuntime:
-    torch.set_num_threads(threads or torch.get_num_threads())
-    device = torch.device("cpu" if provider is Provider.CPU else "cuda")
-    kind = TorchEndToEnd if case.end_to_end else TorchBound
-    bound = kind(rebuild(workspace.info, workspace.checkpoint), case, workspace.shape, device)
-    settings = (
-        f"{torch.get_num_threads()} threads" if device.type == "cpu" else "",
-        "channels last" if _channels_last(case) else "",
-        ("max-autotune" if case.autotune else "default mode") if case.runtime is Runtime.COMPILE else "",
-    )
-    return LoadedRuntime(bound, str(torch.__version__), ", ".join(filter(None, settings)))
+    return LoadedRuntime(*load_pytorch(case, workspace, provider, threads))
 
 
 def _load_tensorrt(case: Case, workspace: Workspace) -> LoadedRuntime:
@@ -111,7 +98,7 @@ def _load_onnxruntime(case: Case, workspace: Workspace, provider: Provider, thre
         tf32=case.precision is ComputePrecision.TF32,
         cuda_graph=case.cuda_graph,
         nhwc=case.nhwc,
-        stream=None if on_cpu or case.cuda_graph else own_stream(),
+        stream=None if on_cpu or case.cuda_graph else _own_stream(),
     )
     path = workspace.graph_path(case.graph)
     runner = OrtRunner(path, options)
@@ -126,6 +113,12 @@ def _load_onnxruntime(case: Case, workspace: Workspace, provider: Provider, thre
     loaded = LoadedRuntime(bound, version, described, not case.cuda_graph, placement)
     profiled = on_cpu and not case.end_to_end
     return replace(loaded, profile=partial(_profile, path, options, workspace)) if profiled else loaded
+
+
+def _own_stream() -> int:
+    from benchmarks.engine.pytorch import own_stream
+
+    return own_stream()
 
 
 def _profile(path: Path, options: OrtOptions, workspace: Workspace, runs: int) -> tuple[NodeTime, ...]:
@@ -226,98 +219,3 @@ class OpenVinoBound(HostBound):
     def download(self) -> dict[str, npt.NDArray[Any]]:
         """Return copies of the outputs."""
         return {name: np.array(self._request.get_tensor(name).data) for name in self._outputs}
-
-
-class TorchBound(Bound):
-    """A PyTorch network, eager or compiled, with PyTorch's default kernels, unlike the parity reference.
-
-    Input and output are on `device`; the output stays there until it is downloaded.
-    """
-
-    def __init__(self, network: FCN, case: Case, shape: Shape, device: torch.device) -> None:
-        self._device = device
-        self._dtype = torch.float16 if case.precision is ComputePrecision.FP16 else torch.float32
-        self._format = torch.channels_last if _channels_last(case) else torch.contiguous_format
-        set_tf32(on=case.precision is ComputePrecision.TF32)
-        module = network.eval().to(device, self._dtype)
-        module = module.to(memory_format=self._format)  # type: ignore[call-overload] # not in PyTorch's stubs
-        self._call: Any = module
-        if case.runtime is Runtime.COMPILE:
-            self._call = torch.compile(module, mode="max-autotune" if case.autotune else None)
-        image = torch.empty(shape, dtype=self._dtype, device=device)
-        self._image = image.contiguous(memory_format=self._format)
-        self._logits = torch.empty(0)
-
-    def upload(self, feeds: Arrays) -> None:
-        """Copy the input to the device, in the network's precision and layout."""
-        self._image.copy_(torch.from_numpy(feeds[INPUT_NAME]))
-        self.wait()
-
-    def launch(self) -> None:
-        """Begin to compute the logits on the device."""
-        with torch.inference_mode():
-            self._logits = self._call(self._image)
-
-    def wait(self) -> None:
-        """Wait until the device is idle."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-
-    def download(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the logits as float32 on the host."""
-        return {OUTPUT_NAME: self._logits.float().contiguous().cpu().numpy()}
-
-
-class TorchEndToEnd(TorchBound):
-    """The same from uint8 RGB on the host to uint8 labels on the host; everything between runs on the device."""
-
-    def __init__(self, network: FCN, case: Case, shape: Shape, device: torch.device) -> None:
-        super().__init__(network, case, shape, device)
-        self._mean = torch.tensor(MEAN_BGR, device=device).view(1, 3, 1, 1)
-        self._pixels = torch.empty(0)
-        self._labels = torch.empty(0)
-
-    def upload(self, feeds: Arrays) -> None:
-        """Keep the pixels on the host: copying them is part of the run."""
-        self._pixels = torch.from_numpy(feeds[PIXELS_NAME])
-
-    def launch(self) -> None:
-        """Upload, pre-process, compute, take the largest logit, and download."""
-        with torch.inference_mode():
-            image = self._pixels.to(self._device).permute(0, 3, 1, 2).flip(1).float() - self._mean
-            image = image.to(self._dtype).contiguous(memory_format=self._format)
-            self._labels = self._call(image).argmax(1).to(torch.uint8).cpu()
-
-    def download(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the labels, which are on the host already."""
-        return {LABELS_NAME: self._labels.numpy()}
-
-
-def _channels_last(case: Case) -> bool:
-    return case.precision is ComputePrecision.FP16
-
-
-def set_tf32(*, on: bool) -> None:
-    """Turn TF32 for CUDA's float32 products on or off, and let cuDNN try several algorithms."""
-    # The older switches: torch.export reads them, and PyTorch refuses that if the newer ones differ.
-    torch.backends.cuda.matmul.allow_tf32 = on
-    torch.backends.cudnn.allow_tf32 = on
-    torch.backends.cudnn.benchmark = True
-
-
-def own_stream() -> int:
-    """Make a new stream PyTorch's current one and return its handle; PyTorch's events time what runs on it."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    torch.cuda.set_stream(stream)
-    return int(stream.cuda_stream)
-
-
-def between_events_ns(launch: Callable[[], object]) -> int:
-    """Return the nanoseconds the GPU needs for what `launch` puts on the current stream without waiting for it."""
-    start: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    start.record()
-    launch()
-    end.record()
-    end.synchronize()
-    return int(start.elapsed_time(end) * 1e6)

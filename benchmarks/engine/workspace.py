@@ -12,12 +12,8 @@ from fcn_deploy.artifact.engine import Engine, open_engine, plan_beside
 from fcn_deploy.errors import BundleError
 from fcn_deploy.images import SAMPLE_PHOTO, Pixels, read_image, resize
 from fcn_deploy.model_info import OUTPUT_NAME, ModelInfo
-from fcn_deploy.models.weights import rebuild
 from fcn_deploy.onnx_file import write_model
 from fcn_deploy.parity.inputs import ParityInput, Shape, parity_inputs, photo_inputs, rolled_batch
-from fcn_deploy.parity.verify import run_all
-from fcn_deploy.progress import quietly
-from fcn_deploy.runtime.eager import EagerRunner
 from fcn_deploy.storage import file_sha256
 
 
@@ -82,12 +78,17 @@ def prepare(workspace: Workspace, graphs: frozenset[Graph]) -> None:
     Raises:
         CheckpointError: the bundle was made from another checkpoint than the workspace's.
     """
+    # Rows, which read this module too, run without PyTorch, and most of them without the exporter.
+    from fcn_deploy.models.weights import rebuild
+    from fcn_deploy.parity.verify import run_all
+    from fcn_deploy.progress import quietly
+    from fcn_deploy.runtime.eager import EagerRunner
+
     network = rebuild(workspace.info, workspace.checkpoint)
     for i, outputs in enumerate(run_all(EagerRunner(network, workspace.shape), workspace.inputs(), quietly)):
         np.save(workspace.folder / f"reference-{i}.npy", outputs[OUTPUT_NAME])
     if not graphs & {Graph.PLAIN, Graph.PLAIN_HALF, Graph.SIMPLIFIED}:
         return
-    # Imported here, because measuring a bundle alone does not need the exporter.
     from exporters.onnx import OnnxOptions, export_graph
     from exporters.precision.options import PrecisionOptions
     from exporters.precision.reduce import calibration_inputs, reduce_precision

@@ -242,7 +242,7 @@ def test_16_bit_pgm(tmp_path: Path) -> None:
 def test_postscript_is_not_even_tried(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
 
-    with pytest.raises(ImageError, check=states("photo.jpg known format")):
+    with pytest.raises(ImageError, check=states("photo.jpg unknown format")):
         read_image(tmp_path / "photo.jpg")
 
 

@@ -24,15 +24,13 @@ def test_rows_say_what_they_compute_in_and_are_held_to_its_tier(
     bundle = fd.export(
         fd.ExportOptions(fd.Variant.FCN8S, tmp_path / "out", weights=weights, onnx=onnx, precision=reduction)
     ).path
-    options = fd.BenchOptions(
-        fd.Provider.CPU, ("ort-plain", "ort", "ort-e2e"), protocol=QUICK, checkpoint=fd.SAMPLE_CHECKPOINT
-    )
+    options = fd.BenchOptions(fd.Provider.CPU, ("ort-plain", "ort"), protocol=QUICK, checkpoint=fd.SAMPLE_CHECKPOINT)
 
     rows = {row.key.case: row for row in fd.bench([bundle], options).rows}
 
     assert {row.status for row in rows.values()} == {RowStatus.MEASURED}
     assert {name: row.precision for name, row in rows.items()} == {
-        "ort-plain": "fp32", "ort": precision, "ort-e2e": precision,
+        "ort-plain": "fp32", "ort": precision,
     }  # fmt: skip
     assert rows["ort"].key.network == f"FCN-8s caffe / 8, 7 classes {precision}"
     assert how in rows["ort"].options
