@@ -16,7 +16,7 @@ from exporters.precision.options import PrecisionOptions
 from exporters.precision.reduce import Reduction, calibration_inputs, reduce_precision
 from exporters.rewrite import Rewriting, exact_passes, rewrite, target_of_this_machine, with_heads
 from exporters.simplify import Simplification, simplify
-from fcn_deploy.artifact.bundle import MANIFEST_FILE, MODEL_FILE, PHOTOS_FOLDER, write_manifest
+from fcn_deploy.artifact.bundle import MODEL_FILE, PHOTOS_FOLDER, bundle_files, write_manifest
 from fcn_deploy.choices import Geometry, Head, ImageInput, Optimize, Precision, Target, Variant
 from fcn_deploy.geometry import check_fits
 from fcn_deploy.installation import package_versions
@@ -29,7 +29,7 @@ from fcn_deploy.parity.bisect import compare_layers
 from fcn_deploy.parity.inputs import ParityInput, Shape, parity_inputs, photo_input
 from fcn_deploy.parity.report import ParityReport
 from fcn_deploy.parity.tolerance import tier_of
-from fcn_deploy.parity.verify import Outputs, compare_all, run_all
+from fcn_deploy.parity.verify import WORST_INPUT_FILE, Outputs, compare_all, run_all
 from fcn_deploy.progress import OnStep, quietly
 from fcn_deploy.runtime.eager import EagerRunner
 from fcn_deploy.runtime.ort import OrtRunner
@@ -161,7 +161,7 @@ def export(options: ExportOptions, on_step: OnStep = quietly) -> ExportResult:
         ParityError: the ONNX file does not compute the network; nothing is written.
     """
     calibration = calibration_inputs(options.precision, options.onnx.shape)
-    with staged_directory(options.output, marker=MANIFEST_FILE, force=options.force) as staging:
+    with staged_directory(options.output, own_files=_own_files, force=options.force) as staging:
         result, reference = _write_graph(options, calibration, staging / MODEL_FILE, on_step)
         # The exporter leaves reference cycles that keep the network's 540 MB until they are collected.
         gc.collect()
@@ -171,6 +171,11 @@ def export(options: ExportOptions, on_step: OnStep = quietly) -> ExportResult:
         with on_step("hash and write the manifest"):
             write_manifest(staging, _manifest(options, result))
     return result
+
+
+def _own_files(path: Path) -> set[str]:
+    """Return the files of a bundle, and the input that `verify` saves beside its model."""
+    return bundle_files(path) | {WORST_INPUT_FILE}
 
 
 def _write_graph(

@@ -102,3 +102,7 @@ class TritonBackend(StrEnum):
     ONNXRUNTIME = "onnxruntime"
     TENSORRT = "tensorrt"
     PYTHON = "python"  # a generated model.py over this toolkit's own runtime
+
+
+# Decoded as RGB, the largest photo takes 0.5 GB; a few kilobytes of file can claim far more. Pillow refuses 179 Mpx.
+MAX_MEGAPIXELS = 178

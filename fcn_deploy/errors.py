@@ -87,6 +87,12 @@ class RegressionError(FcnDeployError):
     exit_code = 7
 
 
+class InternalError(FcnDeployError):
+    """The command line's last resort: an exception that nobody expected (exit code 70, sysexits' EX_SOFTWARE)."""
+
+    exit_code = 70
+
+
 def check_range(what: str, value: float, lower: float, upper: float | None = None, *, option: str) -> None:
     """Check that `lower <= value <= upper`; without `upper` only the lower bound counts. NaN fails.
 

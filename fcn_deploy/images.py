@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
+from fcn_deploy.choices import MAX_MEGAPIXELS
 from fcn_deploy.errors import ImageError
 from fcn_deploy.model_info import MEAN_BGR, ModelInfo, Rgb
 
@@ -23,8 +24,7 @@ Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
-# A decoded image of this many pixels takes 0.5 GB; a few kilobytes of file can claim far more.
-MAX_PIXELS = 178_956_970
+MAX_PIXELS = MAX_MEGAPIXELS * 1_000_000
 # Formats of photos; others, such as PostScript, are not tried.
 _FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "AVIF", "JPEG2000", "BMP", "GIF", "PPM")
 # 16-bit steps per 8-bit step: 65535 / 255.
@@ -59,15 +59,18 @@ def read_file(path: Path, name: str) -> bytes:
         raise ImageError(f"{name} cannot be read: {error.strerror}", remedy="Check its permissions.") from error
 
 
-def decode_image(data: bytes, name: str) -> Pixels:
-    """Decode a picture's file from memory as `read_image` does; its ImageErrors call the picture `name`."""
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decode a picture's file from memory as `read_image` does, or with a lower bound on its pixels.
+
+    Its ImageErrors call the picture `name`.
+    """
     try:
         with open_picture(data, _known_formats()) as image:
-            _check_still(name, image)
+            _check_still(name, image, max_pixels)
             return _to_rgb(name, image)
     except Image.DecompressionBombError as error:
         (size, *_) = re.findall(r"\d+", str(error))
-        raise _too_large(name, size) from error
+        raise _too_large(name, size, max_pixels) from error
     except UnidentifiedImageError as error:
         raise ImageError(
             f"image {name} ({len(data)} bytes): unknown image format", remedy="Use a PNG or JPEG file."
@@ -100,9 +103,9 @@ def readable_suffixes() -> set[str]:
     return {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
 
 
-def _check_still(name: str, image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise _too_large(name, f"{image.width}x{image.height}")
+def _check_still(name: str, image: Image.Image, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        raise _too_large(name, f"{image.width}x{image.height}", max_pixels)
     frames = getattr(image, "n_frames", 1)
     # The further frames of a camera's MPO are depth, gain or preview maps of the one photo.
     if frames > 1 and image.format != "MPO":
@@ -111,10 +114,10 @@ def _check_still(name: str, image: Image.Image) -> None:
         )
 
 
-def _too_large(name: str, size: str) -> ImageError:
+def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
     return ImageError(
-        f"image {name} claims {size} pixels; at most {MAX_PIXELS} are decoded",
-        remedy="Check where it comes from; if the size is intended, scale it down first.",
+        f"image {name} claims {size} pixels; at most {max_pixels} are decoded",
+        remedy="Check where it comes from; if the size is intended, scale it down or raise --max-photo-mpx.",
     )
 
 
@@ -229,12 +232,17 @@ def _expand(argument: str) -> list[Path]:
 
 OPACITY = 0.55
 LEGEND_ROWS = 12
+# The legend beside a photo that is one pixel wide would have hundreds of times the photo's pixels.
+_MAX_WITH_LEGEND = 4_000_000
 _TEXT_COLOUR = (32, 32, 32)
 _NOTE_COLOUR = (170, 30, 30)
 
 
 def overlay(image: Pixels, labels: Labels, info: ModelInfo) -> Image.Image:
-    """Blend the label colours over an H x W photo and put a legend of the largest classes to its right."""
+    """Blend the label colours over an H x W photo and put a legend of the largest classes to its right.
+
+    The legend is left out where it would double a large photo, such as one of 1 x 50,000,000 pixels.
+    """
     colours = Image.fromarray(np.array(info.palette, dtype=np.uint8)[labels])
     photo = Image.blend(Image.fromarray(image), colours, OPACITY)
     # Small photos are enlarged by whole factors so that the legend beside them stays readable.
@@ -257,6 +265,8 @@ def _with_legend(photo: Image.Image, shares: list[tuple[int, float]], info: Mode
     row, margin = round(size * 1.5), size
     width = 3 * margin + size + round(max(font.getlength(text) for text, _, _ in rows))
     height = max(photo.height, 2 * margin + row * len(rows))
+    if (photo.width + width) * height > max(_MAX_WITH_LEGEND, 2 * photo.width * photo.height):
+        return photo
     canvas = Image.new("RGB", (photo.width + width, height), "white")
     canvas.paste(photo, (0, 0))
     draw = ImageDraw.Draw(canvas)

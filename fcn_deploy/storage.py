@@ -1,41 +1,50 @@
 """Write results in one move: beside their place first, and renamed into it when they are complete. Also reads JSON."""
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
 import math
 import os
+import re
+import secrets
 import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from fcn_deploy.errors import OutputError
+from fcn_deploy.errors import BundleError, OutputError
 
 _PARTIAL = ".partial-"
 _OLD = ".old-"
+_MAX_SUFFIX = 20
+_STAGED_FILE = re.compile(r"\.[0-9a-f]{16}\.partial(\..*)?")
+# Returns the relative POSIX names of the files that the command wrote into a directory; raises BundleError if it did
+# not write the directory.
+OwnFiles = Callable[[Path], Collection[str]]
 
 
 @contextlib.contextmanager
-def staged_directory(target: Path, *, marker: str, force: bool) -> Iterator[Path]:
+def staged_directory(target: Path, *, own_files: OwnFiles, force: bool) -> Iterator[Path]:
     """Create a directory beside `target`, and rename it to `target` when the block ends without an error.
 
-    With `force` an existing `target` is replaced if it holds a file named `marker`, or nothing. However the block
-    ends, `target` is either unchanged or complete. Leftovers of killed runs are removed first.
+    With `force` an existing `target` is replaced if it is empty, or holds no other files than `own_files` returns.
+    However the block ends, `target` is either unchanged or complete. Leftovers of killed runs are removed first.
 
     Raises:
-        OutputError: `target` exists (without `force`), is not a bundle, or cannot be written.
+        OutputError: `target` exists (without `force`), holds files of the user's, or cannot be written.
     """
-    place = target.resolve()
     with contextlib.ExitStack() as cleanup:
         try:
+            place = _resolved(target)
             place.parent.mkdir(parents=True, exist_ok=True)
             with _locked(place.parent):
                 _sweep(place)
-                _check_target(target, marker, force=force)
+                _check_target(target, own_files, force=force)
                 staging = Path(tempfile.mkdtemp(prefix=f".{place.name}{_PARTIAL}", dir=place.parent))
                 cleanup.callback(shutil.rmtree, staging, ignore_errors=True)
                 # Held as long as this process lives: leftovers of killed runs have no lock.
@@ -45,7 +54,7 @@ def staged_directory(target: Path, *, marker: str, force: bool) -> Iterator[Path
                 _flush(file)
             with _locked(place.parent):
                 # Another process may have created it meanwhile.
-                _check_target(target, marker, force=force)
+                _check_target(target, own_files, force=force)
                 _publish(staging, place)
         except OSError as error:
             raise unwritable(target, error) from error
@@ -53,17 +62,25 @@ def staged_directory(target: Path, *, marker: str, force: bool) -> Iterator[Path
 
 @contextlib.contextmanager
 def staged_file(target: Path) -> Iterator[Path]:
-    """Yield a path beside `target` to write to, and rename it to `target` when the block ends without an error.
+    """Yield a new, empty file beside `target`, and rename it to `target` when the block ends without an error.
+
+    Its name cannot be guessed, so that nobody who may write to the directory can put a link in its place.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or `target` is a device, a pipe or another thing that is no regular file.
     """
-    staging = target.with_name(f".{target.stem}.partial{target.suffix}")
+    check_regular(target)
+    # Some writers choose the format by the suffix.
+    suffix = target.suffix if len(target.suffix) <= _MAX_SUFFIX else ""
+    staging = target.with_name(f".{secrets.token_hex(8)}.partial{suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield staging
-        _flush(staging)
-        staging.replace(target)
+        staging.touch(exist_ok=False)
+        # Held as long as this process lives: leftovers of killed runs have no lock.
+        with _locked(staging):
+            yield staging
+            _flush(staging)
+            staging.replace(target)
     except OSError as error:
         raise unwritable(target, error) from error
     finally:
@@ -75,6 +92,8 @@ def staged_file(target: Path) -> Iterator[Path]:
 def sole_writer(directory: Path) -> Iterator[None]:
     """Lock a directory, made if needed, for one run that writes several files into it; on Windows nothing is locked.
 
+    Unfinished files of killed runs are removed.
+
     Raises:
         OutputError: it cannot be made, or another run has locked it.
     """
@@ -82,6 +101,7 @@ def sole_writer(directory: Path) -> Iterator[None]:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             held.enter_context(_locked(directory, wait=sys.platform == "win32"))
+            _sweep_files(directory)
         except BlockingIOError as error:
             raise OutputError(
                 f"another run is writing to {directory}", remedy="Wait for it to end, or choose another --output."
@@ -91,28 +111,71 @@ def sole_writer(directory: Path) -> Iterator[None]:
         yield
 
 
-def check_writable(target: Path) -> None:
-    """Check, before any work, that a file can be written to `target`.
+def check_regular(target: Path) -> None:
+    """Check that a file may be written to `target`: nothing is there, or a regular file.
 
     Raises:
-        OutputError: its directory cannot be made or written to, or `target` is a directory.
+        OutputError: a directory, a device, a pipe, or a link to itself is there.
     """
+    try:
+        mode = target.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise unwritable(target, error) from error
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a device or a pipe"
+        raise OutputError(f"cannot write {target}: it is {kind}", remedy="Choose the path of a regular file.")
+
+
+def check_writable(target: Path) -> None:
+    """Check, before any work, that a file can be written to `target`; unfinished files of killed runs are removed.
+
+    Raises:
+        OutputError: its directory cannot be made or written to, or `target` is not a regular file.
+    """
+    check_regular(target)
     existing = next(parent for parent in target.absolute().parents if parent.exists())
-    if target.is_dir() or not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = "it is a directory" if target.is_dir() else f"{existing} is not a writable directory"
-        raise OutputError(f"cannot write {target}: {reason}", remedy="Choose another path.")
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"cannot write {target}: {existing} is not a writable directory", remedy="Choose another path."
+        )
+    if target.parent.is_dir():
+        _sweep_files(target.parent)
 
 
-def _check_target(target: Path, marker: str, *, force: bool) -> None:
+def _resolved(target: Path) -> Path:
+    """Return `target` without links; raises OSError for a link to itself."""
+    try:
+        return target.resolve()
+    except RuntimeError as error:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+
+
+def _check_target(target: Path, own_files: OwnFiles, *, force: bool) -> None:
     if not target.exists():
         return
     if not force:
         raise OutputError(f"{target} exists already", remedy="Pass --force to replace it, or another --output.")
-    if not target.is_dir() or (any(target.iterdir()) and not (target / marker).is_file()):
+    if problem := _unlisted_content(target, own_files):
         raise OutputError(
-            f"{target} is not a bundle (it has no {marker}), so --force does not replace it",
-            remedy="Choose another --output, or remove it yourself.",
+            f"--force does not replace {target}: {problem}", remedy="Choose another --output, or remove it yourself."
         )
+
+
+def _unlisted_content(target: Path, own_files: OwnFiles) -> str | None:
+    """Return what is in a directory that the command did not write there, or None."""
+    if not target.is_dir():
+        return "it is not a directory"
+    if not any(target.iterdir()):
+        return None
+    try:
+        known = own_files(target)
+    except BundleError as error:
+        return error.problem
+    held = (path for path in target.rglob("*") if path.is_symlink() or not path.is_dir())
+    unlisted = next((name for path in held if (name := path.relative_to(target).as_posix()) not in known), None)
+    return f"it holds {unlisted}, which this command did not write" if unlisted else None
 
 
 def unwritable(target: Path, error: OSError) -> OutputError:
@@ -157,9 +220,17 @@ def _sweep(place: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def _sweep_files(directory: Path) -> None:
+    """Remove the unfinished files of killed runs from a directory."""
+    for leftover in directory.iterdir():
+        if _STAGED_FILE.fullmatch(leftover.name) and not leftover.is_symlink():
+            with contextlib.suppress(OSError), _locked(leftover, wait=False):
+                leftover.unlink()
+
+
 @contextlib.contextmanager
-def _locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
-    """Lock a directory; raises BlockingIOError if another process holds it and `wait` is False."""
+def _locked(place: Path, *, wait: bool = True) -> Iterator[None]:
+    """Lock a file or directory; raises BlockingIOError if another process holds it and `wait` is False."""
     if sys.platform == "win32":
         # Directories cannot be locked there, so leftovers cannot be recognised.
         if not wait:
@@ -168,7 +239,7 @@ def _locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
         return
     import fcntl
 
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = os.open(place, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield

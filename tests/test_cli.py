@@ -4,10 +4,12 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import fcn_deploy as fd
@@ -261,3 +263,34 @@ def test_a_full_disk_behind_stdout(run_cli: Run, shared_bundle: Path) -> None:
 
     assert done.returncode == 3
     assert "No space left on device" in done.stderr
+
+
+def test_what_nobody_expected_is_one_line_and_a_saved_traceback(
+    call_cli: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("fcn_deploy.inspection.open_bundle", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    code, output, errors = call_cli("inspect", "bundle")
+
+    (saved,) = tmp_path.glob("fcn-deploy-*.txt")
+    assert (code, output) == (70, "")
+    assert errors == f"error: unexpected ZeroDivisionError: by zero\nThis is a bug: report it with {saved}.\n"
+    assert saved.read_text().startswith("Traceback")
+
+
+def test_names_cannot_steer_the_terminal(call_cli: Call, tmp_path: Path) -> None:
+    r"""A file name and a key in a checkpoint with escape sequences; to some terminals \x9b alone begins one."""
+    hostile = "\x1b]0;owned\x07\x1b[2J\x9b2J\u202e"
+    torch.save({f"conv1_1.{hostile}": torch.zeros(1), "conv1_1.weight": torch.zeros(1)}, tmp_path / "odd.pth")
+    shown = r"\x1b]0;owned\x07\x1b[2J\x9b2J\u202e"
+
+    _, _, missing_file = call_cli("inspect", f"none{hostile}")
+    code, output, checkpoint = call_cli("export", "--variant", "8s", *NARROW, "--checkpoint", "odd.pth")
+
+    assert code == 3
+    assert shown in missing_file
+    assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(missing_file + output + checkpoint)

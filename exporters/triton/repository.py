@@ -11,7 +11,7 @@ from exporters.triton.config import config_text, data_type, write_inference_serv
 from exporters.triton.models import PLAN_FILE, VERSION, PackageJob, check_servable, write_models
 from exporters.triton.options import PackageOptions
 from fcn_deploy.artifact import open_artifact
-from fcn_deploy.artifact.bundle import MODEL_FILE
+from fcn_deploy.artifact.bundle import MODEL_FILE, convert_facts, read_facts
 from fcn_deploy.artifact.engine import open_engine
 from fcn_deploy.choices import TritonBackend
 from fcn_deploy.errors import BundleError
@@ -94,7 +94,7 @@ def package(options: PackageOptions, on_step: OnStep = quietly) -> Package:
     with on_step(f"check {options.source}"):
         artifact = open_artifact(options.source)
         check_servable(options, artifact)
-    with staged_directory(options.output, marker=RECORD, force=options.force) as staging:
+    with staged_directory(options.output, own_files=_own_files, force=options.force) as staging:
         job = PackageJob(options, artifact, staging / REPOSITORY, on_step)
         configs = write_models(job)
         with on_step("read the configurations back and compare them with the models"):
@@ -108,6 +108,22 @@ def package(options: PackageOptions, on_step: OnStep = quietly) -> Package:
         result = _result(options, artifact.info, configs[-1], staging, gpu=gpu)
         _write_record(staging / RECORD, result, options)
     return result
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The fields of a package's record that are read back."""
+
+    files: dict[str, int]
+
+
+def _own_files(path: Path) -> set[str]:
+    """Return the relative names of a package's files; raises BundleError for a directory that is no package."""
+    record = path / RECORD
+    if not record.is_file():
+        raise BundleError(f"it has no {RECORD}", remedy=_AGAIN)
+    facts = read_facts(record, SCHEMA_VERSION, _AGAIN)
+    return {RECORD, *convert_facts(facts, _Record, record, _AGAIN).files}
 
 
 def _result(options: PackageOptions, info: ModelInfo, config: Any, staging: Path, *, gpu: bool) -> Package:
@@ -127,7 +143,7 @@ def _result(options: PackageOptions, info: ModelInfo, config: Any, staging: Path
 
 
 def _write_record(path: Path, result: Package, options: PackageOptions) -> None:
-    """Write the record of the package; its file marks the directory as one that --force may replace."""
+    """Write the record of the package, which lists the files that --force may replace."""
     facts = {"schema_version": SCHEMA_VERSION, "source": str(options.source), **result.to_dict()}
     # These paths would be wrong after the directory is moved.
     del facts["path"], facts["commands"]

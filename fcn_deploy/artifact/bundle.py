@@ -138,6 +138,15 @@ def open_bundle(path: Path) -> Bundle:
     return bundle
 
 
+def bundle_files(path: Path) -> set[str]:
+    """Return the relative names of a bundle's files: those that its manifest lists, and the manifest itself.
+
+    Raises:
+        BundleError: it is not a bundle, or its manifest is damaged.
+    """
+    return {MANIFEST_FILE, *_read_manifest(path / MANIFEST_FILE)["files"]}
+
+
 def check_checkpoint(made_from: Provenance, path: Path | None, sha256: str | None = None) -> None:
     """Check that `path` can be the checkpoint an artifact was exported from, and is given only if there was one.
 

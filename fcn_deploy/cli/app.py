@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from fcn_deploy.cli import check, make, measure, use
 from fcn_deploy.cli.parameters import OUTPUT
-from fcn_deploy.errors import FcnDeployError, InputFileError
+from fcn_deploy.errors import FcnDeployError, InputFileError, InternalError
 from fcn_deploy.installation import __version__
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -82,7 +82,7 @@ def _options(
 
 
 def main() -> NoReturn:
-    """Run the command line; exit codes: 0 done, 2 to 7 as in `fcn_deploy.errors`, 130 interrupted, 143 terminated."""
+    """Run the command line; exit codes: 0 done, those of `fcn_deploy.errors`, 130 interrupted, 143 terminated."""
     # PyTorch then asks for huge pages for its large maps, which saves a fifth of the reference's time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     signal.signal(signal.SIGTERM, _leave)
@@ -98,7 +98,20 @@ def main() -> NoReturn:
         # For example a path that is too long, an unreadable directory, or a full disk behind stdout.
         problem = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
         _fail(InputFileError(problem, remedy="Check the path, its permissions, and the free disk space."))
+    except Exception:
+        _fail(_bug())
     sys.exit(0)
+
+
+def _bug() -> InternalError:
+    """Return the error for the exception that is being handled, which nobody expected; its traceback is saved."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="fcn-deploy-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        file.write(traceback.format_exc())
+    problem = traceback.format_exc(limit=0).splitlines()[-1]
+    return InternalError(f"unexpected {problem}", remedy=f"This is a bug: report it with {file.name}.")
 
 
 def _fail(error: FcnDeployError) -> NoReturn:

@@ -6,6 +6,7 @@ printed row by row.
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 _UNLIMITED = 100_000
 _GAP = 2
+# Control characters but the line break, those that change the direction of text, and halves of surrogate pairs.
+_STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def _console(*, stderr: bool) -> Console:
@@ -48,9 +51,17 @@ out = _console(stderr=False)
 err = _console(stderr=True)
 
 
+def printable(text: str) -> str:
+    r"""Return text with every character that steers a terminal, or that it cannot show, as `\x1b` or `\udcff`.
+
+    Class names, names in checkpoints and file names come from others, and may contain any of them.
+    """
+    return _STEERING.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
 def print_line(text: str, *, to_stderr: bool = False) -> None:
     """Print one line of Rich markup, never wrapped, so that programs can read it too."""
-    (err if to_stderr else out).print(text, highlight=False, soft_wrap=True)
+    (err if to_stderr else out).print(printable(text), highlight=False, soft_wrap=True)
 
 
 def print_json(document: Any) -> None:
@@ -96,7 +107,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str 
     names = [name.replace("\n", "") for name in columns[1:]]
     for first, *others in full:
         values = ", ".join(f"{name} {cell}" for name, cell in zip(names, others, strict=True) if str(cell))
-        out.print(Text(f"{first}: {values}"), overflow="fold")
+        out.print(Text(printable(f"{first}: {values}")), overflow="fold")
 
 
 def _width(cell: str | Text) -> int:
@@ -110,7 +121,7 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], tex
         table.add_column(name, justify="left" if index < texts else "right", overflow="fold")
     for row in rows:
         if row:
-            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+            table.add_row(*(Text(printable(cell)) if isinstance(cell, str) else cell for cell in row))
         else:
             table.add_section()
     return table
@@ -122,7 +133,7 @@ def show_step(name: str, parts: int = 1) -> Iterator[Advance]:
     start = time.perf_counter()
     columns = folding("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with _progress(*(columns if parts > 1 else (SpinnerColumn(), columns[0]))) as progress:
-        task = progress.add_task(escape(name), total=parts)
+        task = progress.add_task(escape(printable(name)), total=parts)
         yield lambda: progress.advance(task)
     print_line(f"[green]done[/] {time.perf_counter() - start:5.1f} s  {escape(name)}", to_stderr=True)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import fcn_deploy as fd
-from fcn_deploy.choices import EngineName, OutputFormat, Provider
+from fcn_deploy.choices import MAX_MEGAPIXELS, EngineName, OutputFormat, Provider
 from fcn_deploy.cli.parameters import (
     ArtifactPath,
     Json,
@@ -40,7 +40,11 @@ def predict(
         str | None, inference_option(help="Address of the Ray cluster (HOST:PORT or auto). Default: start one here.")
     ] = None,
     output: Annotated[str, output_option(metavar="DIR|URL", help="Where to write the results.")] = "predictions",
+    max_photo_mpx: Annotated[
+        int, inference_option(help="Largest photo in millions of pixels; larger ones fail.")
+    ] = MAX_MEGAPIXELS,
     output_format: Annotated[OutputFormat, output_option(help="What to write for each photo.")] = OutputFormat.PNG,
+    force: Annotated[bool, output_option("--force", help="Also replace files that predict did not write.")] = False,
     json: Json = False,
 ) -> None:
     """Segment photos of any size: for each a palette PNG of labels and an overlay with a legend.
@@ -52,7 +56,9 @@ def predict(
     from fcn_deploy.cli import console, render
 
     paths = fd.find_images(images)
-    options = fd.PredictOptions(output, keep_aspect, provider, output_format, engine, address)
+    options = fd.PredictOptions(
+        output, keep_aspect, provider, output_format, engine, address, max_photo_mpx, force=force
+    )
     summary = fd.PredictionSummary()
     found = []
     for prediction in console.counted(fd.predict(bundle, paths, options), summary, len(paths)):
@@ -79,6 +85,13 @@ def serve(
     keep_aspect: KeepAspect = False,
     queue_size: Annotated[int, limits_option(help="Requests that may wait; further ones are refused with 503.")] = 32,
     max_photo_mb: Annotated[int, limits_option(help="Largest photo file in MB.")] = 32,
+    max_photo_mpx: Annotated[int, limits_option(help="Largest photo in millions of pixels.")] = 25,
+    allow_host: Annotated[
+        list[str] | None,
+        limits_option(
+            help="A further name that clients may use for the server; repeatable. 127.0.0.1 takes only its own."
+        ),
+    ] = None,
     client_timeout: Annotated[float, limits_option(help="Seconds a client may take to send a request.")] = 30.0,
     drain: Annotated[float, limits_option(help="Seconds to finish accepted requests after Ctrl-C or SIGTERM.")] = 30.0,
     json: Annotated[bool, output_option("--json", help="Print the addresses as one JSON document.")] = False,
@@ -93,8 +106,9 @@ def serve(
     from fcn_deploy.cli import console, render
 
     options = fd.ServeOptions(
-        host, http_port, grpc_port, name, provider, keep_aspect, queue_size, max_photo_mb, client_timeout, drain
-    )
+        host, http_port, grpc_port, name, provider, keep_aspect, queue_size, max_photo_mb, max_photo_mpx,
+        tuple(allow_host or ()), client_timeout, drain,
+    )  # fmt: skip
     logging.getLogger("fcn_deploy.serving").addHandler(_FailureLines())
     served = fd.serve(bundle, options, partial(console.print_result, show=render.print_endpoint, as_json=json))
     console.print_line(f"stopped; {served.answered} requests answered, {served.cut_off} cut off", to_stderr=True)

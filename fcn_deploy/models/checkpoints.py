@@ -4,6 +4,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} is not a file", remedy="Check the path.")
     state = _state_dict(path, _load(path))
+    _check_records(path, state)
     family = next((f for f in FAMILIES if f.recognises(state)), None)
     if family is None:
         raise CheckpointError(
@@ -81,6 +83,29 @@ def read_checkpoint(path: Path) -> Checkpoint:
             remedy="Correct its metadata: class_names is one string of names with spaces between.",
         )
     return found
+
+
+def _check_records(path: Path, state: StateDict) -> None:
+    """Check that the archive has a record of the size that each tensor's storage claims.
+
+    PyTorch maps the file, and would read what follows a record that was cut short.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        sizes = Counter(record.file_size for record in archive.infolist() if "/data/" in record.filename)
+    names = {t.untyped_storage().data_ptr(): name for name, t in state.items() if _is_plain(t)}
+    for name in names.values():
+        claimed = state[name].untyped_storage().nbytes()
+        if claimed and not sizes[claimed]:
+            raise CheckpointError(
+                f"checkpoint {path}: {name} claims {claimed} bytes, and no record has as many", remedy=_REFETCH
+            )
+        sizes[claimed] -= 1
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
@@ -102,6 +127,11 @@ def _load(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     try:
+        if zipfile.is_zipfile(path):
+            # PyTorch maps the records without comparing their checksums.
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"CRC-32 of {damaged} differs")
         with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_SCALARS):
             # Problems that PyTorch only warns about either fail below or do not affect the tensors.
             warnings.simplefilter("ignore", UserWarning)
@@ -158,10 +188,15 @@ def _without_prefix(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _as_float32(path: Path, name: str, tensor: Tensor) -> Tensor:
-    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+    if not _is_plain(tensor):
         raise CheckpointError(
             f"checkpoint {path}: {name} is not a plain tensor ({tensor.layout}, {tensor.device})",
             remedy="Convert it where it was trained: {k: v.to_dense().cpu() for k, v in state.items()}.",
+        )
+    claimed, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if claimed > held:
+        raise CheckpointError(
+            f"checkpoint {path}: {name} claims {claimed} bytes, of which the file holds {held}", remedy=_RESAVE
         )
     # float64 would lose digits, and integers are not weights: neither is converted silently.
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):

@@ -1,6 +1,7 @@
 """Options of a prediction run, the plan that all its stages share, and its outcome for each photo."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fcn_deploy.choices import EngineName, OutputFormat, Provider
-from fcn_deploy.errors import FcnDeployError, UsageError
+from fcn_deploy.choices import MAX_MEGAPIXELS, EngineName, OutputFormat, Provider
+from fcn_deploy.errors import FcnDeployError, UsageError, check_range
 from fcn_deploy.images import LABELS_SUFFIX, OVERLAY_SUFFIX
 from fcn_deploy.installation import require_extra
 from fcn_deploy.model_info import ModelInfo
@@ -27,9 +28,11 @@ class PredictOptions:
         output_format: what is written for each photo.
         engine: what runs the stages.
         address: address of the Ray cluster; None starts one on this machine for the duration of the run.
+        max_photo_mpx: largest photo, in millions of pixels; larger ones are failures.
+        force: replace files under the names of results that `predict` did not write.
 
     Raises:
-        UsageError: an address without the Ray engine, or a package that is not installed.
+        UsageError: a value out of its bounds, an address without the Ray engine, or a package that is not installed.
     """
 
     output: Path | str = Path("predictions")
@@ -38,8 +41,11 @@ class PredictOptions:
     output_format: OutputFormat = OutputFormat.PNG
     engine: EngineName = EngineName.LOCAL
     address: str | None = None
+    max_photo_mpx: int = MAX_MEGAPIXELS
+    force: bool = False
 
     def __post_init__(self) -> None:
+        check_range("photo size in Mpx", self.max_photo_mpx, 1, MAX_MEGAPIXELS, option="--max-photo-mpx")
         if self.address is not None and self.engine is not EngineName.RAY:
             raise UsageError(
                 f"address {self.address} is for a Ray cluster, but the engine is {self.engine}",
@@ -147,17 +153,31 @@ def make_plan(artifact: Path, segmenter: Segmenter, options: PredictOptions) -> 
     return Plan(Path.cwd(), artifact, options, s.info, s.model_sha256, s.batch, s.height, s.width)
 
 
+# File systems take names of 255 bytes; suffixes such as `.overlay.png` and `-2` have to fit too.
+_MAX_NAME_BYTES = 200
+
+
 def make_tasks(images: Sequence[Path]) -> list[Task]:
     """Return a task for each distinct image, named by its stem, or `stem-2`, `stem-3`, ... where several share it.
 
-    Names also differ on file systems that ignore case.
+    Names also differ on file systems that ignore case. Stems that are too long, or not UTF-8, are shortened and get a
+    hash.
     """
-    distinct = list(dict.fromkeys(images))
-    stems = Counter(image.stem.casefold() for image in distinct)
+    distinct = {image: _safe_stem(image.stem) for image in images}
+    stems = Counter(stem.casefold() for stem in distinct.values())
     # A counter per stem keeps this linear for many photos with the same name.
     numbers = {stem: count(2) for stem in stems}
     taken: set[str] = set()
-    return [Task(image, _free_name(image.stem, stems, numbers, taken)) for image in distinct]
+    return [Task(image, _free_name(stem, stems, numbers, taken)) for image, stem in distinct.items()]
+
+
+def _safe_stem(stem: str) -> str:
+    raw = os.fsencode(stem)
+    text = raw.decode(errors="replace")
+    if text == stem and len(raw) <= _MAX_NAME_BYTES:
+        return stem
+    digest = hashlib.sha256(raw).hexdigest()[:16]
+    return f"{text.encode()[: _MAX_NAME_BYTES - len(digest) - 1].decode(errors='ignore')}-{digest}"
 
 
 def _free_name(stem: str, stems: Counter[str], numbers: "dict[str, count[int]]", taken: set[str]) -> str:

@@ -25,6 +25,7 @@ from fcn_deploy.segmentation import (
     map_ordered,
     run_batch,
 )
+from fcn_deploy.storage import parse_json
 
 # One batch runs while the next one waits.
 _RUNS_AHEAD = 2
@@ -69,7 +70,7 @@ def predict(path: Path, images: Sequence[Path], options: PredictOptions | None =
     Raises:
         BundleError: the artifact is missing, damaged, or does not record its classes.
         ProviderError: the requested provider would not run.
-        OutputError: results cannot be written, or another run is writing there.
+        OutputError: results cannot be written, another run is writing there, or `failures.jsonl` is the user's.
         UsageError: the output's address, or that of the Ray cluster, cannot be opened.
     """
     options = options or PredictOptions()
@@ -77,6 +78,7 @@ def predict(path: Path, images: Sequence[Path], options: PredictOptions | None =
     plan = make_plan(path, segmenter, options)
     store = open_store(options.output)
     with store.claim():
+        _check_failures_file(store, options)
         sink = (TableSink if options.output_format is OutputFormat.PARQUET else FileSink)(plan, store)
         yield from _record_failures(store, _run(plan, make_tasks(images), sink, segmenter))
         sink.remove_replaced()
@@ -106,6 +108,25 @@ def _record_failures(store: Store, predictions: Iterable[Prediction]) -> Iterato
             _write_failures(store, lines)
         raise
     _write_failures(store, lines)
+
+
+def _check_failures_file(store: Store, options: PredictOptions) -> None:
+    """Raise OutputError if there is a list of failures that `predict` did not write."""
+    lines = (store.read(FAILURES_FILE) or b"").splitlines()
+    if options.force or all(map(_is_failure, lines)):
+        return
+    raise OutputError(
+        f"{store.location(FAILURES_FILE)} exists, and predict did not write it",
+        remedy="Choose another --output, or pass --force to replace it.",
+    )
+
+
+def _is_failure(line: bytes) -> bool:
+    try:
+        facts = parse_json(line)
+    except ValueError:
+        return False
+    return isinstance(facts, dict) and facts.keys() == {"image", "problem", "remedy"}
 
 
 def _write_failures(store: Store, lines: Sequence[str]) -> None:

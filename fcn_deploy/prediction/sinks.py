@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import threading
 import zlib
 from abc import ABC, abstractmethod
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,25 +23,30 @@ from fcn_deploy.images import LABELS_SUFFIX, OVERLAY_SUFFIX, Labels, class_share
 from fcn_deploy.prediction.options import Decoded, Plan, Prediction, Task
 from fcn_deploy.prediction.store import Store
 from fcn_deploy.segmentation import Labelled
+from fcn_deploy.storage import parse_json
 
 _KEY = "fcn_deploy.key"
 # NumPy reads array headers with Python's parser, which occasionally fails in CPython 3.11 when threads share it.
 _PARSER = threading.Lock()
 
 
+class OccupiedError(OutputError):
+    """The name of a result is taken by a file of the user's (exit code 3)."""
+
+
 @dataclass(frozen=True)
 class FileFormat:
     """A format with some files for each photo."""
 
-    suffixes: tuple[str, ...]  # of the files, in the order they are written; the last file holds the key
+    suffixes: tuple[str, ...]  # of the files, in the order they are written; each holds the key
     # returns the files' contents, from the plan, the photo and its h x w labels in the photo's own size
     encode: Callable[[Plan, Decoded, Labels], tuple[bytes, ...]]
-    # returns the key in the last file, or None when it has none because something else wrote it
+    # returns the key in a file, or None when it has none because something else wrote it
     key_of: Callable[[bytes], str | None]
 
 
 def _encode_png(plan: Plan, photo: Decoded, labels: Labels) -> tuple[bytes, ...]:
-    return _png(overlay(photo.fitted.photo, labels, plan.info)), _labels_png(plan, labels, photo.key)
+    return _png(overlay(photo.fitted.photo, labels, plan.info), photo.key), _labels_png(plan, labels, photo.key)
 
 
 def _png_key(data: bytes) -> str | None:
@@ -50,13 +57,12 @@ def _png_key(data: bytes) -> str | None:
 
 def _labels_png(plan: Plan, labels: Labels, key: str) -> bytes:
     """Return a palette PNG of the labels, with its key."""
-    text = PngImagePlugin.PngInfo()
+    return _png(label_image(labels, plan.info), key)
+
+
+def _png(image: Image.Image, key: str) -> bytes:
+    file, text = io.BytesIO(), PngImagePlugin.PngInfo()
     text.add_text(_KEY, key)
-    return _png(label_image(labels, plan.info), text)
-
-
-def _png(image: Image.Image, text: PngImagePlugin.PngInfo | None = None) -> bytes:
-    file = io.BytesIO()
     image.save(file, "PNG", pnginfo=text)
     return file.getvalue()
 
@@ -88,8 +94,9 @@ def _encode_rle_json(plan: Plan, photo: Decoded, labels: Labels) -> tuple[bytes,
 
 
 def _rle_json_key(data: bytes) -> str | None:
-    document: Any = json.loads(data)
-    return str(document["key"]) if isinstance(document, dict) and "key" in document else None
+    document: Any = parse_json(data)
+    is_ours = isinstance(document, dict) and document.keys() == {"image", "size", "classes", "key"}
+    return str(document["key"]) if is_ours else None
 
 
 def run_lengths(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> list[int]:
@@ -157,6 +164,9 @@ class Sink(ABC):
     @abstractmethod
     def _encode(self, photo: Decoded, labels: Labels, prediction: Prediction) -> Encoded: ...
 
+    def check_replaceable(self, task: Task) -> None:  # noqa: B027 - the names of parts are hashes
+        """Raise OccupiedError if a result's name is taken by a file that `predict` did not write."""
+
     @abstractmethod
     def write(self, results: Sequence[Encoded]) -> list[Prediction]:
         """Write results, each file in one move; raises OutputError if they cannot be written."""
@@ -173,18 +183,39 @@ class FileSink(Sink):
         self._format = FILE_FORMATS[plan.options.output_format]
 
     def _existing(self, task: Task, key: str) -> tuple[str, ...]:
-        names = tuple(task.name + suffix for suffix in self._format.suffixes)
-        data = self.store.read(names[-1])
-        try:
-            found = self._format.key_of(data) if data is not None else None
-        except _UNREADABLE:
-            return ()
+        names = self._names(task)
+        found = self._key(names[-1])
         return names if found == key and all(self.store.exists(name) for name in names[:-1]) else ()
+
+    def check_replaceable(self, task: Task) -> None:
+        """Raise OccupiedError if a result's name is taken by a file without a key, unless `force` is set."""
+        if self.plan.options.force:
+            return
+        # Earlier versions wrote the key into the last file only.
+        names = self._names(task)
+        if self._key(names[-1]) is not None:
+            return
+        for name in names:
+            if self.store.exists(name) and self._key(name) is None:
+                raise OccupiedError(
+                    f"{self.store.location(name)} exists, and predict did not write it",
+                    remedy="Choose another --output, or pass --force to replace it.",
+                )
+
+    def _names(self, task: Task) -> tuple[str, ...]:
+        return tuple(task.name + suffix for suffix in self._format.suffixes)
+
+    def _key(self, name: str) -> str | None:
+        """Return the key in a result; None if there is no such file, or it has none."""
+        data = self.store.read(name)
+        try:
+            return self._format.key_of(data) if data is not None else None
+        except _UNREADABLE:
+            return None
 
     def _encode(self, photo: Decoded, labels: Labels, prediction: Prediction) -> Encoded:
         contents = self._format.encode(self.plan, photo, labels)
-        names = (photo.task.name + suffix for suffix in self._format.suffixes)
-        return Encoded(prediction, tuple(zip(names, contents, strict=True)))
+        return Encoded(prediction, tuple(zip(self._names(photo.task), contents, strict=True)))
 
     def write(self, results: Sequence[Encoded]) -> list[Prediction]:
         """Write the file with the key last: until then, the photo counts as not done."""
@@ -213,13 +244,13 @@ class TableSink(Sink):
         self._part_of = {(image, key): part for image, key, part in _index(store)}
 
     def _existing(self, task: Task, key: str) -> tuple[str, ...]:
-        part = self._part_of.get((str(task.image), key))
+        part = self._part_of.get((_text(task.image), key))
         return (part,) if part else ()
 
     def _encode(self, photo: Decoded, labels: Labels, prediction: Prediction) -> Encoded:
         height, width = labels.shape
         row = {
-            "image": str(photo.task.image),
+            "image": _text(photo.task.image),
             "key": photo.key,
             "height": height,
             "width": width,
@@ -248,6 +279,11 @@ class TableSink(Sink):
         with suppress(OSError):
             return self.plan.key((self.plan.folder / image).read_bytes())
         return None
+
+
+def _text(path: Path) -> str:
+    r"""Return a path as text that a table can hold: bytes that are not UTF-8 become `\xff`."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _index(store: Store) -> list[tuple[str, str, str]]:

@@ -9,20 +9,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from fcn_deploy.errors import ImageError
 from fcn_deploy.images import decode_image, read_file
 from fcn_deploy.prediction.options import Decoded, Plan, Prediction, Task
-from fcn_deploy.prediction.sinks import Encoded, Sink
+from fcn_deploy.prediction.sinks import Encoded, OccupiedError, Sink
 from fcn_deploy.segmentation import Labelled, fit
 
 
 def decode(plan: Plan, sink: Sink, task: Task) -> Decoded | Prediction:
-    """Read and fit a photo; return the prediction at once when results exist or the photo cannot be read."""
+    """Read and fit a photo; return the prediction at once when results exist, or a failure.
+
+    A photo fails that cannot be read, or whose results would replace a file of the user's.
+    """
     try:
         data = read_file(plan.folder / task.image, f"image {task.image}")
         key = plan.key(data)
         finished = sink.finished(task, key)
         if finished is not None:
             return finished
-        photo = decode_image(data, str(task.image))
-    except ImageError as error:
+        sink.check_replaceable(task)
+        photo = decode_image(data, str(task.image), plan.options.max_photo_mpx * 1_000_000)
+    except (ImageError, OccupiedError) as error:
         return Prediction(task.image, failure=error, untrained=plan.info.provenance.untrained)
     return Decoded(fit(photo, plan.height, plan.width, keep_aspect=plan.options.keep_aspect), task, key)
 

@@ -1,6 +1,7 @@
 """Where results go: a directory, or an address that fsspec opens. A file appears complete, or not at all."""
 
 import contextlib
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,7 +52,7 @@ class Store:
                 staging.write_bytes(data)
             return
         # Not every file system writes whole objects only.
-        partial = f".{name}.partial"
+        partial = f".{secrets.token_hex(8)}.partial"
         try:
             self._files.makedirs("", exist_ok=True)
             self._files.pipe_file(partial, data)

@@ -1,13 +1,15 @@
 """Where a server listens, and the limits of its clients."""
 
+import ipaddress
 import re
 from dataclasses import dataclass
 
-from fcn_deploy.choices import Provider
+from fcn_deploy.choices import MAX_MEGAPIXELS, Provider
 from fcn_deploy.errors import UsageError, check_range
 
 _MAX_PORT = 65_535
 _MAX_SECONDS = 3_600
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
@@ -24,6 +26,9 @@ class ServeOptions:
         keep_aspect: pad photos sent to `/segment` to the input's shape instead of stretching them.
         queue_size: requests that may wait for the model; further ones are refused with 503 (gRPC: UNAVAILABLE).
         max_photo_mb: largest photo, in millions of bytes of file.
+        max_photo_mpx: largest photo, in millions of pixels; a decoded one takes up to 16 bytes per pixel.
+        allowed_hosts: names that clients may ask for in their `Host` header, besides those of this machine's loopback
+            interface and `host`; empty allows any name where `host` is not a loopback address.
         client_timeout_s: seconds a client has to send a request's head, again to send its body, and again to read
             the answer.
         drain_s: seconds that accepted requests may take after a signal to stop.
@@ -40,6 +45,8 @@ class ServeOptions:
     keep_aspect: bool = False
     queue_size: int = 32
     max_photo_mb: int = 32
+    max_photo_mpx: int = 25
+    allowed_hosts: tuple[str, ...] = ()
     client_timeout_s: float = 30.0
     drain_s: float = 30.0
 
@@ -48,6 +55,7 @@ class ServeOptions:
         check_range("gRPC port", self.grpc_port, 0, _MAX_PORT, option="--grpc-port")
         check_range("queue size", self.queue_size, 1, 1_000, option="--queue-size")
         check_range("photo size in MB", self.max_photo_mb, 1, 1_024, option="--max-photo-mb")
+        check_range("photo size in Mpx", self.max_photo_mpx, 1, MAX_MEGAPIXELS, option="--max-photo-mpx")
         check_range("client timeout in seconds", self.client_timeout_s, 0.1, _MAX_SECONDS, option="--client-timeout")
         check_range("drain time in seconds", self.drain_s, 0, _MAX_SECONDS, option="--drain")
         if self.http_port and self.http_port == self.grpc_port:
@@ -59,3 +67,19 @@ class ServeOptions:
                 f"model name {self.name!r} has characters that are not allowed in a URL path",
                 remedy="Use up to 100 letters, digits, and . _ - after a letter or digit.",
             )
+
+    def allows_host(self, name: str) -> bool:
+        """Return whether a client may ask for the server under a host name.
+
+        On a loopback address only known names are allowed: a web page that makes its own name point to 127.0.0.1 (DNS
+        rebinding) could otherwise use the server through the visitor's browser.
+        """
+        known = {*_LOOPBACK_NAMES, self.host.lower(), *(host.lower() for host in self.allowed_hosts)}
+        return name.lower() in known or not (self.allowed_hosts or _is_loopback(self.host))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

@@ -8,11 +8,12 @@ from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from prometheus_client import exposition
 
 from fcn_deploy.errors import ImageError
-from fcn_deploy.images import MAX_PIXELS, Labels, Pixels, Placement, class_shares, decode_image, label_image, place
+from fcn_deploy.images import Labels, Pixels, Placement, class_shares, decode_image, label_image, place
 from fcn_deploy.serving.http import MAX_HEAD_BYTES, HttpConnection, HttpRequest, HttpResponse, json_response
 from fcn_deploy.serving.model import ModelService, run_in_thread
 from fcn_deploy.serving.options import ServeOptions
@@ -27,7 +28,7 @@ from fcn_deploy.serving.protocol import (
 
 _MODEL_PATH = re.compile(r"/v2/models/([^/]+)(?:/ready|/infer)?")
 _SEGMENT_PATH = "/segment"
-_BYTES_PER_MB = 1_000_000
+_MILLION = 1_000_000
 # Bytes of a value as JSON, with a comma, a space, and some brackets.
 _JSON_BYTES_PER_VALUE = 6
 # Photos that wait to be decoded, beside the one that is.
@@ -47,14 +48,16 @@ _PAGE_HEADERS = {
 class Routes:
     """The addresses of one server.
 
-    JSON tensors and photos are decoded in `executor`, by one thread: a decoded photo takes up to half a gigabyte.
+    One thread decodes photos, because each may take hundreds of megabytes, and another one JSON tensors.
     """
 
     def __init__(self, service: ModelService, options: ServeOptions) -> None:
-        self.executor = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        self._photo_reader = ThreadPoolExecutor(1, thread_name_prefix="photos")
+        self._json_reader = ThreadPoolExecutor(1, thread_name_prefix="json")
         self._service = service
-        self._keep_aspect = options.keep_aspect
-        self._max_photo_bytes = options.max_photo_mb * _BYTES_PER_MB
+        self._options = options
+        self._max_photo_bytes = options.max_photo_mb * _MILLION
+        self._max_photo_pixels = options.max_photo_mpx * _MILLION
         self._max_infer_bytes = _JSON_BYTES_PER_VALUE * service.interface.tensor_bytes + MAX_HEAD_BYTES
         self._photos = 0
         model_path = f"/v2/models/{service.name}"
@@ -81,6 +84,7 @@ class Routes:
             RequestError: it is refused.
             ClientGoneError: the client left before it was answered.
         """
+        self._check_host(request)
         if request.method != "POST":
             await connection.read_body(request, MAX_HEAD_BYTES)
             if request.method not in {"GET", "HEAD"} or request.path not in self._get_routes:
@@ -93,6 +97,24 @@ class Routes:
             if request.path not in self._post_routes:
                 raise self._no_route(request)
             await connection.send(await connection.while_connected(self._post_routes[request.path](request, body)))
+
+    def close(self) -> None:
+        """Drop requests that have not been decoded, and end the threads."""
+        for executor in (self._photo_reader, self._json_reader):
+            executor.shutdown(cancel_futures=True)
+
+    def _check_host(self, request: HttpRequest) -> None:
+        host = request.headers.get("host", "")  # browsers always send one; HTTP/1.0 has none
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            name = host
+        if host and not self._options.allows_host(name):
+            raise RequestError(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                f"host {short_repr(name)} is not one of this server's",
+                "Start it with --allow-host and this name.",
+            )
 
     def _no_route(self, request: HttpRequest) -> RequestError:
         if model_path := _MODEL_PATH.fullmatch(request.path):
@@ -114,10 +136,10 @@ class Routes:
         """Return labels. Numbers as JSON take long to read and to write, so another thread does that."""
         json_length = request.headers.get(JSON_LENGTH_HEADER)
         decode = partial(self._service.interface.decode, body, json_length)
-        decoded = await run_in_thread(self.executor, decode) if json_length is None else decode()
+        decoded = await run_in_thread(self._json_reader, decode) if json_length is None else decode()
         result = await self._service.queue.submit(decoded.pixels)
         encode = partial(result.encode, self._service.name, decoded.id, binary=decoded.binary)
-        content, headers = encode() if decoded.binary else await run_in_thread(self.executor, encode)
+        content, headers = encode() if decoded.binary else await run_in_thread(self._json_reader, encode)
         return HttpResponse(HTTPStatus.OK, content, headers)
 
     def _facts(self, _: HttpRequest) -> HttpResponse:
@@ -130,7 +152,7 @@ class Routes:
             "height": segmenter.height,
             "width": segmenter.width,
             "max_bytes": self._max_photo_bytes,
-            "max_pixels": MAX_PIXELS,
+            "max_pixels": self._max_photo_pixels,
         }, _PAGE_HEADERS)  # fmt: skip
 
     async def _segment(self, _: HttpRequest, body: memoryview) -> HttpResponse:
@@ -141,9 +163,9 @@ class Routes:
             raise unavailable(f"{self._photos} photos are being worked on, and at most {_MAX_WAITING_PHOTOS} may wait")
         self._photos += 1
         try:
-            canvas, placement = await run_in_thread(self.executor, lambda: self._fit(bytes(body)))
+            canvas, placement = await run_in_thread(self._photo_reader, lambda: self._fit(bytes(body)))
             labels = (await self._service.queue.submit(canvas[None])).labels[0]
-            facts = await run_in_thread(self.executor, lambda: self._describe(placement.restore(labels)))
+            facts = await run_in_thread(self._photo_reader, lambda: self._describe(placement.restore(labels)))
         except ImageError as error:
             raise bad_request(error.problem, error.remedy) from error
         finally:
@@ -153,7 +175,9 @@ class Routes:
     def _fit(self, data: bytes) -> tuple[Pixels, Placement]:
         # The photo itself, which may be a thousand times as large, is not kept while others are run.
         size = self._service.segmenter.height, self._service.segmenter.width
-        return place(decode_image(data, "you sent"), *size, keep_aspect=self._keep_aspect)
+        return place(
+            decode_image(data, "you sent", self._max_photo_pixels), *size, keep_aspect=self._options.keep_aspect
+        )
 
     def _describe(self, labels: Labels) -> dict[str, Any]:
         info, png = self._service.segmenter.info, io.BytesIO()

@@ -221,7 +221,7 @@ class _ServerCore:
         await self._grpc.stop(grace_s)
         await self._http.stop(grace_s)
         await self._service.queue.close()
-        self._routes.executor.shutdown(cancel_futures=True)
+        self._routes.close()
         return cut_off
 
 

@@ -48,3 +48,11 @@ def test_any_size_and_all_classes(size: tuple[int, int]) -> None:
 
     assert size[1] < picture.width < 2000
     assert size[0] <= picture.height < 2000
+
+
+def test_a_photo_of_one_column_gets_no_legend() -> None:
+    """A legend beside it would have hundreds of times its pixels: 14 GB for 59 million."""
+    photo, labels = np.zeros((2_000_000, 1, 3), np.uint8), np.zeros((2_000_000, 1), np.uint8)
+
+    assert overlay(photo, labels, TRAINED).size == (1, 2_000_000)
+    assert overlay(photo[:3000], labels[:3000], TRAINED).size > (1, 3000)

@@ -1,6 +1,7 @@
 import contextlib
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,16 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from fcn_deploy import OutputError
-from fcn_deploy.storage import sole_writer, staged_directory, staged_file
+from fcn_deploy import BundleError, OutputError
+from fcn_deploy.storage import check_writable, sole_writer, staged_directory, staged_file
 from tests.messages import states
 from tests.processes import started
 
 MARKER = "manifest.json"
 
 
+def own_files(path: Path) -> set[str]:
+    if not (path / MARKER).is_file():
+        raise BundleError(f"it has no {MARKER}", remedy="")
+    return {MARKER}
+
+
 def stage(target: Path, content: str = "new", *, force: bool = False) -> None:
-    with staged_directory(target, marker=MARKER, force=force) as staging:
+    with staged_directory(target, own_files=own_files, force=force) as staging:
         (staging / MARKER).write_text(content)
 
 
@@ -37,7 +44,7 @@ def test_a_finished_block_publishes_and_nothing_else_remains(tmp_path: Path) -> 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_an_error_in_the_block_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     def interrupted() -> None:
-        with staged_directory(tmp_path / "out", marker=MARKER, force=False) as staging:
+        with staged_directory(tmp_path / "out", own_files=own_files, force=False) as staging:
             (staging / "half").write_text("x")
             raise error
 
@@ -51,7 +58,7 @@ def test_an_error_in_the_block_leaves_nothing(tmp_path: Path, error: type[BaseEx
 def test_an_error_leaves_the_old_artifact(tmp_path: Path) -> None:
     stage(tmp_path / "out", "old")
 
-    with pytest.raises(RuntimeError), staged_directory(tmp_path / "out", marker=MARKER, force=True):
+    with pytest.raises(RuntimeError), staged_directory(tmp_path / "out", own_files=own_files, force=True):
         raise RuntimeError
 
     assert contents(tmp_path) == {"out/manifest.json": "old"}
@@ -82,17 +89,34 @@ def test_force_spares_what_is_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "photos" / "cat.jpg").write_text("cat")
     (tmp_path / "file").write_text("text")
 
-    for name in ("photos", "file"):
-        with pytest.raises(OutputError, check=states(f"{name} no bundle manifest.json --force", remedy="--output")):
+    for name, problem in (("photos", "no manifest.json"), ("file", "not a directory")):
+        with pytest.raises(OutputError, check=states(f"--force {name} {problem}", remedy="--output")):
             stage(tmp_path / name, force=True)
 
     assert contents(tmp_path) == {"photos/cat.jpg": "cat", "file": "text"}
 
 
+@pytest.mark.parametrize("foreign", ["notes.txt", "deep/down/notes.txt", "link", "deep/link"])
+def test_force_spares_a_bundle_that_holds_something_of_the_users(tmp_path: Path, foreign: str) -> None:
+    stage(tmp_path / "out", "old")
+    (tmp_path / "out" / foreign).parent.mkdir(parents=True, exist_ok=True)
+    if "link" in foreign:
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "out" / foreign).symlink_to(tmp_path / "elsewhere")
+    else:
+        (tmp_path / "out" / foreign).write_text("mine")
+    before = contents(tmp_path)
+
+    with pytest.raises(OutputError, check=states(f"out {foreign}", remedy="remove")):
+        stage(tmp_path / "out", force=True)
+
+    assert contents(tmp_path) == before
+
+
 def test_no_space_is_reported_and_cleaned_up(tmp_path: Path) -> None:
     with (
         pytest.raises(OutputError, match=r"out.*No space left on device.* \d+ MB"),
-        staged_directory(tmp_path / "out", marker=MARKER, force=False),
+        staged_directory(tmp_path / "out", own_files=own_files, force=False),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -110,7 +134,7 @@ HOLD = """
     import sys, time
     from pathlib import Path
     from fcn_deploy.storage import staged_directory
-    with staged_directory(Path(sys.argv[1]), marker="manifest.json", force=True) as staging:
+    with staged_directory(Path(sys.argv[1]), own_files=lambda _: {"manifest.json"}, force=True) as staging:
         (staging / "half").write_text("half-written")
         print("writing", flush=True)
         time.sleep(60)
@@ -158,9 +182,64 @@ def test_a_staged_file_replaces_in_one_move_or_not_at_all(tmp_path: Path) -> Non
     assert contents(tmp_path) == {"new/file.txt": "one"}
 
 
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    with staged_file(tmp_path / "file.txt") as first, staged_file(tmp_path / "file.txt") as second:
+        first.write_text("first")
+        second.write_text("second")
+
+    assert contents(tmp_path) == {"file.txt": "first"}  # the one that ends last
+    assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
+
+
+def test_a_link_under_a_name_that_could_be_guessed_is_not_followed(tmp_path: Path) -> None:
+    """Names of unfinished files used to be `.file.partial.txt`."""
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / ".file.partial.txt").symlink_to(tmp_path / "victim")
+
+    with staged_file(tmp_path / "file.txt") as staging:
+        assert re.fullmatch(r"\.[0-9a-f]{16}\.partial\.txt", staging.name)
+        staging.write_text("new")
+
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert (tmp_path / "file.txt").read_text() == "new"
+
+
+def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+
+    for target, problem in (
+        (tmp_path / "pipe", "device pipe"),
+        (Path("/dev/null"), "device"),
+        (tmp_path / "folder", "directory"),
+        (tmp_path / "loop", "symbolic links"),
+    ):
+        with pytest.raises(OutputError, check=states(f"cannot write {target} {problem}")), staged_file(target):
+            pass
+        with pytest.raises(OutputError, check=states(f"cannot write {target} {problem}")):
+            check_writable(target)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "loop", "pipe"]
+    assert not Path("/dev/null").is_file()
+
+
+def test_a_directory_that_is_a_link_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+
+    with pytest.raises(OutputError, check=states("cannot write loop symbolic links")):
+        stage(tmp_path / "loop", force=True)
+
+
 def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     def late() -> None:
-        with staged_directory(tmp_path / "out", marker=MARKER, force=False) as staging:
+        with staged_directory(tmp_path / "out", own_files=own_files, force=False) as staging:
             (staging / MARKER).write_text("new")
             (tmp_path / "out").mkdir()
             (tmp_path / "out" / "thesis.txt").write_text("years of work")
@@ -242,7 +321,7 @@ RACE = """
     from pathlib import Path
     from fcn_deploy.storage import staged_directory
     for _ in range(150):
-        with staged_directory(Path(sys.argv[1]), marker="manifest.json", force=True) as staging:
+        with staged_directory(Path(sys.argv[1]), own_files=lambda _: {"manifest.json"}, force=True) as staging:
             (staging / "manifest.json").write_text("whole")
 """
 
@@ -255,3 +334,31 @@ def test_many_exports_to_one_place_at_once(tmp_path: Path) -> None:
 
     assert [process.returncode for process in processes] == [0, 0, 0], messages
     assert contents(tmp_path) == {"out/manifest.json": "whole"}
+
+
+def test_what_killed_runs_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    code = """
+        import sys, time
+        from pathlib import Path
+        from fcn_deploy.storage import staged_file
+        with staged_file(Path(sys.argv[1])) as staging:
+            staging.write_text("half")
+            print("writing", flush=True)
+            time.sleep(60)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), tmp_path / "file.txt"]
+    (tmp_path / ".mine.partial").write_text("mine")
+    (tmp_path / f".{'0' * 16}.partial").symlink_to(tmp_path / ".mine.partial")
+    with started(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        with sole_writer(tmp_path):
+            pass
+        assert "half" in contents(tmp_path).values()
+        process.kill()
+        process.wait(10)
+
+    check_writable(tmp_path / "file.txt")
+
+    assert "half" not in contents(tmp_path).values()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".{'0' * 16}.partial", ".mine.partial"]

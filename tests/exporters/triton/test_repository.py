@@ -263,7 +263,7 @@ def test_only_packages_are_replaced(bundles: Bundles, tmp_path: Path) -> None:
 
     assert [path.name for path in (out / "repository").iterdir()] == ["second"]
     shutil.copytree(source, tmp_path / "copy")
-    with pytest.raises(fd.OutputError, check=states("copy no bundle triton-package.json --force")):
+    with pytest.raises(fd.OutputError, check=states("--force copy no triton-package.json")):
         packaged(tmp_path / "copy", tmp_path / "copy", force=True)
     assert fd.open_bundle(tmp_path / "copy").manifest
 

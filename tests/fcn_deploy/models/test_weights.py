@@ -1,6 +1,7 @@
 import contextlib
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -362,3 +363,36 @@ def test_a_narrow_file_names_its_divisor(tmp_path: Path) -> None:
         load_network(NetworkSpec(Variant.FCN32S, Geometry.CAFFE), read_checkpoint(path), WeightsOptions(path))
 
     assert "--channel-divisor 64" in caught.value.remedy
+
+
+def test_a_tensor_larger_than_its_file_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    """A stride of 0 lets a file of a kilobyte claim any size."""
+    state = state_of(Variant.FCN32S) | {"fc6.weight": torch.ones(1).expand(64, 8, 50_000, 50_000)}
+    path = save(tmp_path, state)
+
+    with pytest.raises(CheckpointError, check=states(f"weights.pth fc6.weight {4 * 64 * 8 * 50_000**2} 4 bytes")):
+        read_checkpoint(path)
+
+
+def test_a_flipped_bit_is_found_by_the_checksum(tmp_path: Path) -> None:
+    state = state_of(Variant.FCN32S)
+    path = save(tmp_path, state)
+    data = bytearray(path.read_bytes())
+    at = data.index(state["conv2_1.weight"].numpy().tobytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(CheckpointError, check=states("weights.pth CRC-32")):
+        read_checkpoint(path)
+
+
+def test_a_record_that_was_cut_short(tmp_path: Path) -> None:
+    """The archive is whole and its checksums agree, but one tensor has fewer bytes than it claims."""
+    path, cut = save(tmp_path, state_of(Variant.FCN32S)), tmp_path / "cut.pth"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(cut, "w", zipfile.ZIP_STORED) as target:
+        for name in source.namelist():
+            content = source.read(name)
+            target.writestr(name, content[:-8] if name.endswith("/data/3") else content)
+
+    with pytest.raises(CheckpointError, check=states("cut.pth")):
+        read_checkpoint(cut)

@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,3 +135,94 @@ def test_numbers_do_not_run_into_names_that_look_numbered(shared_bundle: Path, p
 
     names = [p.labels_path.name for p in found if p.labels_path]
     assert names == ["a.labels.png", "a-3.labels.png", "a-2.labels.png", "A-4.labels.png"]
+
+
+def test_awkward_names_do_not_end_a_batch(shared_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    """Not UTF-8, too long with a suffix, twice the same once shortened; each is labelled under a name of its own."""
+    (tmp_path / "in").mkdir()
+    names = (
+        b"caf\xe9.png",
+        b"caf\xe8.png",
+        b"x" * 251 + b".png",
+        b"x" * 250 + b".jpg",
+        "\u00e9".encode() * 120 + b".png",
+        b"plain.png",
+    )
+    photos = [tmp_path / "in" / os.fsdecode(name) for name in names]
+    for path in photos:
+        path.write_bytes(photo.read_bytes())
+
+    for output_format in fd.OutputFormat:
+        options = fd.PredictOptions(tmp_path / output_format, output_format=output_format)
+        found = list(fd.predict(shared_bundle, photos, options))
+        assert [str(p.failure) for p in found if p.failure] == []
+        again = list(fd.predict(shared_bundle, photos, options))
+        assert all(p.done_before for p in again)
+
+    written = sorted(path.name for path in (tmp_path / "npz").iterdir())
+    assert len(written) == len(names)
+    assert "plain.npz" in written
+    assert all(len(os.fsencode(name)) <= 255 and name.isprintable() for name in written)
+
+
+@pytest.mark.parametrize(("output_format", "name"), [
+    (fd.OutputFormat.RLE_JSON, "photo.json"), (fd.OutputFormat.NPZ, "photo.npz"),
+    (fd.OutputFormat.PNG, "photo.labels.png"), (fd.OutputFormat.PNG, "photo.overlay.png"),
+])  # fmt: skip
+def test_files_that_predict_did_not_write_are_never_replaced(
+    shared_bundle: Path, photo: Path, tmp_path: Path, output_format: fd.OutputFormat, name: str
+) -> None:
+    """Such as LabelMe's scene.json beside scene.jpg."""
+    content = b'{"shapes": [], "imagePath": "photo.png"}' if name.endswith("json") else photo.read_bytes()
+    (tmp_path / name).write_bytes(content)
+    options = fd.PredictOptions(tmp_path, output_format=output_format)
+
+    (found,) = fd.predict(shared_bundle, [photo], options)
+
+    assert isinstance(found.failure, fd.OutputError)
+    assert states(f"{name} exists predict", remedy="--output --force")(found.failure)
+    assert (tmp_path / name).read_bytes() == content
+
+    (found,) = fd.predict(shared_bundle, [photo], replace(options, force=True))
+    assert found.failure is None
+    assert (tmp_path / name).read_bytes() != content
+    (again,) = fd.predict(shared_bundle, [photo], options)
+    assert again.done_before
+
+
+def test_a_list_of_failures_of_the_users_is_kept(shared_bundle: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "failures.jsonl").write_text('{"test": "test_a", "failure": "x"}\n')
+    options = fd.PredictOptions(tmp_path)
+
+    with pytest.raises(fd.OutputError, check=states("failures.jsonl exists predict", remedy="--output --force")):
+        list(fd.predict(shared_bundle, [photo], options))
+    assert (tmp_path / "failures.jsonl").read_text() == '{"test": "test_a", "failure": "x"}\n'
+
+    list(fd.predict(shared_bundle, [photo], replace(options, force=True)))
+    assert not (tmp_path / "failures.jsonl").exists()
+
+
+def test_an_interrupted_result_of_an_earlier_version_is_finished(
+    shared_bundle: Path, photo: Path, tmp_path: Path
+) -> None:
+    """Their overlays have no key; the label map beside one does."""
+    (found,) = fd.predict(shared_bundle, [photo], fd.PredictOptions(tmp_path))
+    assert found.overlay_path is not None
+    with Image.open(found.overlay_path) as image:
+        image.copy().save(found.overlay_path)
+    Image.new("RGB", (9, 9)).save(photo)
+
+    (found,) = fd.predict(shared_bundle, [photo], fd.PredictOptions(tmp_path))
+
+    assert found.failure is None
+
+
+def test_a_photo_beyond_the_bound_is_refused_unread(shared_bundle: Path, tmp_path: Path) -> None:
+    Image.new("L", (1001, 1000)).save(tmp_path / "large.png")
+
+    (found,) = fd.predict(shared_bundle, [tmp_path / "large.png"], fd.PredictOptions(tmp_path, max_photo_mpx=1))
+
+    assert found.failure is not None
+    assert states("large.png 1001x1000 1000000", remedy="--max-photo-mpx")(found.failure)
+    with pytest.raises(fd.UsageError, check=states("0 Mpx 1 178", remedy="--max-photo-mpx")):
+        fd.PredictOptions(max_photo_mpx=0)

@@ -97,7 +97,7 @@ def test_other_options_and_other_models_are_done_anew(
 
 @pytest.mark.parametrize("damage", [b"", b"\x89PNG\r\n\x1a\nnot a picture", b"text"])
 @pytest.mark.parametrize("fmt", [fd.OutputFormat.PNG, fd.OutputFormat.NPZ, fd.OutputFormat.RLE_JSON])
-def test_a_damaged_result_is_replaced(
+def test_a_result_without_its_key_is_kept_until_told(
     shared_bundle: Path, photos: list[Path], tmp_path: Path, fmt: fd.OutputFormat, damage: bytes
 ) -> None:
     out = tmp_path / "out"
@@ -105,7 +105,12 @@ def test_a_damaged_result_is_replaced(
     whole = content(out)
     Path(first.files[-1]).write_bytes(damage)
 
-    assert before(run(shared_bundle, photos[:1], out, fmt)) == [False]
+    (kept,) = run(shared_bundle, photos[:1], out, fmt)
+    assert isinstance(kept.failure, fd.OutputError)
+    assert Path(first.files[-1]).read_bytes() == damage
+
+    (replaced,) = fd.predict(shared_bundle, photos[:1], fd.PredictOptions(out, output_format=fmt, force=True))
+    assert replaced.failure is None
     assert content(out) == whole
 
 

@@ -2,8 +2,10 @@
 
 import json
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from fcn_deploy.runtime.base import Arrays
 from fcn_deploy.segmentation import Segmenter
 from tests.fcn_deploy.serving.clients import (
     INFER,
+    address,
     binary_request,
     call,
     exposed,
@@ -32,6 +35,7 @@ from tests.fcn_deploy.serving.conftest import OPTIONS
 
 PIXELS = noise()
 LENGTH = "Inference-Header-Content-Length"
+EVERYWHERE = ".".join("0000")
 TENSOR = {"name": "pixels", "shape": [1, 96, 96, 3], "datatype": "UINT8"}
 
 
@@ -156,8 +160,9 @@ def png(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(("body", "message"), [
     (b"", "the body is empty. Post a photo's file."),
     (b"hello", "image you sent (5 bytes): unknown image format. Use a PNG or JPEG file."),
-    (png(20_000, 10_000), "image you sent claims 200000000 pixels; at most 178956970 are decoded"),
-    (png(60_000, 60_000), "at most 178956970 are decoded"),
+    (png(20_000, 10_000), "image you sent claims 200000000 pixels; at most 25000000 are decoded"),
+    (png(5_001, 5_000), "image you sent claims 5001x5000 pixels; at most 25000000 are decoded"),
+    (png(60_000, 60_000), "at most 25000000 are decoded"),
     (png(64, 64), "image you sent is truncated or damaged"),
     (fd.SAMPLE_SCENE.read_bytes()[:5000], "image you sent is truncated or damaged"),
 ])  # fmt: skip
@@ -236,3 +241,43 @@ def test_a_runtime_that_fails_is_the_servers_fault_and_shows_nothing_of_itself(
     assert all(record.exc_info is None for record in caplog.records if record.name == "fcn_deploy.serving")
     for protocol in ("http", "grpc"):
         assert f'fcn_deploy_requests_total{{outcome="failed",protocol="{protocol}"}} 1.0' in text
+
+
+def test_names_of_others_are_refused_on_a_loopback_address(server: fd.Server) -> None:
+    """A page of evil.example whose name points to 127.0.0.1 must not reach the server through a visitor's browser."""
+    port = address(server).rpartition(":")[2]
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "[::1", "user@evil.example"):
+        for path, body in (("/v2", None), (INFER, json_request(PIXELS))):
+            status, answer, _ = call(server, path, body, {"Host": host})
+            assert status == 421
+            assert "evil" in answer["error"] or "[::1" in answer["error"]
+            assert "--allow-host" in answer["error"]
+    for host in ("localhost", f"LOCALHOST:{port}", f"127.0.0.1:{port}", f"[::1]:{port}"):
+        assert call(server, "/v2", headers={"Host": host})[0] == 200
+
+
+@pytest.mark.parametrize(("host", "allowed", "name", "expected"), [
+    ("127.0.0.1", (), "evil.example", False), ("127.0.0.1", ("good.example",), "Good.example", True),
+    ("127.1.2.3", (), "127.1.2.3", True), ("localhost", (), "evil.example", False), ("::1", (), "evil.example", False),
+    (EVERYWHERE, (), "evil.example", True), (EVERYWHERE, ("good.example",), "evil.example", False),
+    (EVERYWHERE, ("good.example",), "good.example", True), ("server.example", (), "anything.example", True),
+])  # fmt: skip
+def test_which_names_clients_may_use(host: str, allowed: tuple[str, ...], name: str, expected: bool) -> None:
+    assert fd.ServeOptions(host, allowed_hosts=allowed).allows_host(name) is expected
+
+
+def test_numbers_are_read_while_a_photo_is_decoded(server: fd.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding, going = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        decoding.set()
+        assert going.wait(30)
+        raise fd.ImageError("a photo", remedy="")
+
+    monkeypatch.setattr("fcn_deploy.serving.routes.decode_image", wait)
+    with ThreadPoolExecutor(1) as pool:
+        photo = pool.submit(call, server, "/segment", b"a photo")
+        assert decoding.wait(30)
+        assert call(server, INFER, json_request(PIXELS))[0] == 200
+        going.set()
+        assert photo.result(30)[0] == 400

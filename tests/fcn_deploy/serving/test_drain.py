@@ -108,7 +108,7 @@ def test_an_upload_that_had_begun_is_answered(shared_bundle: Path) -> None:
 def test_who_takes_longer_than_the_drain_is_cut_off(shared_bundle: Path) -> None:
     with fd.Server(shared_bundle, replace(OPTIONS, drain_s=0.1)) as server:
         slow = connect(server)
-        slow.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc".encode())
+        slow.sendall(f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nabc".encode())
         wait_for_metric(server, "in_flight", 1)
 
     with slow:

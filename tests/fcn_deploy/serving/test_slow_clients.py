@@ -25,7 +25,7 @@ from tests.fcn_deploy.serving.clients import (
 )
 from tests.fcn_deploy.serving.conftest import OPTIONS, Held
 
-HEAD = f"POST {INFER} HTTP/1.1\r\nHost: x\r\n".encode()
+HEAD = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\n".encode()
 # What the narrow model's input takes as JSON at most, and what a photo may have.
 MAX_CALL, MAX_PHOTO = 6 * 96 * 96 * 3 + 65536, 32_000_000
 
@@ -53,7 +53,7 @@ def test_a_head_that_does_not_come_is_given_up(server: fd.Server) -> None:
 
 def test_a_second_head_that_does_not_come_is_given_up(server: fd.Server) -> None:
     with connect(server) as slow:
-        slow.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\nGET /v2")
+        slow.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\nGET /v2")
         assert read_until_closed(slow).endswith(b'{"live":true}')
 
 
@@ -78,7 +78,7 @@ def test_what_is_no_http_is_told_so(server: fd.Server) -> None:
 @pytest.mark.parametrize(("path", "bound"), [(INFER, MAX_CALL), ("/segment", MAX_PHOTO), ("/nowhere", MAX_CALL)])
 def test_a_declared_length_beyond_the_bound_is_refused_unread(server: fd.Server, path: str, bound: int) -> None:
     with connect(server) as large:
-        large.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {bound + 1}\r\n\r\n".encode())
+        large.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {bound + 1}\r\n\r\n".encode())
         large.shutdown(socket.SHUT_WR)
         status, error = parsed(read_until_closed(large))
 
