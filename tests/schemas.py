@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.report.results import SCHEMA, BenchReport, Row
+from benchmarks.report.results import SCHEMA, BenchReport, ComparedInput, EnvironmentFacts, ProtocolFacts, Row
 from exporters.triton.repository import _Record
 from fcn_deploy.artifact.bundle import _Manifest
 from fcn_deploy.artifact.engine import Engine
@@ -20,9 +20,14 @@ _CELLS = {"type": "array", "items": {"type": "array", "prefixItems": [{"type": "
 
 def schemas() -> dict[str, Any]:
     """Return each schema by the name of its file."""
-    report = _schema(BenchReport, "a file that `bench --json` writes")
-    report["properties"]["schema"] = {"const": SCHEMA}
+    report = _schema(BenchReport, "a file that `bench --json` writes", EnvironmentFacts, ProtocolFacts, ComparedInput)
+    report["properties"] |= {
+        "schema": {"const": SCHEMA},
+        "environment": {"$ref": "#/$defs/EnvironmentFacts"},
+        "protocol": {"$ref": "#/$defs/ProtocolFacts"},
+    }
     _flatten(report, Row, ("key", "work"))
+    report["$defs"]["Row"]["properties"]["parity"]["items"] = {"$ref": "#/$defs/ComparedInput"}
     journal = _schema(ImageRecord, "a line of journal.jsonl but the first, which maps conditions to text")
     return {
         "manifest.json": _schema(_Manifest, "manifest.json of a bundle; further fields are a record for people"),
@@ -33,8 +38,8 @@ def schemas() -> dict[str, Any]:
     }
 
 
-def _schema(kind: type, description: str) -> dict[str, Any]:
-    (reference,), definitions = msgspec.json.schema_components([kind], schema_hook=_hook)
+def _schema(kind: type, description: str, *parts: type) -> dict[str, Any]:
+    (reference, *_), definitions = msgspec.json.schema_components([kind, *parts], schema_hook=_hook)
     root = definitions.pop(reference["$ref"].rpartition("/")[2])
     root.pop("title", None)
     found = {"$schema": _DRAFT, "description": description, **{k: v for k, v in root.items() if k != "description"}}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -236,9 +237,74 @@ def read_report(path: Path) -> BenchReport:
         _check_complete(BenchReport, document, "$")
         for number, row in enumerate(rows):
             _check_complete(Row, row, f"$.rows[{number}]")
+            # Infinite errors are written as text.
+            msgspec.convert(row["parity"], tuple[ComparedInput, ...], strict=False)
+        msgspec.convert(document["environment"], EnvironmentFacts)
+        msgspec.convert(document["protocol"], ProtocolFacts)
     except ValueError as error:
         raise InputFileError(f"{path} is damaged: {error}", remedy="Measure again, or copy it again.") from error
     return report
+
+
+@dataclass(frozen=True)
+class ComparedInput:
+    """The figures of an input that are read back; all others are a record for people."""
+
+    flips: int  # labels that differ from the reference's
+    relative_error: float = 0.0  # max error over the reference's range
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """The facts about a GPU that are read back."""
+
+    name: str
+    driver: str
+    memory_bytes: int = 0
+    power_limit_w: float = 0.0
+    other_processes: int = 0
+    other_processes_bytes: int = 0
+
+
+_Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class GpuRanges:
+    """The state of a GPU while rows ran, lowest and highest."""
+
+    name: str
+    throttled_by: tuple[str, ...]
+    sm_mhz: _Range = (0, 0)
+    memory_mhz: _Range = (0, 0)
+    power_w: _Range = (0, 0)
+
+
+@dataclass(frozen=True)
+class EnvironmentFacts:
+    """The facts about a machine that are read back; all others are a record for people."""
+
+    date: datetime
+    cpu: str
+    cores: int
+    system: str
+    clock_overhead_ns: float
+    versions: Mapping[str, str]
+    command: tuple[str, ...]
+    commit: str | None = None
+    busy_cores_before: float | None = None
+    stolen_share: float | None = None
+    gpus: tuple[GpuFacts, ...] = ()
+    gpus_during: tuple[GpuRanges, ...] = ()
+    not_measured: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ProtocolFacts:
+    """The settings of a run that are read back."""
+
+    duration_s: float
+    rounds: int
 
 
 def _check_complete(kind: type[BenchReport | Row], document: Mapping[str, Any], place: str) -> None:

@@ -126,6 +126,12 @@ def _read_split(folder: Path, split: str) -> list[str]:
         raise InputFileError(f"split {file} cannot be read: {error}", remedy="Write one name per line.") from error
     if not names:
         raise InputFileError(f"split {file} is empty", remedy="Write one name per line, or pass another --split.")
+    outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise InputFileError(
+            f"split {file} lists {outside[0]!r}, which is not below its data set",
+            remedy="List names of images, without a suffix.",
+        )
     _check_unique(names, f"split {file}", "List every image once.")
     return names
 

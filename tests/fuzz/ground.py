@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,21 @@ from fcn_deploy.cli.app import main
 
 # As the README lists them; 70 stands for a bug.
 EXIT_CODES = frozenset({0, 2, 3, 4, 5, 6, 7})
-USER_FILES = {
-    "notes.txt": b"years of work",
-    "thesis/chapter.txt": b"more of it",
-    "out/scene.json": b'{"shapes": []}',
-    "case/kept.txt": b"mine",
-}
+
+
+def user_files(model: bytes) -> dict[str, bytes]:
+    """Return the user's files by name, among them a copy of a bundle's model, which its manifest could name."""
+    return {
+        "notes.txt": b"years of work",
+        "thesis/chapter.txt": b"more of it",
+        "out/scene.json": b'{"shapes": []}',
+        "case/kept.txt": b"mine",
+        "copy.onnx": model,
+    }
+
+
+# What commands are told to write into `out`.
+OUTPUTS = frozenset({"package", "labels", "fast.onnx", "evaluation", "latency.md", "latency.html"})
 _UNFINISHED = re.compile(r"\.partial|\.old-")
 
 
@@ -35,6 +44,7 @@ class Ground:
     """A folder with the user's files in it; commands run in `case`, and write into `out`."""
 
     root: Path
+    files: Mapping[str, bytes]  # the user's, by name
 
     @property
     def case(self) -> Path:
@@ -53,7 +63,7 @@ class Ground:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-        for name, content in USER_FILES.items():
+        for name, content in self.files.items():
             path = self.root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
@@ -63,16 +73,18 @@ class Ground:
         """Check after the block that the user's files are as they were, and that nothing is half-written."""
         outside = _content(self.root.parent)
         yield
-        for name, content in USER_FILES.items():
+        for name, content in self.files.items():
             path = self.root / name
             if not path.is_file() or path.read_bytes() != content:
                 raise BrokenRuleError(f"{name} of the user's was changed")
-        known = {"case", "out", "thesis", "notes.txt"}
+        known = {"case", "out", *(name.partition("/")[0] for name in self.files)}
         if (
             strange := sorted({path.name for path in self.root.iterdir()} - known)
             or _content(self.root.parent) != outside
         ):
             raise BrokenRuleError(f"something was written outside: {strange}")
+        if strange := sorted({path.name for path in self.out.iterdir()} - OUTPUTS - {"scene.json"}):
+            raise BrokenRuleError(f"something was written outside, beside the output: {strange}")
         if left := [path for path in self.root.rglob("*") if _UNFINISHED.search(path.name)]:
             raise BrokenRuleError(f"something half-written was left: {left[0].relative_to(self.root)}")
 

@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Callable, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from typing import Any, TypeVar
 
 import onnx
@@ -13,15 +13,17 @@ T = TypeVar("T")
 DrawFunction = Callable[[st.SearchStrategy[Any]], Any]
 
 _LARGE_NUMBER = "@1e999@"  # JSON's 1e999, which Python cannot write
+PATHS = (
+    "../../../../../copy.onnx", "calibration/../../../../../../copy.onnx", "calibration/..", "../../notes.txt",
+    "/etc/passwd", "model.onnx/", "C:\\x", "a\x00b", "\x1b[2J", "",
+)  # fmt: skip
 HOSTILE: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 255, 2**31, 2**40, 2**63, 2**64, -(2**63), 10**400, 0.5, -0.0, 1e308, math.inf,
-    math.nan, _LARGE_NUMBER, "", "x", "a" * 10_000, "../../../../user/notes.txt", "/etc/passwd",
-    "calibration/../../user/notes.txt", "calibration/..", "model.onnx/", "C:\\x", "a\x00b", "\x1b[2J", "\ud800",
-    "\xe9" * 300, "8" * 5_000, [], {}, [[]], [None],
+    math.nan, _LARGE_NUMBER, "x", "a" * 10_000, *PATHS, "\ud800", "\xe9" * 300, "8" * 5_000, [], {}, [[]], [None],
     {"": ""}, [0] * 1_000, "[[1]]", "true", "nan", "float32", "32s",
 )  # fmt: skip
 SIZES = (0, 1, -1, 2, 3, 7, 255, 2**16, 2**31 - 1, 2**31, 2**40, 2**62, -(2**63))
-NAMES = ("", "image", "logits", "pixels", "../../user/notes.txt", "\x1b[2J", "x" * 10_000)
+NAMES = ("", "image", "logits", "pixels", "../copy.onnx", "\x1b[2J", "x" * 10_000)
 OPERATORS = (
     "If", "Loop", "Scan", "ConstantOfShape", "Identity", "Reshape", "Conv", "Relu", "Cast", "Nothing", "Expand", "Tile",
     "Pad",
@@ -71,33 +73,37 @@ def mutated_bytes(data: bytes, draw: Draw) -> bytes:
 
 
 def mutated_json(document: Any, draw: Draw) -> Any:
-    """Replace, remove, repeat or exchange parts of a document, up to three times."""
+    """Replace, remove, repeat, exchange or rename parts of a document, up to three times."""
     changed = copy.deepcopy(document)
     for _ in range(draw.number(1, 3)):
-        places = list(_places(changed))
-        if not places:
+        if not isinstance(changed, dict | list) or not changed:
             return draw.pick(HOSTILE)
-        holder, key = draw.pick(places)
-        match draw.number(0, 4):
+        holder, key = _place(changed, draw)
+        match draw.number(0, 5):
             case 0:
                 del holder[key]
             case 1 if isinstance(holder, list):
                 holder.insert(key, copy.deepcopy(holder[key]))
             case 1:
-                holder[str(draw.pick(HOSTILE))] = copy.deepcopy(holder[key])
-            case 2:
-                other, at = draw.pick(places)
+                holder[draw.pick(PATHS)] = copy.deepcopy(holder[key])
+            case 2 if isinstance(holder, dict):
+                holder[draw.pick(PATHS)] = holder.pop(key)
+            case 3:
+                other, at = _place(changed, draw)
                 holder[key] = copy.deepcopy(other[at])
             case _:
                 holder[key] = draw.pick(HOSTILE)
     return changed
 
 
-def _places(document: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(document, dict | list):
-        for key in list(document) if isinstance(document, dict) else range(len(document)):
-            yield document, key
-            yield from _places(document[key])
+def _place(document: Any, draw: Draw) -> tuple[Any, Any]:
+    """Return a container and one of its keys, at any depth: every member of a container is as likely as the others."""
+    while True:
+        key = draw.pick(list(document) if isinstance(document, dict) else range(len(document)))
+        inner = document[key]
+        if not isinstance(inner, dict | list) or not inner or not draw.number(0, 2):
+            return document, key
+        document = inner
 
 
 def json_bytes(document: Any) -> bytes:

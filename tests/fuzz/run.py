@@ -11,7 +11,7 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.ground import BrokenRuleError, Ground
+from tests.fuzz.ground import BrokenRuleError, Ground, user_files
 from tests.fuzz.mutations import Draw
 from tests.fuzz.targets import make_sound, opened
 
@@ -45,10 +45,10 @@ class Outcome:
 
 def run_block(block: Block, folder: Path) -> Outcome:
     """Run the cases of a block in this process, in a folder of its own."""
-    sound_folder, ground = folder / "sound", Ground(folder / "user")
-    for path in (sound_folder, ground.root, folder / "temporary"):
-        path.mkdir(parents=True, exist_ok=True)
-    sound = make_sound(sound_folder)
+    for name in ("sound", "user", "temporary"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    sound = make_sound(folder / "sound")
+    ground = Ground(folder / "user", user_files(sound.model))
     ran, peak = 0, _peak_bytes()
     with opened(block.target, sound) as case:
 

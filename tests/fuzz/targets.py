@@ -27,10 +27,10 @@ from fcn_deploy.storage import file_sha256
 from tests.benchmarks.reports import report, row
 from tests.datasets import make_folders
 from tests.fuzz.ground import BrokenRuleError, Ground
-from tests.fuzz.mutations import Draw, json_bytes, mutated_bytes, mutated_json, mutated_onnx
+from tests.fuzz.mutations import PATHS, Draw, json_bytes, mutated_bytes, mutated_json, mutated_onnx
 
 SIZE, DIVISOR = 32, 64
-_CLIENT_TIMEOUT_S = 1.0
+_CLIENT_TIMEOUT_S = 0.3
 _ANSWER_S = 5.0
 
 
@@ -100,23 +100,28 @@ Case = Callable[[Sound, Ground, Draw], None]
 
 def manifest(sound: Sound, ground: Ground, draw: Draw) -> None:
     """A bundle's manifest, with the right hash of itself in most cases."""
-    bundle = ground.case / "bundle"
+    # So deep that a path out of it that leads to a file of the user's also leads out of what a command writes.
+    bundle = ground.case / "a" / "b" / "c" / "bundle"
     shutil.copytree(sound.bundle, bundle)
     path = bundle / "manifest.json"
     if not draw.number(0, 4):
         path.write_bytes(mutated_bytes(path.read_bytes(), draw))
     else:
-        facts = mutated_json(json.loads(path.read_bytes()), draw)
+        facts = json.loads(path.read_bytes())
+        if draw.number(0, 2):
+            facts = mutated_json(facts, draw)
+        else:
+            facts["files"][draw.pick(PATHS)] = facts["files"]["model.onnx"]
         with suppress(ValueError, TypeError, AttributeError):
             facts["manifest_sha256"] = _self_hash(facts)
         path.write_bytes(json_bytes(facts))
-    ground.command("inspect", "bundle")
+    ground.command("inspect", bundle)
     if draw.number(0, 1):
         ground.command(
             "package", "bundle", "--target", "triton", "--backend", "python", "--output", ground.out / "package"
         )
     else:
-        ground.command("predict", "bundle", sound.folder / "a.png", "--output", ground.out / "labels")
+        ground.command("predict", bundle, sound.folder / "a.png", "--output", ground.out / "labels")
 
 
 def onnx_file(sound: Sound, ground: Ground, draw: Draw) -> None:
@@ -227,12 +232,15 @@ def photo(sound: Sound, ground: Ground, draw: Draw) -> None:
 
 
 def dataset(sound: Sound, ground: Ground, draw: Draw) -> None:
-    """A label map, or the list of a split."""
+    """A label map, as bytes or as pixels, or the list of a split."""
     data = ground.case / "data"
     shutil.copytree(sound.folder / "data", data)
     labels = next((data / "labels").glob("*.png"))
-    if draw.number(0, 1):
+    what = draw.number(0, 2)
+    if what == 0:
         labels.write_bytes(mutated_bytes(labels.read_bytes(), draw))
+    elif what == 1:
+        _change_pixels(labels, draw)
     else:
         (data / "images").rename(data / "JPEGImages")
         (data / "labels").rename(data / "SegmentationClass")
@@ -240,6 +248,15 @@ def dataset(sound: Sound, ground: Ground, draw: Draw) -> None:
         splits.mkdir(parents=True)
         (splits / "val.txt").write_bytes(mutated_bytes(f"{labels.stem}\n/etc/passwd\n../x\n".encode(), draw))
     ground.command("evaluate", sound.bundle, data, "--output", ground.out / "evaluation")
+
+
+def _change_pixels(labels: Path, draw: Draw) -> None:
+    with Image.open(labels) as image:
+        pixels, mode = np.array(image), draw.pick(("P", "L", "1", "RGB", "I;16", "LA"))
+    for _ in range(draw.number(1, 3)):
+        pixels[draw.number(0, SIZE - 1), draw.number(0, SIZE - 1)] = draw.number(0, 255)
+    changed = Image.fromarray(pixels[: draw.pick((SIZE, SIZE, SIZE, 1))])
+    changed.convert(mode).save(labels)
 
 
 @contextmanager
@@ -258,7 +275,7 @@ def serving(sound: Sound) -> Iterator[Case]:
                     client.shutdown(socket.SHUT_WR)
                 while client.recv(65_536):
                     pass
-            if b"200 OK" not in _asked(port, b"GET /v2/health/ready HTTP/1.0\r\n\r\n"):
+            if b" 200 " not in _asked(port, b"GET /v2/health/ready HTTP/1.0\r\n\r\n"):
                 raise BrokenRuleError("the server no longer answers")
 
         yield request
