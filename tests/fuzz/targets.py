@@ -25,11 +25,12 @@ from fcn_deploy.model_info import TensorSpec
 from fcn_deploy.models.weights import load_network, random_network
 from fcn_deploy.storage import file_sha256
 from tests.benchmarks.reports import report, row
-from tests.datasets import make_folders
+from tests.datasets import photo_of, save_labels, save_photo, truth_of
 from tests.fuzz.ground import BrokenRuleError, Ground
 from tests.fuzz.mutations import PATHS, Draw, json_bytes, mutated_bytes, mutated_json, mutated_onnx
 
-SIZE, DIVISOR = 32, 64
+SIZE, DIVISOR, CLASSES = 32, 64, 3
+_SPEC = fd.NetworkSpec(fd.Variant.FCN32S, num_classes=CLASSES, channel_divisor=DIVISOR)
 _CLIENT_TIMEOUT_S = 0.3
 _ANSWER_S = 5.0
 
@@ -54,18 +55,17 @@ class Sound:
 def make_sound(folder: Path) -> Sound:
     """Write the sound files."""
     options = fd.ExportOptions(
-        fd.Variant.FCN32S, folder / "bundle", channel_divisor=DIVISOR, onnx=fd.OnnxOptions(SIZE, SIZE), verify=False
-    )
+        fd.Variant.FCN32S, folder / "bundle", num_classes=CLASSES, channel_divisor=DIVISOR,
+        onnx=fd.OnnxOptions(SIZE, SIZE), verify=False,
+    )  # fmt: skip
     fd.export(options)
-    spec = fd.NetworkSpec(fd.Variant.FCN32S, channel_divisor=DIVISOR)
-    state = dict(random_network(spec, 0).state_dict())
+    state = dict(random_network(_SPEC, 0).state_dict())
     torch.save(state, folder / "weights.pth")
-    (folder / "weights.safetensors").write_bytes(
-        save_safetensors(state, {"class_names": " ".join("abcdefghijklmnopqrstu")})
-    )
+    (folder / "weights.safetensors").write_bytes(save_safetensors(state, {"class_names": "a b c"}))
     samples = (2000.0, 2004.0, 1998.0, 2001.0, 2003.0)
     write_report(report(row("ort-plain", *samples), row("ort", *samples)), folder / "latency.json")
-    make_folders(folder / "data", 1, (SIZE, SIZE))
+    save_photo(photo_of(0, SIZE, SIZE), folder / "data" / "images" / "000.png")
+    save_labels(truth_of(0, SIZE, SIZE, CLASSES), folder / "data" / "labels" / "000.png")
     pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 4), dtype=np.uint8)
     for name, mode in (
         ("a.png", "RGBA"),
@@ -118,7 +118,7 @@ def manifest(sound: Sound, ground: Ground, draw: Draw) -> None:
     ground.command("inspect", bundle)
     if draw.number(0, 1):
         ground.command(
-            "package", "bundle", "--target", "triton", "--backend", "python", "--output", ground.out / "package"
+            "package", bundle, "--target", "triton", "--backend", "python", "--output", ground.out / "package"
         )
     else:
         ground.command("predict", bundle, sound.folder / "a.png", "--output", ground.out / "labels")
@@ -146,7 +146,11 @@ def checkpoint(sound: Sound, ground: Ground, draw: Draw) -> None:
     path.write_bytes((mutated_bytes, _mutated_archive, _mutated_header)[kind](data, draw))
     try:
         read = fd.read_checkpoint(path)
-        load_network(fd.NetworkSpec(fd.Variant.FCN32S, channel_divisor=DIVISOR), read, fd.WeightsOptions(path))
+        load_network(
+            fd.NetworkSpec(fd.Variant.FCN32S, num_classes=CLASSES, channel_divisor=DIVISOR),
+            read,
+            fd.WeightsOptions(path),
+        )
     except fd.FcnDeployError as error:
         _check_message(error)
 
