@@ -8,7 +8,8 @@ reading an answer (from its beginning), `timeout_s` each.
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 from types import MappingProxyType
@@ -112,11 +113,12 @@ class HttpConnection:
         if self._parser.they_are_waiting_for_100_continue:
             self._writer.write(self._parser.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
         try:
-            async with asyncio.timeout(self._server.timeout_s):
-                if "transfer-encoding" in request.headers:
-                    body = await self._read_chunks(max_bytes)
-                else:
-                    body = await self._read_sized(size)
+            with self._depends_on_client(self._server.transferring):
+                async with asyncio.timeout(self._server.timeout_s):
+                    if "transfer-encoding" in request.headers:
+                        body = await self._read_chunks(max_bytes)
+                    else:
+                        body = await self._read_sized(size)
         except TimeoutError:
             raise RequestError(
                 HTTPStatus.REQUEST_TIMEOUT,
@@ -182,8 +184,9 @@ class HttpConnection:
         """
         self.write(response, close=close)
         try:
-            async with asyncio.timeout(self._server.timeout_s):
-                await self._writer.drain()
+            with self._depends_on_client(self._server.transferring):
+                async with asyncio.timeout(self._server.timeout_s):
+                    await self._writer.drain()
         except OSError as error:  # a timeout is one, too
             raise ClientGoneError from error
 
@@ -218,14 +221,12 @@ class HttpConnection:
         return self._request_complete and self._parser.our_state is h11.DONE and not self._server.stopping
 
     async def _read_head(self) -> HttpRequest:
-        self._server.awaiting_head[self] = None
         try:
-            async with asyncio.timeout(self._server.timeout_s):
-                event = await self._next_event()
+            with self._depends_on_client(self._server.awaiting_head):
+                async with asyncio.timeout(self._server.timeout_s):
+                    event = await self._next_event()
         except TimeoutError:
             raise ClientGoneError from None
-        finally:
-            self._server.awaiting_head.pop(self, None)
         if not isinstance(event, h11.Request):
             raise ClientGoneError
         self._without_body = event.method == b"HEAD"
@@ -269,11 +270,20 @@ class HttpConnection:
             raise ClientGoneError
         await self.send(error_response(error), close=not self._request_complete)
         if not self._request_complete:
-            with contextlib.suppress(ClientGoneError, OSError):
+            with contextlib.suppress(ClientGoneError, OSError), self._depends_on_client(self._server.transferring):
                 async with asyncio.timeout(_DISCARD_S):
                     self._writer.write_eof()
                     while await self._read():
                         pass
+
+    @contextlib.contextmanager
+    def _depends_on_client(self, waiting: "dict[HttpConnection, float]") -> Iterator[None]:
+        """Let the server close this connection for a new one as long as it waits for its client."""
+        waiting[self] = time.monotonic()
+        try:
+            yield
+        finally:
+            waiting.pop(self, None)
 
     def _hold(self, count: int) -> None:
         """Account for bytes of bodies in memory."""
@@ -297,7 +307,8 @@ def _parser() -> h11.Connection:
 class HttpServer:
     """Accepts a limited number of connections and answers their requests with `handler`.
 
-    When all are in use, the one that has been waiting longest for a client's request is closed for a new one.
+    When all are in use, the one that has waited longest for its client is closed for a new one: for a request's head,
+    for the rest of its body, or for the client to read an answer.
 
     Args:
         handler: reads the body of a request from its connection, and sends the response to it; a `RequestError` that
@@ -309,8 +320,10 @@ class HttpServer:
         self.handler = handler
         self.timeout_s = timeout_s
         self.held_bytes = 0  # of all bodies in memory
-        # Connections without a complete request's head, those that wait longest first.
-        self.awaiting_head: dict[HttpConnection, None] = {}
+        # Connections without a complete request's head, and those whose client sends a body or reads an answer, with
+        # the time since when; in both, those that wait longest come first.
+        self.awaiting_head: dict[HttpConnection, float] = {}
+        self.transferring: dict[HttpConnection, float] = {}
         self.stopping = False  # connections end after the current answer
         self.connections: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
@@ -335,15 +348,17 @@ class HttpServer:
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = HttpConnection(self, reader, writer)
         if len(self.connections) >= MAX_CONNECTIONS:
-            longest_waiting = next(iter(self.awaiting_head), None)
+            waiting = self.awaiting_head | self.transferring
+            longest_waiting = min(waiting, key=waiting.__getitem__, default=None)
             if longest_waiting is None:
                 error = unavailable(f"all of {MAX_CONNECTIONS} connections are in use")
                 connection.write(error_response(error), close=True)
                 writer.close()
                 return
-            del self.awaiting_head[longest_waiting]
+            self.awaiting_head.pop(longest_waiting, None)
+            self.transferring.pop(longest_waiting, None)
             longest_waiting.abort()
-        self.awaiting_head[connection] = None
+        self.awaiting_head[connection] = time.monotonic()
         task = asyncio.create_task(connection.serve())
         self.connections.add(task)
         task.add_done_callback(self.connections.discard)

@@ -147,14 +147,26 @@ def test_what_does_not_end_is_refused_and_not_kept(connect: Connect, begin: byte
     assert read_until_closed(client)[9:10] in (b"4", b"")
 
 
-def test_connections_that_wait_give_way_to_new_ones(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sent", [
+    b"GET", GET + b"Content-Length: 10\r\n\r\n12345", CHUNKED + b"0\r\nTrailer: x\r\n",
+    POST + b"Content-Length: 99999999\r\n\r\n", GET.replace(b"/", b"/large", 1) + b"\r\n",
+], ids=["half a head", "half a GET's body", "half a trailer", "a refused body", "an unread answer"])  # fmt: skip
+def test_the_connection_that_waits_longest_for_its_client_gives_way(
+    server: HttpServer, connect: Connect, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(server, "timeout_s", 30.0)
     monkeypatch.setattr("fcn_deploy.serving.http.MAX_CONNECTIONS", 8)
-    waiting = [connect() for _ in range(12)]
+    waiting = [connect() for _ in range(8)]
+    wait_until(lambda: len(server.awaiting_head) == 8)
     for client in waiting:
-        with contextlib.suppress(ConnectionError):
-            client.sendall(b"GET")
+        client.sendall(sent)
+    if sent != b"GET":
+        wait_until(lambda: len(server.transferring) == 8)
 
     assert response_to(connect(), GET + b"\r\n").endswith(b"0 bytes")
+    with contextlib.suppress(ConnectionError):
+        assert read_until_closed(waiting[0]) is not None
+    assert len(server.connections) == 8
 
 
 def test_when_all_connections_are_being_answered_one_more_is_refused(
