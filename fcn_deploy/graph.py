@@ -32,7 +32,7 @@ def layers(model: ir.Model) -> tuple[Layer, ...]:
     """Every node in order, with inferred shapes where none are stated; raises BundleError if shapes contradict."""
     types = _types(model)
     shapes = {name: shape for name, (shape, _) in types.items()}
-    sizes = {name: prod(shape) * dtype.bitwidth // 8 for name, (shape, dtype) in types.items() if dtype}
+    sizes = {name: prod(shape) * _bits(dtype) // 8 for name, (shape, dtype) in types.items()}
     return tuple(_layer(node, shapes, sizes) for node in model.graph)
 
 
@@ -45,7 +45,7 @@ def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]], sizes: dict[str, i
     trained = node.op_type in _TRAINED
     weights = [v for v in node.inputs if trained and v is not None and v.is_initializer() and v.dtype is not None]
     parameters = sum(prod(_known(v)) for v in weights if v.dtype and v.dtype.is_floating_point())
-    shape = shapes.get(node.outputs[0].name or "", ())
+    shape = shapes.get(node.outputs[0].name or "", ()) if node.outputs else ()
     multiply_adds = _multiply_adds(node, shape, shapes)
     moved = sum(sizes.get(v.name or "", 0) for v in (*node.inputs, *node.outputs) if v is not None)
     return Layer(node.name or "", node.op_type, shape, parameters, multiply_adds, moved)
@@ -69,6 +69,11 @@ def multiply_adds(
         return 0
     batch, *positions = (image if operator == "ConvTranspose" else output) or [0]
     return prod(weights) * batch * prod(positions[:-1] if channels_last else positions[1:])
+
+
+def _bits(dtype: ir.DataType) -> int:
+    """Return the bits of an element; 0 for strings and unknown types."""
+    return 0 if dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING) else dtype.bitwidth
 
 
 def _known(value: ir.Value) -> tuple[int, ...]:
@@ -112,10 +117,12 @@ def _widened(model: ir.Model, value: ir.Value) -> ir.Value:
 def typed_skeleton(model: ir.Model) -> onnx.ModelProto:
     """Return the model with each large initializer replaced by an input of the same type and shape.
 
-    Tools that need only the structure (shape inference, the checker, simplifiers) accept it as a complete model.
+    Initializers that are inputs already, as all were before IR version 4, stay such. Tools that need only the structure
+    (shape inference, the checker, simplifiers) accept it as a complete model.
     """
     skeleton, tensors = split_weights(model)
-    for name, tensor in tensors.items():
+    stated = {value.name for value in skeleton.graph.input}
+    for name, tensor in ((name, tensor) for name, tensor in tensors.items() if name not in stated):
         dtype, shape = int(tensor.dtype), list(tensor.shape.numpy())
         skeleton.graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, shape))
     return skeleton
