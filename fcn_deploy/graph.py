@@ -1,13 +1,13 @@
 """The contents of a graph: its layers with their map sizes, parameters and multiply-adds."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from fcn_deploy.errors import BundleError
 from fcn_deploy.onnx_file import split_weights
@@ -39,6 +39,25 @@ def layers(model: ir.Model) -> tuple[Layer, ...]:
 def operator_counts(model: ir.Model) -> dict[str, int]:
     """Count the nodes per operator, most frequent first."""
     return dict(Counter(node.op_type for node in model.graph).most_common())
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Add the types and shapes that follow from those of the inputs; a model that contradicts itself stays as it is.
+
+    No data are propagated: ONNX would make the tensor of a ConstantOfShape, however large it is.
+    """
+    ShapeInferencePass(data_prop=False)(model)
+
+
+def subgraphs(attributes: Iterable[ir.Attr]) -> list[ir.Graph]:
+    """Return the graphs among a node's attributes: the branches of an If, the body of a Loop."""
+    found: list[ir.Graph] = []
+    for attribute in attributes:
+        if attribute.type is ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type is ir.AttributeType.GRAPHS:
+            found += attribute.as_graphs()
+    return found
 
 
 def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]], sizes: dict[str, int]) -> Layer:

@@ -308,7 +308,7 @@ def test_tensors_of_every_type_are_as_long_as_onnx_writes_them(
     tmp_path: Path, dtype: int, size: int, raw: bool
 ) -> None:
     if dtype == onnx.TensorProto.STRING:
-        tensor = onnx.helper.make_tensor("w", dtype, [size], [b"\xff"] * size)
+        tensor = onnx.TensorProto(name="w", data_type=dtype, dims=[size], string_data=[b"\xff"] * size)
     else:
         array = np.ones(size, onnx.helper.tensor_dtype_to_np_dtype(dtype))
         tensor = onnx.numpy_helper.from_array(array, "w")

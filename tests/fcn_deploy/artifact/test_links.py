@@ -101,7 +101,8 @@ def test_weights_behind_a_link_are_mapped_not_copied(
     shared_bundle: Path, tmp_path: Path, link: Callable[[Path, Path], None]
 ) -> None:
     (tmp_path / "sub").mkdir()
-    link(tmp_path / "sub" / "link.onnx", shutil.copy(shared_bundle / MODEL_FILE, tmp_path / "real.onnx"))
+    shutil.copy(shared_bundle / MODEL_FILE, tmp_path / "real.onnx")
+    link(tmp_path / "sub" / "link.onnx", tmp_path / "real.onnx")
 
     model = read_model(tmp_path / "sub" / "link.onnx")
     write_model(model, tmp_path / "copy.onnx")
