@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from fcn_deploy.errors import ParityError
-from fcn_deploy.graph import typed_skeleton
+from fcn_deploy.graph import infer_shapes, subgraphs, typed_skeleton
 from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.onnx_file import LARGE_TENSOR_BYTES
 from fcn_deploy.parity.inputs import noise_input, photo_input
@@ -38,7 +38,7 @@ def check_graph(model: ir.Model) -> None:
     """
     try:
         onnx.checker.check_model(typed_skeleton(model), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         raise ParityError(f"ONNX's checker refuses the graph: {error}", remedy="Try --optimize none.") from error
 
 
@@ -71,7 +71,7 @@ def compare_graphs(before: ir.Model, after: ir.Model) -> Difference:
     """
     for model in (before, after):
         # The parts extracted below need the types of their inputs, which a rewrite may have dropped.
-        ir.passes.common.ShapeInferencePass()(model)
+        infer_shapes(model)
     _check_same_outputs(before, after)
     keys_before = _value_keys(before, {})
     twins = {value.name: (value, key) for value, key in keys_before.items() if not value.is_initializer()}
@@ -123,7 +123,9 @@ def _value_keys(model: ir.Model, twins: Mapping[str | None, tuple[ir.Value, Hash
     keys: Keys = {value: ("input", value.name) for value in model.graph.inputs}
     keys.update({value: _tensor_key(value) for value in model.graph.initializers.values()})
     for node in model.graph:
-        made_from = tuple(_plain(keys[value]) if value is not None else None for value in node.inputs)
+        made_from = tuple(
+            _plain(keys[value]) if value is not None else None for value in (*node.inputs, *_captured(node))
+        )
         recipe = (node.domain, node.op_type, _attributes(node), made_from)
         # Hashed, so that keys do not grow with the depth of the graph.
         digest = hashlib.sha256(repr(recipe).encode()).hexdigest()
@@ -133,6 +135,15 @@ def _value_keys(model: ir.Model, twins: Mapping[str | None, tuple[ir.Value, Hash
             claims = twin is not None and key != (digest, index) and (output.is_graph_output() or _alike(twin, output))
             keys[output] = _Claim(key) if claims else (digest, index)
     return keys
+
+
+def _captured(node: ir.Node) -> list[ir.Value]:
+    """Return the values of the node's own graph that its subgraphs read."""
+    found: dict[ir.Value, None] = {}
+    for graph in subgraphs(node.attributes.values()):
+        inner = [value for one in ir.traversal.RecursiveGraphIterator(graph) for value in one.inputs]
+        found.update((v, None) for v in (*inner, *graph.outputs) if v is not None and v.graph is node.graph)
+    return list(found)
 
 
 def _plain(key: Hashable) -> Hashable:
@@ -151,7 +162,12 @@ def _tensor_key(value: ir.Value) -> Hashable:
     tensor = value.const_value
     if tensor is None or tensor.nbytes >= LARGE_TENSOR_BYTES:
         return "shared", id(tensor)
-    return str(tensor.dtype), tuple(tensor.shape), tensor.tobytes()
+    return _content(tensor)
+
+
+def _content(tensor: ir.TensorProtocol) -> Hashable:
+    data = tensor.tobytes() if not isinstance(tensor, ir.StringTensor) else tuple(tensor.string_data())
+    return str(tensor.dtype), tuple(tensor.shape), data
 
 
 def _attributes(node: ir.Node) -> tuple[tuple[str, Hashable], ...]:
@@ -159,13 +175,11 @@ def _attributes(node: ir.Node) -> tuple[tuple[str, Hashable], ...]:
 
 
 def _attribute_key(attribute: ir.Attr) -> Hashable:
-    """Return a tensor's bytes, because its text omits values; a subgraph equals only itself."""
-    value = attribute.value
+    """Return all of a tensor and of a subgraph, because their text omits values."""
     if attribute.type is ir.AttributeType.TENSOR:
-        return str(value.dtype), tuple(value.shape), value.tobytes()
-    if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-        return id(value)
-    return str(value)
+        return _content(attribute.as_tensor())
+    graphs = subgraphs([attribute])
+    return tuple(ir.to_proto(graph).SerializeToString() for graph in graphs) if graphs else str(attribute.value)
 
 
 def _tail(model: ir.Model, outputs: Sequence[ir.Value], keys: Keys, shared: set[Hashable]) -> ir.Model:
@@ -174,7 +188,7 @@ def _tail(model: ir.Model, outputs: Sequence[ir.Value], keys: Keys, shared: set[
     pending = list(outputs)
     for value in pending:
         producer = value.producer()
-        for source in producer.inputs if producer is not None else ():
+        for source in (*producer.inputs, *_captured(producer)) if producer is not None else ():
             if source is None or source.is_initializer():
                 continue
             if keys[source] in shared:
@@ -192,21 +206,50 @@ def _feed_name(key: Hashable) -> str:
 
 
 def _feeds(values: Mapping[str, ir.Value], images: Collection[str]) -> dict[str, dict[str, Array]]:
-    """Return inputs by name: noise for every value, and a photo where one of `images` is an RGB image."""
+    """Return inputs by name: noise for every value, and a photo where one of `images` is an RGB image.
+
+    Values that are true or false choose what is computed: there is noise with all of them true, and false.
+    """
     rng = np.random.default_rng(_NOISE_SEED)
-    noise, photos = {}, {}
+    noise, photos, flags = {}, {}, {}
     for name, value in values.items():
-        shape = tuple(value.shape.numpy()) if value.shape is not None else ()
-        if name in images and len(shape) == 4 and shape[1] == 3:
-            noise[name] = noise_input(_NOISE_SEED, shape).image
-            photos[name] = photo_input(SAMPLE_PHOTO, shape).image
+        shape, dtype = _fixed(value)
+        if dtype == np.bool_:
+            flags[name] = np.ones(shape, dtype)
+        elif name in images and len(shape) == 4 and shape[1] == 3 and 0 not in shape and dtype.kind not in "iu":
+            noise[name] = noise_input(_NOISE_SEED, shape).image.astype(dtype)
+            photos[name] = photo_input(SAMPLE_PHOTO, shape).image.astype(dtype)
         else:
-            noise[name] = rng.standard_normal(shape, dtype=np.float32)
-    return {"noise": noise, SAMPLE_PHOTO.name: noise | photos} if photos else {"noise": noise}
+            noise[name] = _noise(rng, shape, dtype)
+    found = {"noise": noise | flags}
+    if flags:
+        found["noise, false"] = noise | {name: ~flag for name, flag in flags.items()}
+    return found | ({SAMPLE_PHOTO.name: noise | flags | photos} if photos else {})
+
+
+def _fixed(value: ir.Value) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return a value's shape and type; raises ParityError unless it can be filled with noise."""
+    numeric = value.dtype not in (None, ir.DataType.UNDEFINED, ir.DataType.STRING)
+    if value.dtype is None or not numeric or not isinstance(value.type, ir.TensorType) or not _is_static(value):
+        what = f"{value.type} of {value.shape if value.shape is not None else 'unknown shape'}"
+        raise ParityError(
+            f"the graphs are not compared: the part that differs reads {what}, not numbers of a fixed shape",
+            remedy="The earlier graph is kept.",
+        )
+    return tuple(value.shape.numpy() if value.shape is not None else ()), value.dtype.numpy()
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return normal noise; of integers pixels (bytes) or else 0 and 1, which are valid indices of most maps."""
+    if dtype.kind in "iu":
+        return rng.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)
+    return rng.standard_normal(shape, dtype=np.float32).astype(dtype)
 
 
 def _relative_error(expected: Array, actual: Array) -> float:
     """Return the largest difference over the range of `expected`; NaN and infinity fail every bound."""
+    if isinstance(expected, list) or expected.dtype.kind in "OSU":  # a sequence, or strings
+        return 0.0 if str(expected) == str(actual) else float("inf")
     if expected.shape != actual.shape:
         return float("inf")
     expected, actual = expected.astype(np.float64), actual.astype(np.float64)

@@ -5,8 +5,9 @@ import contextlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import onnx
 import onnx_ir as ir
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from fcn_deploy.choices import Precision
 from fcn_deploy.errors import UsageError, check_range
+from fcn_deploy.graph import subgraphs
 from fcn_deploy.model_info import INPUT_NAME, OUTPUT_NAME
 from fcn_deploy.models.vgg import INPUT_CHANNELS
 
@@ -159,32 +161,60 @@ def name_after_layers(model: ir.Model) -> None:
 
 
 def name_after_nodes(model: ir.Model) -> None:
-    """Name every inner value after its producer, and every constant of integers after its first reader."""
+    """Name every inner value after its producer, and every constant of integers after its first reader.
+
+    Where such a name is taken, the next free one is used: `name_2`, `name_3`, ...
+    """
     graph = model.graph
-    for node in graph:
-        for output in node.outputs:
-            if not output.is_graph_output():
-                output.name = node.name
+    inner = [output for node in graph for output in node.outputs if output.name and not output.is_graph_output()]
+    taken = _names_but_of(inner, model)
+    for output in inner:
+        producer = output.producer()
+        output.name = free_name(str(producer.name if producer is not None else output.name), taken)
     for node in graph:
         for formal, value in zip(_formal_inputs(node), node.inputs, strict=False):
             if value is None or not value.is_initializer() or value.dtype != ir.DataType.INT64:
                 continue
-            if next(iter(value.uses())).node is node:
-                value.name = f"{node.name}/{formal}"
+            if next(iter(value.uses())).node is node and not value.is_graph_output():
+                taken.discard(str(value.name))
+                value.name = free_name(f"{node.name}/{formal}", taken)
+
+
+def _names_but_of(values: Collection[ir.Value], model: ir.Model) -> set[str]:
+    """Return the names of all values but `values`: those of subgraphs too, which would hide others of that name."""
+    graph, omitted = model.graph, set(values)
+    known = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
+    for node in graph.all_nodes():
+        known += node.outputs
+        for inner in subgraphs(node.attributes.values()):
+            known += [*inner.inputs, *inner.initializers.values()]
+    return {value.name for value in known if value.name and value not in omitted}
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """Return the first of `name`, `name_2`, ... that is not taken, and take it."""
+    free = next(one for one in (name if n == 1 else f"{name}_{n}" for n in count(1)) if one not in taken)
+    taken.add(free)
+    return free
 
 
 def name_as_before(model: ir.Model, before: ir.Model) -> None:
     """Name each node after the one that computed its first output in the graph `before` a rewrite.
 
-    Nodes of one layer that were split share the layer's name. A node the rewrite brought in is named after its reader
-    and its operator.
+    A node the rewrite brought in is named after its reader and its operator. Of nodes of one name, as those of a layer
+    that was split, all but the last get numbers, because ONNX Runtime refuses equal names.
     """
-    names = {node.outputs[0].name or "": (node.name or "").partition("/slice_")[0] for node in before.graph}
+    names = {_first_output(node): (node.name or "").partition("/slice_")[0] for node in before.graph}
+    taken: set[str] = set()
     for node in reversed(model.graph):
-        readers = [use.node.name for use in node.outputs[0].uses()]
+        readers = [use.node.name for output in node.outputs[:1] for use in output.uses()]
         made_up = f"{readers[0]}/{node.op_type.lower()}" if readers else node.name
-        node.name = names.get(node.outputs[0].name or "", made_up)
+        node.name = free_name(names.get(_first_output(node)) or str(made_up), taken)
     name_after_nodes(model)
+
+
+def _first_output(node: ir.Node) -> str | None:
+    return node.outputs[0].name if node.outputs else None
 
 
 def _layer_of(node: ir.Node) -> str:
@@ -195,6 +225,8 @@ def _layer_of(node: ir.Node) -> str:
 
 
 def _formal_inputs(node: ir.Node) -> list[str]:
+    if not onnx.defs.has(node.op_type, node.domain):
+        return []
     schema = onnx.defs.get_schema(node.op_type, node.version or onnx.defs.onnx_opset_version(), node.domain)
     return [formal.name for formal in schema.inputs]
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from exporters.equivalence import check_graph, compare_graphs
 from exporters.passes.cost import machine_of
@@ -17,7 +17,7 @@ from exporters.passes.pools import ReluAfterPool
 from exporters.passes.upsample import Upsample
 from fcn_deploy.choices import Head, ImageInput, Precision, Target
 from fcn_deploy.errors import BundleError, ParityError, UsageError
-from fcn_deploy.graph import layers
+from fcn_deploy.graph import infer_shapes, layers
 from fcn_deploy.progress import OnStep, quietly
 from fcn_deploy.runtime.nvidia import driver_cuda_version
 
@@ -93,7 +93,7 @@ def rewrite(
         BundleError: the model itself is not valid.
     """
     current, reports = model.clone(), []
-    ShapeInferencePass()(current)
+    infer_shapes(current)
     before = totals(current)
     for one in passes if passes is not None else exact_passes(target):
         with on_step(f"rewrite: {one.name}"):

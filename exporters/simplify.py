@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
-import onnxsim
+from google.protobuf.message import DecodeError
 
-from exporters.equivalence import compare_graphs
+from exporters import simplifier
+from exporters.equivalence import check_graph, compare_graphs
 from exporters.onnx import name_as_before
 from fcn_deploy.errors import BundleError, ParityError
 from fcn_deploy.graph import operator_counts, typed_skeleton
@@ -43,18 +44,20 @@ def simplify(model: ir.Model) -> tuple[ir.Model, Simplification]:
     The simplified graph passes ONNX's checker with full shape inference, has not grown, and computes what `model`
     does; where any of that fails, `model` itself is returned with the reason.
     """
-    skeleton = typed_skeleton(model)
+    skeleton = typed_skeleton(model).SerializeToString()
     try:
-        simplified, _ = onnxsim.simplify(skeleton)
-        onnx.checker.check_model(simplified, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        simplified = simplifier.simplified(skeleton)
+    except simplifier.SimplifierError as error:
         return _refused(model, f"onnxsim: {error}")
-    growth = simplified.ByteSize() - skeleton.ByteSize()
+    growth = len(simplified) - len(skeleton)
     if growth > MAX_GROWTH_BYTES:
         return _refused(model, f"the graph grew by {growth} bytes, more than {MAX_GROWTH_BYTES}")
-    candidate = _with_weights(simplified, model)
     try:
+        candidate = _with_weights(onnx.ModelProto.FromString(simplified), model)
+        check_graph(candidate)
         found = compare_graphs(model, candidate)
+    except (ir.serde.SerdeError, DecodeError) as error:
+        return _refused(model, f"onnxsim's graph cannot be read: {error}")
     except (ParityError, BundleError) as error:
         return _refused(model, error.problem)
     if found.beyond_rounding:
@@ -74,9 +77,11 @@ def _with_weights(simplified: onnx.ModelProto, original: ir.Model) -> ir.Model:
     """Return the simplified skeleton as a model, with the original's tensors as its weights."""
     result = ir.serde.deserialize_model(simplified)
     tensors = large_initializers(original)
+    inputs = {value.name for value in original.graph.inputs}
     for value in [value for value in result.graph.inputs if value.name in tensors]:
         value.const_value = tensors[value.name or ""]
-        result.graph.inputs.remove(value)
+        if value.name not in inputs:  # before IR version 4, initializers are inputs as well
+            result.graph.inputs.remove(value)
         result.graph.initializers.add(value)
     # Remove the settings and the log that onnxsim adds.
     result.metadata_props.clear()

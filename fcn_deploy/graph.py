@@ -1,13 +1,13 @@
 """The contents of a graph: its layers with their map sizes, parameters and multiply-adds."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from fcn_deploy.errors import BundleError
 from fcn_deploy.onnx_file import split_weights
@@ -32,7 +32,7 @@ def layers(model: ir.Model) -> tuple[Layer, ...]:
     """Every node in order, with inferred shapes where none are stated; raises BundleError if shapes contradict."""
     types = _types(model)
     shapes = {name: shape for name, (shape, _) in types.items()}
-    sizes = {name: prod(shape) * dtype.bitwidth // 8 for name, (shape, dtype) in types.items() if dtype}
+    sizes = {name: prod(shape) * _bits(dtype) // 8 for name, (shape, dtype) in types.items()}
     return tuple(_layer(node, shapes, sizes) for node in model.graph)
 
 
@@ -41,11 +41,30 @@ def operator_counts(model: ir.Model) -> dict[str, int]:
     return dict(Counter(node.op_type for node in model.graph).most_common())
 
 
+def infer_shapes(model: ir.Model) -> None:
+    """Add the types and shapes that follow from those of the inputs; a model that contradicts itself stays as it is.
+
+    No data are propagated: ONNX would make the tensor of a ConstantOfShape, however large it is.
+    """
+    ShapeInferencePass(data_prop=False)(model)
+
+
+def subgraphs(attributes: Iterable[ir.Attr]) -> list[ir.Graph]:
+    """Return the graphs among a node's attributes: the branches of an If, the body of a Loop."""
+    found: list[ir.Graph] = []
+    for attribute in attributes:
+        if attribute.type is ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type is ir.AttributeType.GRAPHS:
+            found += attribute.as_graphs()
+    return found
+
+
 def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]], sizes: dict[str, int]) -> Layer:
     trained = node.op_type in _TRAINED
     weights = [v for v in node.inputs if trained and v is not None and v.is_initializer() and v.dtype is not None]
     parameters = sum(prod(_known(v)) for v in weights if v.dtype and v.dtype.is_floating_point())
-    shape = shapes.get(node.outputs[0].name or "", ())
+    shape = shapes.get(node.outputs[0].name or "", ()) if node.outputs else ()
     multiply_adds = _multiply_adds(node, shape, shapes)
     moved = sum(sizes.get(v.name or "", 0) for v in (*node.inputs, *node.outputs) if v is not None)
     return Layer(node.name or "", node.op_type, shape, parameters, multiply_adds, moved)
@@ -69,6 +88,11 @@ def multiply_adds(
         return 0
     batch, *positions = (image if operator == "ConvTranspose" else output) or [0]
     return prod(weights) * batch * prod(positions[:-1] if channels_last else positions[1:])
+
+
+def _bits(dtype: ir.DataType) -> int:
+    """Return the bits of an element; 0 for strings and unknown types."""
+    return 0 if dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING) else dtype.bitwidth
 
 
 def _known(value: ir.Value) -> tuple[int, ...]:
@@ -112,10 +136,12 @@ def _widened(model: ir.Model, value: ir.Value) -> ir.Value:
 def typed_skeleton(model: ir.Model) -> onnx.ModelProto:
     """Return the model with each large initializer replaced by an input of the same type and shape.
 
-    Tools that need only the structure (shape inference, the checker, simplifiers) accept it as a complete model.
+    Initializers that are inputs already, as all were before IR version 4, stay such. Tools that need only the structure
+    (shape inference, the checker, simplifiers) accept it as a complete model.
     """
     skeleton, tensors = split_weights(model)
-    for name, tensor in tensors.items():
+    stated = {value.name for value in skeleton.graph.input}
+    for name, tensor in ((name, tensor) for name, tensor in tensors.items() if name not in stated):
         dtype, shape = int(tensor.dtype), list(tensor.shape.numpy())
         skeleton.graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, shape))
     return skeleton

@@ -60,7 +60,7 @@ def inspect(path: Path) -> Inspection:
     """Read a bundle, or any ONNX file, without loading its weights.
 
     Raises:
-        BundleError: it is missing, damaged, or differs from its manifest.
+        BundleError: it is missing, damaged, differs from its manifest, or its metadata and graph contradict each other.
     """
     bundle = open_bundle(path)
     model = bundle.model
@@ -86,6 +86,8 @@ def _notes(bundle: Bundle) -> tuple[str, ...]:
     try:
         info = bundle.info
     except BundleError as error:
+        if bundle.has_facts:
+            raise
         return (error.problem,)
     notes = _weight_notes(info)
     shift = output_shift(info.network.variant, info.network.geometry)

@@ -34,6 +34,7 @@ class TensorSpec:
 
 MAX_CLASSES = 255  # labels are uint8 and 255 means void
 VOID_LABEL = 255
+SEEDS = 2**63  # of PyTorch's generators
 
 # Mean of ImageNet's training images per channel: B, G, R, 0..255 (Long et al.'s voc_layers.py; VGG's published means).
 MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
@@ -209,7 +210,20 @@ def _from_facts(facts: Mapping[str, str]) -> ModelInfo:
     lists = {key: facts.get(key, "").split() for key in ("initialised", "dropped", "class_names")}
     versions = {k.removeprefix("version."): v for k, v in facts.items() if k.startswith("version.")}
     parts = {"network": required, "provenance": {**facts, **lists}, "names": lists["class_names"], "versions": versions}
-    return msgspec.convert({**facts, **parts}, ModelInfo, strict=False)
+    info = msgspec.convert({**facts, **parts}, ModelInfo, strict=False)
+    _check_bounds(info)
+    return info
+
+
+def _check_bounds(info: ModelInfo) -> None:
+    """Check what types do not; raises ValueError with the value and its bounds."""
+    seed, agreement = info.provenance.rng_seed, info.min_agreement
+    if seed is not None and not 0 <= seed < SEEDS:
+        raise ValueError(f"rng_seed is {seed}, not 0 to {SEEDS - 1}")
+    if agreement is not None and not 0 <= agreement <= 1:
+        raise ValueError(f"min_agreement is {agreement}, not 0 to 1")
+    if info.names and len(info.names) != info.network.num_classes:
+        raise ValueError(f"class_names are {len(info.names)}, and num_classes is {info.network.num_classes}")
 
 
 def _to_text(value: Any) -> str:

@@ -9,9 +9,10 @@ Field numbers are those of onnx.proto.
 """
 
 import mmap
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, cast
 
 import onnx
@@ -19,6 +20,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from fcn_deploy.errors import BundleError, OutputError
+from fcn_deploy.onnx_check import check_model, invalid, is_sorted, shape_text, tensor_bytes, tensors
 
 # Smaller tensors (crop offsets, biases) stay in the skeleton, because passes and shape inference read their values.
 LARGE_TENSOR_BYTES = 16 * 1024
@@ -72,46 +74,143 @@ def split_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.Tensor
 
 
 def large_initializers(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """Return the initializers of at least `LARGE_TENSOR_BYTES`, by name."""
+    """Return the initializers of at least `LARGE_TENSOR_BYTES`, by name; strings, which have no bytes, stay."""
     values = model.graph.initializers.items()
-    return {n: v.const_value for n, v in values if v.const_value and v.const_value.nbytes >= LARGE_TENSOR_BYTES}
+    return {name: v.const_value for name, v in values if v.const_value is not None and _is_large(v.const_value)}
+
+
+def _is_large(tensor: ir.TensorProtocol) -> bool:
+    return tensor.dtype is not ir.DataType.STRING and tensor.nbytes >= LARGE_TENSOR_BYTES
 
 
 def read_model(path: Path) -> ir.Model:
-    """Read an ONNX file; large initializers are mapped into memory when their values are used.
+    """Read an ONNX file and its data files, if it has any; large initializers are mapped when their values are used.
+
+    Links are followed. The nodes are in an order in which they can run.
 
     Raises:
-        BundleError: missing, truncated, or not an ONNX file.
+        BundleError: missing, truncated, not an ONNX file, or not valid; names what is wrong.
     """
+    proto = _read(path)
+    check_model(proto, str(path))
     try:
-        model = ir.serde.deserialize_model(onnx.ModelProto.FromString(skeleton_bytes(path)))
-    except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
+        model = ir.serde.deserialize_model(proto)
+        if not is_sorted(proto.graph):
+            model.graph.sort()
+    except (ir.serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise _damaged(path) from error
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value.base_dir = path.parent
     return model
 
 
-def skeleton_bytes(path: Path) -> bytes:
-    """Return the serialised model; its large initializers refer to their bytes in `path` itself.
+@dataclass(frozen=True)
+class Skeleton:
+    """A serialised model without its large initializers, for runtimes that map these from files."""
 
-    Runtimes load it together with the folder of `path` and map the weights from the file.
+    data: bytes  # refers to the files by paths relative to `folder`
+    folder: Path  # has no links in its path, nor have the files in theirs
+
+
+def read_skeleton(path: Path) -> Skeleton:
+    """Return a model whose large initializers refer to their bytes in `path` itself, or in the model's data files.
+
+    Runtimes refuse references to links and out of the folder: paths are resolved here, and the folder holds them all.
 
     Raises:
         BundleError: missing, truncated, or not an ONNX file.
     """
+    proto = _read(path)
+    references = [tensor for tensor in proto.graph.initializer if _is_reference(tensor)]
+    files = [Path(_external(tensor)["location"]) for tensor in references]
+    folder = Path(os.path.commonpath([path.resolve().parent, *(file.parent for file in files)]))
+    for tensor, file in zip(references, files, strict=True):
+        _refer(tensor, file.relative_to(folder).as_posix(), _external(tensor))
+    return Skeleton(bytes(proto.SerializeToString()), folder)
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    """Read a model; its large initializers refer to files by absolute paths without links, all others are in it."""
     if not path.is_file():
         raise BundleError(f"{path} is not a file", remedy="Check the path.")
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            skeleton = _skeleton(data, path.name)
-        proto = onnx.ModelProto.FromString(skeleton)
+            proto: onnx.ModelProto = onnx.ModelProto.FromString(_skeleton(data, str(path.resolve())))
     except (ValueError, IndexError, DecodeError) as error:
         raise _damaged(path) from error
     if not proto.graph.node:
         raise _damaged(path)
-    return skeleton
+    for tensor in filter(_is_reference, proto.graph.initializer):
+        _locate(tensor, path)
+        if tensor_bytes(tensor, str(path)) < LARGE_TENSOR_BYTES:
+            _embed(tensor)
+    for part in (*proto.graph.node, *proto.functions):
+        for tensor in filter(_is_reference, tensors(part)):
+            _locate(tensor, path)
+            _embed(tensor)
+    return proto
+
+
+def _is_reference(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def _external(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _refer(tensor: onnx.TensorProto, location: str, place: dict[str, str]) -> None:
+    """Let a tensor refer to the file `location`, at the offset and of the length of `place`."""
+    tensor.ClearField("external_data")
+    for key, value in {**place, "location": location}.items():
+        tensor.external_data.add(key=key, value=value)
+
+
+def _locate(tensor: onnx.TensorProto, path: Path) -> None:
+    """Check a tensor's reference, and make it absolute; raises BundleError with the tensor's name."""
+    what, found = f"{path}: tensor {tensor.name!r}", _external(tensor)
+    file = _data_file(found.get("location", ""), path, what)
+    needed = tensor_bytes(tensor, str(path))
+    try:
+        offset, length = int(found.get("offset", 0)), int(found.get("length", needed))
+    except ValueError as error:
+        raise invalid(f"{what} has the offset or length {found}, which are no integers") from error
+    if length != needed:
+        raise invalid(f"{what} has {length} bytes; its shape {shape_text(tensor.dims)} needs {needed}")
+    size = file.stat().st_size
+    if offset < 0 or offset + length > size:
+        raise invalid(f"{what} is bytes {offset} to {offset + length} of {file}, which has {size}")
+    _refer(tensor, str(file), {"offset": str(offset), "length": str(length)})
+
+
+def _data_file(location: str, path: Path, what: str) -> Path:
+    """Return the file a tensor refers to, without links; it has to lie in the folder of the model or of its link."""
+    own = path.resolve()
+    if location == str(own):
+        return own
+    posix, windows = PurePosixPath(location), PureWindowsPath(location)
+    if not location or posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts):
+        raise invalid(f"{what} refers to {location!r}; data files lie in the model's folder, {path.parent}")
+    try:
+        file = (path.parent / location).resolve()
+        exists = file.is_file()
+    except (OSError, ValueError, RuntimeError):  # a name that cannot be one, or links in a circle
+        exists = False
+    if not exists:
+        raise BundleError(
+            f"{what} refers to {location!r}, which is not a file in {path.parent}", remedy="Copy it beside the model."
+        )
+    if not any(file.is_relative_to(folder) for folder in (path.parent.resolve(), own.parent)):
+        raise invalid(f"{what} refers to {location!r}, a link to {file}, outside the model's folder {path.parent}")
+    return file
+
+
+def _embed(tensor: onnx.TensorProto) -> None:
+    """Replace a reference by the bytes it refers to."""
+    place = _external(tensor)
+    with Path(place["location"]).open("rb") as file:
+        file.seek(int(place["offset"]))
+        tensor.raw_data = file.read(int(place["length"]))
+    tensor.ClearField("external_data")
+    tensor.data_location = onnx.TensorProto.DEFAULT
 
 
 def _damaged(path: Path) -> BundleError:
@@ -142,14 +241,15 @@ def _graph_fields(data: mmap.mmap, graph: _Field, location: str) -> Iterator[byt
 
 def _reference(data: mmap.mmap, initializer: _Field, location: str) -> bytes:
     fields = list(_fields(data, initializer.value, initializer.end))
-    raw = next((f for f in fields if f.number == _TENSOR_RAW_DATA), None)
-    if raw is None:
-        return data[initializer.value : initializer.end]
+    # As protobuf does: of several values the last one counts.
+    raw = next((f for f in reversed(fields) if f.number == _TENSOR_RAW_DATA), None)
     head = b"".join(data[f.start : f.end] for f in fields if f.number != _TENSOR_RAW_DATA)
     tensor = onnx.TensorProto.FromString(head)
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", raw.value), ("length", raw.end - raw.value)):
-        tensor.external_data.add(key=key, value=str(value))
+    if raw is None or tensor.data_type == onnx.TensorProto.STRING:
+        return data[initializer.value : initializer.end]
+    if not _is_reference(tensor):
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        _refer(tensor, location, {"offset": str(raw.value), "length": str(raw.end - raw.value)})
     return bytes(tensor.SerializeToString())
 
 

@@ -132,7 +132,7 @@ def imports() -> Iterator[tuple[str, str]]:
     ("onnxruntime", {"fcn_deploy/runtime/ort.py", "benchmarks/export_cost.py"}),  # the peer does without us
     ("tensorrt", {"fcn_deploy/runtime/tensorrt_flavour.py"}),
     ("tensorrt_rtx", {"fcn_deploy/runtime/tensorrt_flavour.py"}),
-    ("onnxsim", {"exporters/simplify.py", "benchmarks/export_cost.py"}),
+    ("onnxsim", {"exporters/simplifier.py", "benchmarks/export_cost.py"}),
 ])  # fmt: skip
 def test_runtimes_are_imported_in_one_place(name: str, homes: set[str]) -> None:
     assert {path for path, imported in imports() if imported == name} == homes

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -16,8 +16,17 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import msgspec
 import onnx_ir as ir
 
+from fcn_deploy.choices import Head, ImageInput
 from fcn_deploy.errors import BundleError, CheckpointError, UsageError
-from fcn_deploy.model_info import PIXELS_NAME, ModelInfo, Provenance
+from fcn_deploy.model_info import (
+    INPUT_NAME,
+    LABELS_NAME,
+    METADATA_PREFIX,
+    OUTPUT_NAME,
+    PIXELS_NAME,
+    ModelInfo,
+    Provenance,
+)
 from fcn_deploy.onnx_file import read_model
 from fcn_deploy.storage import file_sha256, parse_json
 
@@ -25,6 +34,10 @@ SCHEMA_VERSION = 1
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 PHOTOS_FOLDER = "calibration"
+INPUT_CHANNELS = 3
+MAX_PIXELS = 4096 * 4096  # of one run, as for `export`
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+_BYTES = frozenset({ir.DataType.UINT8})
 _SELF_HASH = "manifest_sha256"
 _AGAIN = "Export the bundle again."
 # Relative POSIX names that stay within the bundle's directory.
@@ -58,6 +71,10 @@ class _Versioned:
 _Facts = TypeVar("_Facts")
 
 
+# Name, types and sizes of an input or output; None is any size.
+_Wanted = tuple[str, frozenset[ir.DataType], tuple[int | None, ...]]
+
+
 @dataclass(frozen=True)
 class Bundle:
     """An opened bundle, or a bare ONNX file.
@@ -78,8 +95,18 @@ class Bundle:
 
     @property
     def info(self) -> ModelInfo:
-        """The model's facts; raises BundleError for a bare file that this toolkit did not write."""
-        return ModelInfo.from_metadata(self.model.metadata_props, str(self.model_path))
+        """The model's facts; raises BundleError for a bare file that this toolkit did not write.
+
+        They are checked against the graph: its only input and its only output are what the facts say.
+        """
+        info = ModelInfo.from_metadata(self.model.metadata_props, str(self.model_path))
+        self._check_tensors(info)
+        return info
+
+    @property
+    def has_facts(self) -> bool:
+        """Whether the file has any metadata of this toolkit."""
+        return any(key.startswith(METADATA_PREFIX) for key in self.model.metadata_props)
 
     @property
     def model_sha256(self) -> str:
@@ -94,18 +121,47 @@ class Bundle:
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """N, 3, H and W of the first input, which are fixed; raises BundleError if the model has no such input."""
-        shape = self.model.graph.inputs[0].shape if self.model.graph.inputs else None
-        sizes = tuple(shape) if shape is not None else ()
-        if len(sizes) != 4 or not all(isinstance(n, int) for n in sizes):
+        """N, 3, H and W of the only input, which are fixed; raises BundleError if the model has no such input."""
+        image = self.model.graph.inputs[0]
+        sizes = [size for size in _sizes(image) if size is not None]
+        if len(self.model.graph.inputs) != 1 or len(sizes) != 4 or len(_sizes(image)) != 4:
             raise BundleError(
-                f"{self.model_path}: its input is {shape}, not a fixed N x 3 x H x W",
+                f"{self.model_path}: its inputs are {_described(self.model.graph.inputs)}, not a fixed N x 3 x H x W",
                 remedy="Export it with fixed sizes.",
             )
-        batch, *rest = (int(str(n)) for n in sizes)
+        batch, *rest = sizes
         # Pixels come with their channels last.
-        channels, height, width = rest if self.model.graph.inputs[0].name != PIXELS_NAME else (rest[2], *rest[:2])
+        channels, height, width = rest if image.name != PIXELS_NAME else (rest[2], *rest[:2])
+        pixels = batch * height * width
+        if channels != INPUT_CHANNELS or min(batch, height, width) < 1 or pixels > MAX_PIXELS:
+            raise BundleError(
+                f"{self.model_path}: its input is {_described([image])}: N x {INPUT_CHANNELS} x H x W have to be at "
+                f"least 1, and at most {MAX_PIXELS} pixels in all",
+                remedy="Export it with such sizes.",
+            )
         return batch, channels, height, width
+
+    def _check_tensors(self, info: ModelInfo) -> None:
+        """Check that the graph's input and output are those of the facts; raises BundleError with both."""
+        classes, pixels = info.network.num_classes, info.image_input is ImageInput.UINT8
+        given = _sizes(self.model.graph.inputs[0])
+        batch, height, width = (None,) * 3
+        if len(given) == 4:
+            batch, height, width = given[0], *(given[1:3] if pixels else given[2:])
+        image: _Wanted = (INPUT_NAME, FLOATS, (None, INPUT_CHANNELS, None, None))
+        if pixels:
+            image = (PIXELS_NAME, _BYTES, (None, None, None, INPUT_CHANNELS))
+        result: _Wanted = (OUTPUT_NAME, FLOATS, (batch, classes, height, width))
+        if info.head is Head.LABELS:
+            result = (LABELS_NAME, _BYTES, (batch, height, width))
+        graph = self.model.graph
+        for kind, values, wanted in (("input", graph.inputs, image), ("output", graph.outputs, result)):
+            if len(values) != 1 or not _is(values[0], *wanted):
+                raise BundleError(
+                    f"{self.model_path}: its metadata say {info.image_input} images, {info.head} and {classes} "
+                    f"classes, so its only {kind} would be {_wanted(*wanted)}; it is {_described(values)}",
+                    remedy="The metadata belong to another graph: export it again.",
+                )
 
     def copy_to(self, folder: Path, name: str) -> str:
         """Copy the files that the manifest lists, or the bare file, into `folder`; returns the copy's name."""
@@ -145,6 +201,27 @@ def bundle_files(path: Path) -> set[str]:
         BundleError: it is not a bundle, or its manifest is damaged.
     """
     return {MANIFEST_FILE, *_read_manifest(path / MANIFEST_FILE)["files"]}
+
+
+def _sizes(value: ir.Value) -> tuple[int | None, ...]:
+    """Return a value's sizes, None for each that is not fixed; empty without a shape."""
+    return tuple(n if isinstance(n, int) else None for n in value.shape) if value.shape is not None else ()
+
+
+def _is(value: ir.Value, name: str, dtypes: Collection[ir.DataType], shape: Sequence[int | None]) -> bool:
+    """Return whether a value has the name, one of the types, and the sizes that are known of both."""
+    sizes = _sizes(value)
+    same = all(found is None or size is None or found == size for found, size in zip(sizes, shape, strict=False))
+    return same and len(sizes) == len(shape) and value.name == name and value.dtype in dtypes
+
+
+def _wanted(name: str, dtypes: Collection[ir.DataType], shape: Sequence[int | None]) -> str:
+    sizes = " x ".join("any" if size is None else str(size) for size in shape)
+    return f"{name} {' or '.join(sorted(dtype.name for dtype in dtypes))} {sizes}"
+
+
+def _described(values: Sequence[ir.Value]) -> str:
+    return ", ".join(f"{value.name} {value.dtype} {value.shape}" for value in values) or "none"
 
 
 def check_checkpoint(made_from: Provenance, path: Path | None, sha256: str | None = None) -> None:

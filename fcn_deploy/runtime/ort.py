@@ -7,7 +7,7 @@ an error: either the requested provider runs every node, or nothing runs.
 import contextlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from fcn_deploy.choices import Provider
 from fcn_deploy.errors import BundleError, ProviderError
 from fcn_deploy.model_info import TensorSpec
-from fcn_deploy.onnx_file import skeleton_bytes
+from fcn_deploy.onnx_file import read_skeleton
 from fcn_deploy.runtime import nvidia
 from fcn_deploy.runtime.base import Arrays, Bound, Runner
 from fcn_deploy.runtime.ort_options import PROVIDER_NAMES, OrtOptions
@@ -103,7 +103,17 @@ def require_placement(provider: Provider, running: Sequence[str], placement: Nod
 _SILENT = 4  # the log would repeat what exceptions report
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _NO_SYNCHRONIZATION_KEY = "disable_synchronize_execution_providers"
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
+# The other types have the names that NumPy gives them.
+_DTYPES = {"float": "float32", "double": "float64"}
+
+
+@contextlib.contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Raise what ONNX Runtime raises on the model in `path` as a BundleError."""
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
+        raise BundleError(f"ONNX Runtime refuses {path}: {error}", remedy="Export the model again.") from error
 
 
 class OrtRunner(Runner):
@@ -120,7 +130,7 @@ class OrtRunner(Runner):
 
     Raises:
         ProviderError: on opening, when the requested provider would not run every node.
-        BundleError: on opening, when ONNX Runtime refuses the model.
+        BundleError: on opening or running, when ONNX Runtime refuses the model.
     """
 
     def __init__(
@@ -141,20 +151,19 @@ class OrtRunner(Runner):
         provider = self.options.provider
         require_provider(provider)
         options = _session_options(self.options)
-        options.add_session_config_entry(_FOLDER_KEY, str(self.path.resolve().parent))
+        model = read_skeleton(self.path)
+        options.add_session_config_entry(_FOLDER_KEY, str(model.folder))
         if self._profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(self._profile)
         if self._optimized is not None:
             options.optimized_model_filepath = str(self._optimized)
-        skeleton = skeleton_bytes(self.path)
+        skeleton = model.data
         if provider is Provider.CPU and computes_in_half(skeleton):
             skeleton = widened(skeleton)
             self.name = f"{self._plain_name}, half precision by rounding"
-        try:
+        with _refusals(self.path):
             session = _session(skeleton, self.options, options)
-        except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
-            raise BundleError(f"ONNX Runtime refuses {self.path}: {error}", remedy="Export the model again.") from error
         self.placement = placement_of(session)
         require_placement(provider, session.get_providers(), self.placement)
         self._session = session
@@ -163,14 +172,17 @@ class OrtRunner(Runner):
     def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         session = self._opened()
         names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, feeds), strict=True))
+        with _refusals(self.path):
+            return dict(zip(names, session.run(names, feeds), strict=True))
 
     def _close(self) -> None:
         self._session = None
 
     def bind(self) -> "OrtBinding":
         """Return the model with fixed buffers for inputs and outputs on the device that runs it."""
-        return OrtBinding(self._opened(), self.options.provider)
+        session = self._opened()
+        with _refusals(self.path):
+            return OrtBinding(session, self.options.provider, self.path)
 
     def end_profiling(self) -> Path:
         """Finish the profile; returns the file it was written to."""
@@ -185,9 +197,9 @@ class OrtRunner(Runner):
 class OrtBinding(Bound):
     """A session with fixed buffers, from `OrtRunner.bind`; valid while the runner is open."""
 
-    def __init__(self, session: ort.InferenceSession, provider: Provider) -> None:
+    def __init__(self, session: ort.InferenceSession, provider: Provider, path: Path) -> None:
         device = "cpu" if provider is Provider.CPU else "cuda"
-        self._session = session
+        self._session, self._path = session, path
         self._how = ort.RunOptions()
         if provider is not Provider.CPU:
             # Otherwise a launch waits for its end, and the two cannot be timed separately.
@@ -208,7 +220,8 @@ class OrtBinding(Bound):
 
     def launch(self) -> None:
         """Begin to compute the outputs."""
-        self._session.run_with_iobinding(self._binding, self._how)
+        with _refusals(self._path):
+            self._session.run_with_iobinding(self._binding, self._how)
 
     def wait(self) -> None:
         """Wait for the outputs."""
@@ -305,7 +318,8 @@ def _allowed_threads() -> int:
 
 
 def _spec(value: Any) -> TensorSpec:
-    return TensorSpec(value.name, tuple(value.shape), _DTYPES.get(value.type, value.type))
+    name = value.type.removeprefix("tensor(").removesuffix(")")
+    return TensorSpec(value.name, tuple(value.shape), _DTYPES.get(name, name))
 
 
 def _allocate(value: Any, device: str) -> ort.OrtValue:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -24,10 +26,13 @@ NAMES = st.lists(st.sampled_from(["score_fr.weight", "upscore.weight"]), unique=
         ),
         st.sampled_from(ImageInput), st.sampled_from(Head), st.sampled_from(Precision),
         st.dictionaries(st.sampled_from(["torch", "onnx"]), st.just("1.2.3+cpu")),
-        NAMES, st.none() | st.floats(0.1, 1),
-    )
+        st.just(()), st.none() | st.floats(0.1, 1),
+    ),
+    st.booleans(),
 )  # fmt: skip
-def test_metadata_round_trip(info: ModelInfo) -> None:
+def test_metadata_round_trip(info: ModelInfo, named: bool) -> None:
+    info = replace(info, names=tuple(f"class-{i}" for i in range(info.network.num_classes)) if named else ())
+
     assert ModelInfo.from_metadata(info.to_metadata(), "test") == info
 
 
@@ -53,6 +58,20 @@ def test_altered_metadata_is_refused(key: str, value: str, facts: str) -> None:
     del metadata[f"fcn_deploy.{key}"]
     with pytest.raises(BundleError, check=states(f"m.onnx metadata incomplete '{key}'")):
         ModelInfo.from_metadata(metadata, "m.onnx")
+
+
+@pytest.mark.parametrize(("key", "value", "facts"), [
+    ("rng_seed", "-1", "rng_seed -1 0 9223372036854775807"), ("rng_seed", str(2**63), "rng_seed 9223372036854775808"),
+    ("rng_seed", "1e999", "`$.provenance.rng_seed`"), ("min_agreement", "nan", "min_agreement nan 0 1"),
+    ("min_agreement", "1e999", "`$.min_agreement`"), ("min_agreement", "-0.5", "min_agreement -0.5 0 1"),
+    ("num_classes", "1e999", "`$.network.num_classes`"), ("channel_divisor", "nan", "`$.network.channel_divisor`"),
+    ("class_names", "cat dog", "class_names 2 num_classes 21"),
+])  # fmt: skip
+def test_numbers_out_of_their_bounds_are_refused(key: str, value: str, facts: str) -> None:
+    metadata = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(rng_seed=0)).to_metadata()
+
+    with pytest.raises(BundleError, check=states(f"m.onnx metadata altered {facts}")):
+        ModelInfo.from_metadata(metadata | {f"fcn_deploy.{key}": value}, "m.onnx")
 
 
 def test_palette_is_pascal_vocs() -> None:

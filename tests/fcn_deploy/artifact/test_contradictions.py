@@ -1,0 +1,189 @@
+"""Models of this toolkit whose metadata and graph contradict each other, or whose graph means nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import fcn_deploy as fd
+from exporters.onnx import MAX_PIXELS
+from fcn_deploy import model_info
+from fcn_deploy.artifact import bundle as bundles
+from fcn_deploy.models.vgg import INPUT_CHANNELS
+from fcn_deploy.models.weights import SEEDS
+from fcn_deploy.runtime.ort import OrtRunner
+from tests.conftest import Call
+from tests.messages import missing
+
+Change = Callable[[onnx.ModelProto], object]
+
+
+def says(key: str, value: str) -> Change:
+    """Change one fact in the metadata."""
+
+    def change(model: onnx.ModelProto) -> None:
+        kept = [prop for prop in model.metadata_props if prop.key != f"fcn_deploy.{key}"]
+        del model.metadata_props[:]
+        model.metadata_props.extend(kept)
+        model.metadata_props.add(key=f"fcn_deploy.{key}", value=value)
+
+    return change
+
+
+def sized(index: int, size: int | str) -> Change:
+    """Change one size of the input."""
+
+    def change(model: onnx.ModelProto) -> None:
+        dimension = model.graph.input[0].type.tensor_type.shape.dim[index]
+        if isinstance(size, int):
+            dimension.dim_value = size
+        else:
+            dimension.dim_param = size
+
+    return change
+
+
+def renamed(old: str, new: str) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        for value in (*model.graph.input, *model.graph.output):
+            value.name = new if value.name == old else value.name
+        for node in model.graph.node:
+            node.input[:] = [new if name == old else name for name in node.input]
+            node.output[:] = [new if name == old else name for name in node.output]
+
+    return change
+
+
+def cut(model: onnx.ModelProto) -> None:
+    del model.graph.output[:]
+
+
+def starved(model: onnx.ModelProto) -> None:
+    model.graph.initializer.add(name="image", data_type=1, dims=[1], float_data=[0])
+    del model.graph.input[:]
+
+
+def not_utf_8(model: onnx.ModelProto) -> None:
+    model.graph.node[3].name = "replaced"
+
+
+def called_by_itself(model: onnx.ModelProto) -> None:
+    model.opset_import.add(domain="my", version=1)
+    function = model.functions.add(name="round", domain="my", input=["a"], output=["b"])
+    function.opset_import.add(domain="my", version=1)
+    function.node.add(op_type="round", domain="my", input=["a"], output=["b"])
+
+
+def typed(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+
+
+def second_output(model: onnx.ModelProto) -> None:
+    model.graph.output.add().CopyFrom(model.graph.output[0])
+    model.graph.output[1].name = model.graph.node[3].output[0]
+
+
+CONTRADICTIONS: tuple[tuple[Change, str], ...] = (
+    (says("num_classes", "20"), "20 logits 1 96 21"),
+    (says("image_input", "uint8"), "uint8 pixels image FLOAT 1 3 96"),
+    (says("head", "labels"), "labels logits 21"),
+    (says("num_classes", "1e999"), "`$.network.num_classes`"),
+    (says("rng_seed", "-1"), "rng_seed -1"),
+    (says("min_agreement", "nan"), "min_agreement nan"),
+    (says("class_names", "cat dog"), "class_names 2 21"),
+    (says("variant", "\0"), "`$.network.variant`"),
+    (renamed("image", "data"), "image data"),
+    (renamed("logits", "scores"), "logits scores"),
+    (typed, "image INT64 FLOAT"),
+    (second_output, "output logits"),
+    (cut, "no outputs"),
+    (starved, "no inputs"),
+    (called_by_itself, "function round"),
+    (not_utf_8, "UTF-8"),
+    (sized(1, 4), "image 4 3"),
+)
+
+
+@pytest.fixture
+def changed(shared_bundle: Path, tmp_path: Path) -> Callable[[Change], Path]:
+    """Change the narrow model, as a bare file."""
+
+    def made(change: Change) -> Path:
+        model = onnx.load(shared_bundle / "model.onnx")
+        change(model)
+        data = model.SerializeToString()
+        (tmp_path / "odd.onnx").write_bytes(data.replace(b"replaced", b"repl\xff\xfeed"))
+        return tmp_path / "odd.onnx"
+
+    return made
+
+
+@pytest.mark.parametrize(("change", "facts"), CONTRADICTIONS)
+def test_every_command_refuses_contradictions(
+    changed: Callable[[Change], Path], call_cli: Call, photo: Path, change: Change, facts: str
+) -> None:
+    path = changed(change)
+
+    for arguments in (
+        ("inspect", path), ("predict", path, photo), ("verify", path), ("package", path, "--output", "p"),
+        ("package", path, "--output", "p", "--backend", "python"),
+    ):  # fmt: skip
+        code, output, errors = call_cli(*arguments)
+        assert (code, missing(f"odd.onnx {facts}", errors)) == (3, []), (arguments, output, errors)
+
+
+@pytest.mark.parametrize(("change", "facts"), [
+    (sized(2, 0), "image 0 1"),
+    (sized(2, -1), "image"),
+    (sized(0, 0), "image 0 1"),
+    (sized(3, "W"), "image W N"),
+    (sized(0, "N"), "image N"),
+    (sized(2, 2**40), f"image {2**40} {MAX_PIXELS}"),
+])  # fmt: skip
+def test_sizes_that_no_photo_has(
+    changed: Callable[[Change], Path], call_cli: Call, photo: Path, change: Change, facts: str
+) -> None:
+    def unknown_output(model: onnx.ModelProto) -> None:
+        change(model)
+        for dimension in model.graph.output[0].type.tensor_type.shape.dim[::2]:
+            dimension.dim_param = "any"
+        model.graph.output[0].type.tensor_type.shape.dim[3].dim_param = "any"
+
+    path = changed(unknown_output)
+
+    for arguments in (("predict", path, photo), ("verify", path), ("package", path, "--output", "p")):
+        code, output, errors = call_cli(*arguments)
+        assert (code, missing(f"odd.onnx {facts}", errors)) == (3, []), (arguments, output, errors)
+
+
+@pytest.mark.parametrize(("change", "facts"), [(cut, "no outputs"), (called_by_itself, "function round")])
+def test_optimize_refuses_them_too(
+    changed: Callable[[Change], Path], call_cli: Call, change: Change, facts: str
+) -> None:
+    changed(change)
+
+    code, _, errors = call_cli("optimize", "odd.onnx", "out.onnx")
+
+    assert (code, missing(f"odd.onnx {facts}", errors)) == (3, [])
+
+
+def test_what_onnx_runtime_raises_while_it_runs_is_a_damage(tmp_path: Path) -> None:
+    text = (
+        """<ir_version: 10, opset_import: ["": 18]> g (int64[1] i, float[2] x) => (float[1] y) { y = Gather(x, i) }"""
+    )
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    feeds = {"i": np.array([7]), "x": np.zeros(2, np.float32)}
+    with OrtRunner(tmp_path / "m.onnx") as runner:
+        with pytest.raises(fd.BundleError, match=r"ONNX Runtime refuses .*m\.onnx: .*idx=7"):
+            runner.run(feeds)
+        binding = runner.bind()
+        binding.upload(feeds)
+        with pytest.raises(fd.BundleError, match=r"ONNX Runtime refuses .*m\.onnx: .*idx=7"):
+            binding.run()
+
+
+def test_the_bounds_are_those_of_the_modules_that_need_pytorch() -> None:
+    assert (bundles.MAX_PIXELS, bundles.INPUT_CHANNELS) == (MAX_PIXELS, INPUT_CHANNELS)
+    assert model_info.SEEDS == SEEDS
