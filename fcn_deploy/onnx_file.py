@@ -69,8 +69,17 @@ def split_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.Tensor
     values = {name: model.graph.initializers.pop(name) for name in tensors}
     try:
         return ir.to_proto(model), tensors
+    except ir.serde.SerdeError as error:
+        raise BundleError(f"the model cannot be written: {innermost(error)}", remedy="Export it again.") from error
     finally:
         model.graph.initializers.update(values)
+
+
+def innermost(error: BaseException) -> str:
+    """Return the first line of the error that is the cause of all others."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def large_initializers(model: ir.Model) -> dict[str, ir.TensorProtocol]:

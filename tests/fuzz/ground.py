@@ -56,9 +56,14 @@ class Ground:
         """The folder that commands write into."""
         return self.root / "out"
 
+    @property
+    def temporary(self) -> Path:
+        """The folder of temporary files, tracebacks among them."""
+        return self.root.parent / "temporary"
+
     def reset(self) -> None:
         """Empty the folder, and put the user's files there."""
-        for path in self.root.iterdir():
+        for path in (*self.root.iterdir(), *self.temporary.iterdir()):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -92,7 +97,7 @@ class Ground:
         """Run `fcn-deploy` in this process; raises BrokenRuleError for a traceback or an undocumented exit code."""
         output, errors = io.StringIO(), io.StringIO()
         before, handler, given = Path.cwd(), signal.getsignal(signal.SIGTERM), sys.argv
-        temporary, tempfile.tempdir = tempfile.tempdir, str(self.root.parent / "temporary")
+        temporary, tempfile.tempdir = tempfile.tempdir, str(self.temporary)
         try:
             os.chdir(self.case)
             sys.argv = ["fcn-deploy", *map(str, arguments)]
@@ -106,7 +111,8 @@ class Ground:
             signal.signal(signal.SIGTERM, handler)
         shown = output.getvalue() + errors.getvalue()
         if code not in EXIT_CODES or "Traceback" in shown:
-            raise BrokenRuleError(f"exit code {code}: {shown[-2000:]}")
+            saved = "".join(path.read_text(encoding="utf-8") for path in self.temporary.glob("fcn-deploy-*.txt"))
+            raise BrokenRuleError(f"exit code {code}: {shown[-2000:]}{saved[-3000:]}")
         if "\x1b" in shown:
             raise BrokenRuleError(f"an escape sequence reached the terminal: {shown[-500:]!r}")
         return code

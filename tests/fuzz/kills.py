@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fcn_deploy as fd
+from fcn_deploy.images import read_image
 from fcn_deploy.storage import parse_json
 from tests.datasets import make_folders
 from tests.fuzz.targets import SIZE, make_sound
@@ -53,7 +54,7 @@ def _check_bundle(output: Path) -> None:
 
 def _check_pictures(output: Path) -> None:
     for path in output.glob("[!.]*.png"):
-        fd.read_image(path)
+        read_image(path)
 
 
 def _check_evaluation(output: Path) -> None:
