@@ -9,11 +9,11 @@ TRITON_READY := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),
 DEMO := build/demo
 
 BENCH := build/bench
-# For bench-gpu: a folder for what it writes, and minutes it may take (fewer than 4: only the headline rows).
+# For bench-gpu, a folder for what it writes; for bench-gpu (fewer than 4: only the headline rows) and fuzz, minutes.
 OUT ?= build/bench-gpu
 MINUTES ?= 8
 
-.PHONY: help demo test lint clean bench bench-gpu bench-export
+.PHONY: help demo test lint clean bench bench-gpu bench-export fuzz
 
 help:
 	@echo "make demo   export a small trained FCN-8s, prove it equal to PyTorch, segment a scene it never saw"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench  latency of all three FCNs on this CPU beside their peers: table, JSON, page (10 minutes)"
 	@echo "make bench-gpu     latency of every variant on the GPU, with the packages of \$$(PYTHON), nothing installed"
 	@echo "make bench-export  time and memory of an export against a plain script"
+	@echo "make fuzz   mutated files and requests for MINUTES, going on where the last run stopped (see docs/security.md)"
 	@echo "make clean  remove .venv, .venv-triton and build"
 
 # Made anew only when what to install changes. The marker comes last, so that an interrupted set-up is repeated.
@@ -55,6 +56,9 @@ lint: $(READY)
 bench: $(READY)
 	for v in 8s 16s 32s; do $(BIN)/fcn-deploy export --variant $$v --output $(BENCH)/fcn$$v --force || exit; done
 	$(BIN)/fcn-deploy bench $(BENCH)/fcn8s $(BENCH)/fcn16s $(BENCH)/fcn32s --json $(BENCH)/latency.json --markdown $(BENCH)/latency.md --report $(BENCH)/latency.html || [ $$? -eq 6 ]
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 # From a bare checkout: runs with whatever packages $(PYTHON) has.
 bench-gpu:

@@ -168,6 +168,7 @@ class Bundle:
         if self.manifest is None:
             shutil.copyfile(self.path, folder / f"{name}{self.path.suffix}")
             return f"{name}{self.path.suffix}"
+        _check_files(self.path / MANIFEST_FILE, self.manifest["files"])
         for file in (*self.manifest["files"], MANIFEST_FILE):
             copy = folder / name / file
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from fcn_deploy.errors import InputFileError
 from fcn_deploy.evaluation.data import Failure, list_first
+from fcn_deploy.images import MAX_PIXELS
 from fcn_deploy.metrics import Counts, Scores
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.storage import parse_json
@@ -66,8 +67,8 @@ def _sparse(counts: Counts) -> list[tuple[int, int]]:
 def _dense(cells: object, num_classes: int) -> Counts:
     flat = np.zeros(num_classes**2, dtype=np.int64)
     for cell, count in msgspec.convert(cells, list[tuple[int, int]]):
-        if not 0 <= cell < flat.size:
-            raise ValueError(f"cell {cell} of {flat.size}")
+        if not (0 <= cell < flat.size and 0 <= count <= MAX_PIXELS):
+            raise ValueError(f"{count} pixels in cell {cell} of {flat.size}")
         flat[cell] = count
     return flat.reshape(num_classes, num_classes)
 

@@ -1,6 +1,7 @@
 """Where results go: a directory, or an address that fsspec opens. A file appears complete, or not at all."""
 
 import contextlib
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,8 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fcn_deploy.errors import OutputError, UsageError
+from fcn_deploy.errors import FcnDeployError, OutputError, UsageError
 from fcn_deploy.storage import sole_writer, staged_file
+
+# A protocol, or several that build on each other: `simplecache::s3://`.
+_ADDRESS = re.compile(r"[a-z0-9+.-]+(::[a-z0-9+.-]+)*://", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -29,18 +33,21 @@ class Store:
 
     def read(self, name: str) -> bytes | None:
         """Return a file's content, or None when there is no such file."""
-        return bytes(self._files.cat_file(name)) if self.exists(name) else None
+        with self._errors_named(name):
+            return bytes(self._files.cat_file(name)) if self.exists(name) else None
 
     def exists(self, name: str) -> bool:
         """Return whether there is such a file."""
-        return bool(self._files.isfile(name))
+        with self._errors_named(name):
+            return bool(self._files.isfile(name))
 
     def names(self, suffix: str) -> list[str]:
         """Return the files with that suffix, sorted; hidden files, which may be incomplete, are left out."""
-        try:
-            paths = self._files.ls("", detail=False)
-        except FileNotFoundError:
-            return []
+        with self._errors_named(""):
+            try:
+                paths = self._files.ls("", detail=False)
+            except FileNotFoundError:
+                return []
         found = (str(path).rpartition("/")[2] for path in paths)
         return sorted(name for name in found if name.endswith(suffix) and not name.startswith("."))
 
@@ -53,22 +60,36 @@ class Store:
             return
         # Not every file system writes whole objects only.
         partial = f".{secrets.token_hex(8)}.partial"
-        try:
-            self._files.makedirs("", exist_ok=True)
-            self._files.pipe_file(partial, data)
-            self._files.mv(partial, name)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._files.rm_file(partial)
-            raise OutputError(
-                f"cannot write {self.location(name)}: {error.strerror or error}",
-                remedy="Check the address, your permissions and the free space there.",
-            ) from error
+        with self._errors_named(name):
+            try:
+                self._files.makedirs("", exist_ok=True)
+                self._files.pipe_file(partial, data)
+                self._files.mv(partial, name)
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self._files.rm_file(partial)
+                raise
 
     def remove(self, name: str) -> None:
         """Remove a file, if there is one."""
-        with contextlib.suppress(FileNotFoundError):
+        with self._errors_named(name), contextlib.suppress(FileNotFoundError):
             self._files.rm_file(name)
+
+    @contextlib.contextmanager
+    def _errors_named(self, name: str) -> Iterator[None]:
+        """Raise OutputError for what a file system behind an address raises: an OSError, or that it cannot do this."""
+        try:
+            yield
+        except FcnDeployError:
+            raise
+        except Exception as error:
+            if self.directory and isinstance(error, OSError):
+                raise
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__} {error}".strip()
+            raise OutputError(
+                f"cannot read or write {self.location(name)}: {reason}",
+                remedy="Check the address, your permissions and the free space there; it has to take files.",
+            ) from error
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
@@ -88,8 +109,10 @@ class Store:
         if self.directory:
             return fsspec.filesystem("dir", path=self.directory.as_posix(), target_protocol="file")
         try:
+            if not _ADDRESS.match(self.output):
+                raise ValueError("it names no protocol")
             system, path = fsspec.core.url_to_fs(self.output)
-        except (ValueError, ImportError) as error:
+        except Exception as error:  # each file system has its own
             raise UsageError(
                 f"output {self.output} cannot be opened: {error}",
                 remedy="Use a protocol that fsspec knows, and install its package (s3fs for s3://, gcsfs for gs://).",

@@ -17,7 +17,7 @@ from fcn_deploy.storage import staged_file
 from tests.fuzz.run import Block, Outcome, run_block
 from tests.fuzz.targets import TARGETS
 
-CASES_PER_BLOCK = 200
+CASES_PER_BLOCK = 150
 
 
 def main() -> int:

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,19 @@ def test_a_manifest_is_checked_against_its_schema(
 
     with pytest.raises(BundleError, match=message):
         open_bundle(bundle)
+
+
+def test_a_name_that_leads_out_is_not_copied(bundle: Path, tmp_path: Path) -> None:
+    """Checked where it is used, too."""
+    opened = open_bundle(bundle)
+    assert opened.manifest is not None
+    files = {**opened.manifest["files"], "../../escaped": opened.manifest["files"][MODEL_FILE]}
+    (tmp_path / "escaped").write_text("mine")
+
+    with pytest.raises(BundleError, check=states("manifest.json '../../escaped'")):
+        replace(opened, manifest={**opened.manifest, "files": files}).copy_to(tmp_path / "copy" / "deep", "artifact")
+    assert not (tmp_path / "copy").exists()
+    assert (tmp_path / "escaped").read_text() == "mine"
 
 
 def test_a_model_swapped_together_with_its_hash_is_found(bundle: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 import fcn_deploy as fd
 from fcn_deploy.prediction.store import Store
+from tests.messages import states
 
 
 @pytest.fixture
@@ -50,10 +51,26 @@ def test_addresses_that_cannot_be_opened(shared_bundle: Path, photos: list[Path]
     assert "s3fs" in caught.value.remedy
 
 
+@pytest.mark.parametrize("url", ["dir:///tmp/labels", "reference://labels", "github://a/b", "::://", "://labels"])
+def test_addresses_without_what_their_protocol_needs(
+    shared_bundle: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(fd.UsageError, check=states(url, remedy="protocol fsspec")):
+        list(fd.predict(shared_bundle, photos, fd.PredictOptions(url)))
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png", "photos"]
+
+
+def test_an_address_that_takes_no_files(shared_bundle: Path, photos: list[Path]) -> None:
+    with pytest.raises(fd.OutputError, check=states("http://127.0.0.1:1/labels", remedy="address files")):
+        list(fd.predict(shared_bundle, photos[:1], fd.PredictOptions("http://127.0.0.1:1/labels")))
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(fd.OutputError, match=r"cannot write file://.*below"):
+    with pytest.raises(fd.OutputError, match=r"cannot read or write file://.*below"):
         Store(f"file://{tmp_path}/file/below").write("a.png", b"data")
 
 
