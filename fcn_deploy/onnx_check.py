@@ -173,6 +173,9 @@ def _check_nodes(nodes: Sequence[onnx.NodeProto], given: set[str], source: str) 
         for name in node.input:
             if name and name not in known:
                 raise invalid(f"{source}: node {node_text(node)} reads {name!r}, which nothing makes")
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.UNDEFINED:
+                raise invalid(f"{source}: attribute {attribute.name!r} of node {node_text(node)} has no type")
         for graph in _subgraphs(node):
             _check_graph(graph, known, source)
     try:
