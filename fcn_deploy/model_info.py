@@ -217,11 +217,13 @@ def _from_facts(facts: Mapping[str, str]) -> ModelInfo:
 
 def _check_bounds(info: ModelInfo) -> None:
     """Check what types do not; raises ValueError with the value and its bounds."""
-    seed, agreement = info.provenance.rng_seed, info.min_agreement
+    seed, agreement, variant = info.provenance.rng_seed, info.min_agreement, info.network.variant
     if seed is not None and not 0 <= seed < SEEDS:
         raise ValueError(f"rng_seed is {seed}, not 0 to {SEEDS - 1}")
     if agreement is not None and not 0 <= agreement <= 1:
         raise ValueError(f"min_agreement is {agreement}, not 0 to 1")
+    if info.provenance.at_once and (variant is not Variant.FCN8S or info.provenance.checkpoint_sha256 is None):
+        raise ValueError(f"at_once is true, and only checkpoints of FCN-8s have its scales; this is FCN-{variant}")
     if info.names and len(info.names) != info.network.num_classes:
         raise ValueError(f"class_names are {len(info.names)}, and num_classes is {info.network.num_classes}")
 

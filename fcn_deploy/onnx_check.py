@@ -4,7 +4,7 @@ Neither protobuf nor ONNX's own tools check this for a model whose weights stay 
 it. Everything here looks at the protobuf message alone; no data are read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 from math import prod
@@ -16,6 +16,9 @@ import onnx_ir as ir
 from fcn_deploy.errors import BundleError
 
 _AGAIN = "Export the model again, or repair it with the tool that wrote it."
+# ONNX's shape inference follows every call; functions that each call the next one twice take it for ever.
+MAX_CALLED_NODES = 100_000
+_Function = tuple[str, str]  # domain and name
 _COMPLEX = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
 
 
@@ -122,17 +125,24 @@ def _check_text(message: Any, source: str) -> None:
 
 
 def _check_functions(model: onnx.ModelProto, source: str) -> None:
-    """Check that no function calls itself, directly or through others."""
-    known = {(function.domain, function.name) for function in model.functions}
-    calls = {
-        (function.domain, function.name): {(n.domain, n.op_type) for n in _all_nodes(function.node)} & known
-        for function in model.functions
-    }
+    """Check that no function calls itself, directly or through others, and how many nodes all calls stand for."""
+    bodies = {(function.domain, function.name): function.node for function in model.functions}
+    calls = {key: _calls(nodes, bodies) for key, nodes in bodies.items()}
+    sizes: dict[_Function, int] = {}
     try:
-        TopologicalSorter(calls).prepare()
+        for key in TopologicalSorter(calls).static_order():  # those that are called come first
+            sizes[key] = len(list(_all_nodes(bodies[key]))) + sum(sizes[called] for called in calls[key])
     except CycleError as error:
         names = " calls ".join(name for _, name in reversed(error.args[1]))
         raise invalid(f"{source}: a function calls itself: {names}") from error
+    total = sum(sizes[called] for called in _calls(model.graph.node, bodies))
+    if total > MAX_CALLED_NODES:
+        raise invalid(f"{source}: its functions stand for {total} nodes; at most {MAX_CALLED_NODES} are read")
+
+
+def _calls(nodes: Sequence[onnx.NodeProto], known: Container[_Function]) -> list[_Function]:
+    """Return the functions that nodes call, once per call."""
+    return [(node.domain, node.op_type) for node in _all_nodes(nodes) if (node.domain, node.op_type) in known]
 
 
 def _all_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
@@ -163,6 +173,9 @@ def _check_nodes(nodes: Sequence[onnx.NodeProto], given: set[str], source: str) 
         for name in node.input:
             if name and name not in known:
                 raise invalid(f"{source}: node {node_text(node)} reads {name!r}, which nothing makes")
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.UNDEFINED:
+                raise invalid(f"{source}: attribute {attribute.name!r} of node {node_text(node)} has no type")
         for graph in _subgraphs(node):
             _check_graph(graph, known, source)
     try:

@@ -17,7 +17,8 @@ import msgspec
 import onnx_ir as ir
 
 from fcn_deploy.choices import Head, ImageInput
-from fcn_deploy.errors import BundleError, CheckpointError, UsageError
+from fcn_deploy.errors import BundleError, CheckpointError, SizeError, UsageError
+from fcn_deploy.geometry import check_fits
 from fcn_deploy.model_info import (
     INPUT_NAME,
     LABELS_NAME,
@@ -39,6 +40,7 @@ MAX_PIXELS = 4096 * 4096  # of one run, as for `export`
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _BYTES = frozenset({ir.DataType.UINT8})
 _SELF_HASH = "manifest_sha256"
+_OTHER_GRAPH = "The metadata belong to another graph: export it again."
 _AGAIN = "Export the bundle again."
 # Relative POSIX names that stay within the bundle's directory.
 _FILE_NAME = re.compile(rf"{re.escape(MODEL_FILE)}|{PHOTOS_FOLDER}/(?!\.\.?\Z)[^/\\\x00-\x1f]+")
@@ -160,8 +162,18 @@ class Bundle:
                 raise BundleError(
                     f"{self.model_path}: its metadata say {info.image_input} images, {info.head} and {classes} "
                     f"classes, so its only {kind} would be {_wanted(*wanted)}; it is {_described(values)}",
-                    remedy="The metadata belong to another graph: export it again.",
+                    remedy=_OTHER_GRAPH,
                 )
+        self._check_fits(info, height, width)
+
+    def _check_fits(self, info: ModelInfo, height: int | None, width: int | None) -> None:
+        """Check that the network of the facts takes images of the graph's size, where that is fixed."""
+        if not height or not width or min(height, width) < 0:
+            return
+        try:
+            check_fits(height, width, info.network.variant, info.network.geometry)
+        except SizeError as error:
+            raise BundleError(f"{self.model_path}: {error.problem}", remedy=_OTHER_GRAPH) from error
 
     def copy_to(self, folder: Path, name: str) -> str:
         """Copy the files that the manifest lists, or the bare file, into `folder`; returns the copy's name."""

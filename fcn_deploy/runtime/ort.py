@@ -109,7 +109,7 @@ _DTYPES = {"float": "float32", "double": "float64"}
 
 @contextlib.contextmanager
 def _refusals(path: Path) -> Iterator[None]:
-    """Raise what ONNX Runtime raises on the model in `path` as a BundleError."""
+    """Raise what ONNX Runtime, or what prepares the model for it, raises on the model in `path` as a BundleError."""
     try:
         yield
     except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
@@ -158,16 +158,19 @@ class OrtRunner(Runner):
             options.profile_file_prefix = str(self._profile)
         if self._optimized is not None:
             options.optimized_model_filepath = str(self._optimized)
-        skeleton = model.data
-        if provider is Provider.CPU and computes_in_half(skeleton):
-            skeleton = widened(skeleton)
-            self.name = f"{self._plain_name}, half precision by rounding"
         with _refusals(self.path):
-            session = _session(skeleton, self.options, options)
+            session = _session(self._computable(model.data), self.options, options)
         self.placement = placement_of(session)
         require_placement(provider, session.get_providers(), self.placement)
         self._session = session
         self.inputs = tuple(_spec(value) for value in session.get_inputs())
+
+    def _computable(self, skeleton: bytes) -> bytes:
+        """Return the model in types that the provider computes in, and note it in the runner's name."""
+        if self.options.provider is not Provider.CPU or not computes_in_half(skeleton):
+            return skeleton
+        self.name = f"{self._plain_name}, half precision by rounding"
+        return widened(skeleton)
 
     def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         session = self._opened()

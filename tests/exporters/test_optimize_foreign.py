@@ -13,6 +13,7 @@ import fcn_deploy as fd
 from exporters import simplifier
 from exporters.optimize_file import MAX_ELEMENTS
 from exporters.simplify import simplify
+from fcn_deploy.onnx_check import MAX_CALLED_NODES
 from fcn_deploy.onnx_file import LARGE_TENSOR_BYTES
 from tests.conftest import Call
 from tests.messages import missing, states
@@ -161,6 +162,11 @@ def test_data_files_end_up_in_the_file(tmp_path: Path, shared_bundle: Path) -> N
 
 
 HUGE = 2**40
+# Each of 30 functions calls the next one twice; the last one has a node.
+DOUBLING = " ".join(
+    f'<domain: "my", opset_import: ["": 18, "my": 1]> f{i} (a) => (b) {{ c = my.f{i + 1}(a) b = my.f{i + 1}(c) }}'
+    for i in range(30)
+) + function("f30", "Neg")
 
 
 @pytest.mark.parametrize(("graph", "facts"), [
@@ -175,6 +181,7 @@ HUGE = 2**40
     (("y = Constant<value = float[1] {1.0}>()", "", "float[1] y"), "no inputs"),
     (("y = my.f(x)", f"{IMAGE} x", f"{IMAGE} y", function("f", "my.f")), "function f"),
     (("y = my.f(x)", f"{IMAGE} x", f"{IMAGE} y", function("f", "my.h") + function("h", "my.f")), "function f h"),
+    (("y = my.f0(x)", f"{IMAGE} x", f"{IMAGE} y", DOUBLING), f"{3 * 2**30 - 2} {MAX_CALLED_NODES}"),
     (("[n] y = Unheard(x)",), "Unheard n"),
     (("[n] y = Slice(x, x, x)",), "Slice"),
     (("y = Relu(x)", f"float[1,3,8,{HUGE}] x", f"float[1,3,8,{HUGE}] y"), f"x {24 * HUGE} {MAX_ELEMENTS}"),

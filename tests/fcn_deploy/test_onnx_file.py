@@ -160,6 +160,14 @@ def test_a_file_that_parses_and_means_nothing(tmp_path: Path) -> None:
         inspect(with_proto(tmp_path, rename_all))
 
 
+def test_an_attribute_without_a_type_is_refused(tmp_path: Path) -> None:
+    def add(proto: onnx.ModelProto) -> None:
+        proto.graph.node[0].attribute.add(name="axis", i=1)
+
+    with pytest.raises(BundleError, check=states("odd.onnx 'axis' add0 type")):
+        read_model(with_proto(tmp_path, add))
+
+
 def test_a_convolution_without_a_weight_is_no_crash(tmp_path: Path) -> None:
     def strip(proto: onnx.ModelProto) -> None:
         proto.graph.node[0].op_type = "Conv"

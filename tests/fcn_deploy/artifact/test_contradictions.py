@@ -140,6 +140,7 @@ def test_every_command_refuses_contradictions(
     (sized(0, 0), "image 0 1"),
     (sized(3, "W"), "image W N"),
     (sized(0, "N"), "image N"),
+    (sized(2, 1), "height 1 fc6 7 6"),
     (sized(2, 2**40), f"image {2**40} {MAX_PIXELS}"),
 ])  # fmt: skip
 def test_sizes_that_no_photo_has(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto
 
+from fcn_deploy import BundleError
 from fcn_deploy.runtime.ort import OrtRunner, computes_in_half, widened
 
 DTYPES: dict[int, np.dtype] = {
@@ -140,3 +141,14 @@ def test_large_weights_stay_in_the_file(tmp_path: Path) -> None:
     expected = x.astype(np.float16).astype(np.float64) @ k.astype(np.float64)
 
     np.testing.assert_allclose(ran(path, x), expected, rtol=2**-10, atol=1e-4)
+
+
+def test_a_half_graph_that_contradicts_itself_is_a_damage(tmp_path: Path) -> None:
+    path = squared(TensorProto.FLOAT16, tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.graph.node[1].op_type = "Relu"
+    del model.graph.node[1].input[:]
+    onnx.save(model, path)
+
+    with pytest.raises(BundleError, match=r"m\.onnx"), OrtRunner(path):
+        pass
