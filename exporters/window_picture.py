@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnx_ir.passes.common import ShapeInferencePass
 
 from exporters.passes.trace import trace
 from fcn_deploy.artifact.bundle import Bundle, open_bundle
 from fcn_deploy.errors import BundleError, UsageError
+from fcn_deploy.graph import infer_shapes
 from fcn_deploy.installation import require_extra
 from fcn_deploy.regions import Region, map_regions
 from fcn_deploy.storage import staged_file
@@ -72,7 +72,7 @@ def draw_regions(path: Path, picture: Path) -> Path:
 
 
 def _traced(bundle: Bundle) -> tuple[MapRegions, ...]:
-    ShapeInferencePass()(bundle.model)
+    infer_shapes(bundle.model)
     found = trace(bundle.model)
     if not found.steps:
         raise BundleError(

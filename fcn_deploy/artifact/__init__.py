@@ -21,6 +21,6 @@ def is_engine(path: Path) -> bool:
 
 def model_name(path: Path) -> str:
     """Return an artifact's name: that of its file without `.onnx` or `.plan`, or of its directory."""
-    # `.` and `..` have no name of their own.
-    resolved = path.resolve()
-    return resolved.stem if resolved.suffix in (".onnx", PLAN_SUFFIX) else resolved.name
+    # `.` and `..` have no name of their own; a link's target may be called by a hash.
+    named = path.resolve() if path.name in ("", "..") else path
+    return named.stem if named.suffix in (".onnx", PLAN_SUFFIX) else named.name
