@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 from exporters.passes.trace import trace
 from fcn_deploy.artifact.bundle import Bundle, open_bundle
 from fcn_deploy.errors import BundleError, UsageError
