@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -30,12 +30,17 @@ class RowStatus(StrEnum):
     PENDING = "pending"  # not finished, or interrupted before the first sample
 
 
+_Rate = Annotated[float, msgspec.Meta(gt=0)]
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Size = Annotated[int, msgspec.Meta(ge=1)]
+
+
 @dataclass(frozen=True)
 class RowKey:
     """What identifies a row across reports: everything but versions and settings."""
 
     network: str  # e.g. `FCN-8s`, with its divisor when it is narrow.
-    shape: tuple[int, int, int, int]  # N x 3 x H x W
+    shape: tuple[_Size, _Size, _Size, _Size]  # N x 3 x H x W
     case: str  # name of the case
     provider: str  # where it ran
 
@@ -48,16 +53,16 @@ class RowKey:
 class WorkEstimate:
     """The least work of one run, whatever the runtime."""
 
-    multiply_adds: int  # of all convolutions
-    least_bytes: int  # input, weights and output, each moved once
+    multiply_adds: _Count  # of all convolutions
+    least_bytes: _Size  # input, weights and output, each moved once
 
 
 @dataclass(frozen=True)
 class Ceilings:
     """The highest measured rates of a device."""
 
-    copied_bytes_per_s: float  # bytes read plus bytes written by a large copy
-    multiply_adds_per_s: Mapping[str, float]  # of a large matrix product, by compute precision
+    copied_bytes_per_s: _Rate  # bytes read plus bytes written by a large copy
+    multiply_adds_per_s: Mapping[str, _Rate]  # of a large matrix product, by compute precision
 
     def limit_ns(self, work: WorkEstimate, precision: str) -> float | None:
         """Return the shortest time `work` can take in that precision; None when its ceiling was not measured."""

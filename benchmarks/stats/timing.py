@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from benchmarks.stats import statistics
@@ -91,6 +92,10 @@ def clock_overhead_ns(clock: Clock = time.perf_counter_ns) -> float:
     return float(np.median([time_once(lambda: None, clock) for _ in range(1001)]))
 
 
+_Nanoseconds = Annotated[int, msgspec.Meta(ge=0)]
+_Samples = Annotated[tuple[Annotated[int, msgspec.Meta(ge=1)], ...], msgspec.Meta(min_length=1)]
+
+
 @dataclass(frozen=True)
 class Measurement:
     """The latencies of one row.
@@ -101,9 +106,9 @@ class Measurement:
         phases_ns: samples of separately timed phases: `device` (between CUDA events), `upload`, `download`.
     """
 
-    first_ns: int
-    rounds_ns: tuple[tuple[int, ...], ...]
-    phases_ns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    first_ns: _Nanoseconds
+    rounds_ns: Annotated[tuple[_Samples, ...], msgspec.Meta(min_length=1)]
+    phases_ns: Mapping[str, tuple[_Nanoseconds, ...]] = field(default_factory=dict)
 
     @cached_property
     def samples_ns(self) -> Floats:

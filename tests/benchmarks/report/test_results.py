@@ -56,6 +56,9 @@ def test_share_of_the_limit() -> None:
 @pytest.mark.parametrize(("changes", "problem"), [
     ({"schema": "something"}, "is not a benchmark report"),
     ({"schema_version": 2}, r"schema version 2\b.*\b1\b"),
+    ({"ceilings": {"copied_bytes_per_s": 0.0, "multiply_adds_per_s": {}}}, r"Expected `float` > 0.0 - at `\$.ceilings"),
+    ({"environment": {}}, "missing required field `date`"),
+    ({"protocol": {"duration_s": 1.0}}, "missing required field `rounds`"),
     ({"rows": [{}]}, r"report.json.*damaged.* `network`.*rows\[0\]"),
     ({"rows": 3}, r"report.json.*damaged.*rows"),
     ({"ceilings": {}}, r"report.json.*damaged.*`copied_bytes_per_s`.*ceilings"),
