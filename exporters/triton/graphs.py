@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from exporters.passes.edit import add_constant, constant, constant_ints, required_constant, static_shape
 from exporters.passes.heads import pixel_nodes
 from exporters.rewrite import with_heads
 from fcn_deploy.choices import Head, ImageInput
 from fcn_deploy.errors import ParityError, UsageError
-from fcn_deploy.graph import infer_shapes
 from fcn_deploy.images import SAMPLE_PHOTO, Labels, Pixels
 from fcn_deploy.model_info import INPUT_NAME, LABELS_NAME, OUTPUT_NAME, PIXELS_NAME
 from fcn_deploy.parity.inputs import Shape, photo_input, pixel_noise_input
@@ -100,7 +100,7 @@ def with_free_batch(model: ir.Model) -> ir.Model:
     for value in (*graph.outputs, *(output for node in graph for output in node.outputs)):
         value.shape = None
     image.shape = ir.Shape([_BATCH, *(image.shape or ())[1:]])
-    infer_shapes(changed)
+    ShapeInferencePass()(changed)
     fixed = [str(value.name) for value in graph.outputs if value.shape is None or str(value.shape[0]) != _BATCH]
     if fixed:
         raise UsageError(

@@ -36,7 +36,7 @@ def test_the_newest_results_of_a_gpu_are_shown(monkeypatch: pytest.MonkeyPatch, 
             replace(half("ort-graph-e2e", 1.6, to_labels=True), end_to_end=True, graph="bundle"),
             replace(half("ort-graph", 0.1, to_labels=True), graph="bundle")]  # fmt: skip
     compute = [half("pytorch-fp16", 3.0), replace(half("ort-graph", 1.2), graph="bundle"), half("ort-plain-half", 2.0)]
-    newer = {**ENVIRONMENT, "date": "2027-01-01T00:00:00+00:00", "gpus": [{"name": "GPU 9"}]}
+    newer = {**ENVIRONMENT, "date": "2027-01-01T00:00:00+00:00", "gpus": [{"name": "GPU 9", "driver": "1"}]}
     write_report(report(*compute, *ends, environment=newer), tmp_path / "b" / "latency.json")
     write_report(report(half("ort", 5.0)), tmp_path / "a" / "latency.json")
     write_report(report(row("ort", 1.0)), tmp_path / "c" / "latency.json")

@@ -62,7 +62,7 @@ def test_the_interval_agrees_with_exact_order_statistics() -> None:
 
 
 @pytest.mark.parametrize(("rounds", "samples", "round_noise"), [
-    (25, 1, 0.0), (5, 1, 0.0), (5, 2, 0.0), (5, 20, 1.0),
+    (25, 1, 0.0), (5, 1, 0.0), (5, 20, 1.0),
 ])  # fmt: skip
 def test_the_interval_covers_the_true_median_as_often_as_promised(
     rounds: int, samples: int, round_noise: float
