@@ -3,6 +3,7 @@
 The process imports neither PyTorch nor SymPy, which onnxsim would load if they are installed and does not need here.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ BASE_BYTES = 2 * 1024**3
 BYTES_PER_BYTE = 256
 # The graphs of this toolkit take half a second, of which starting takes the most.
 LIMIT_S = 60.0
+# A thread per core would take memory for stacks and buffers.
+_FEW_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _FAILED = 3  # the exit code when the last line on stderr says why
 
 
@@ -30,8 +33,9 @@ def simplified(model: bytes) -> bytes:
     code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import work; work({memory_bound(model)})"
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter
-            [sys.executable, "-P", "-c", code], input=model, capture_output=True, timeout=LIMIT_S, check=False
-        )
+            [sys.executable, "-P", "-c", code], input=model, env=os.environ | _FEW_THREADS, capture_output=True,
+            timeout=LIMIT_S, check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise SimplifierError(f"it took more than {LIMIT_S:g} s") from error
     if done.returncode == 0:
@@ -81,11 +85,14 @@ def _fail(reason: str) -> None:
 
 
 def _bound(memory: int) -> None:
-    """Limit the data of this process, where the system can."""
+    """Limit the data and the time of this process, where the system can."""
     try:
         import resource
     except ImportError:  # Windows
         return
+    # Also for a process that outlives the one that waits for it.
+    seconds = math.ceil(LIMIT_S) * (os.cpu_count() or 1)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     kind = getattr(resource, "RLIMIT_DATA", resource.RLIMIT_AS)
     _, hard = resource.getrlimit(kind)
     resource.setrlimit(kind, (memory if hard == resource.RLIM_INFINITY else min(memory, hard), hard))

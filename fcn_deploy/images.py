@@ -117,7 +117,7 @@ def _check_still(name: str, image: Image.Image, max_pixels: int) -> None:
 def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
     return ImageError(
         f"image {name} claims {size} pixels; at most {max_pixels} are decoded",
-        remedy="Check where it comes from; if the size is intended, scale it down or raise --max-photo-mpx.",
+        remedy="Check where it comes from. If it is intended, scale it down; predict and serve have --max-photo-mpx.",
     )
 
 

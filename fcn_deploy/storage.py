@@ -70,20 +70,40 @@ def staged_file(target: Path) -> Iterator[Path]:
         OutputError: it cannot be written, or `target` is a device, a pipe or another thing that is no regular file.
     """
     check_regular(target)
-    # Some writers choose the format by the suffix.
-    suffix = target.suffix if len(target.suffix) <= _MAX_SUFFIX else ""
-    staging = target.with_name(f".{secrets.token_hex(8)}.partial{suffix}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging.touch(exist_ok=False)
-        # Held as long as this process lives: leftovers of killed runs have no lock.
-        with _locked(staging):
+    with contextlib.ExitStack() as cleanup:
+        try:
+            # As for directories, a link stays, and the file it leads to is replaced.
+            place = _resolved(target)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            staging = cleanup.enter_context(_created_beside(place))
             yield staging
             _flush(staging)
-            staging.replace(target)
-    except OSError as error:
-        raise unwritable(target, error) from error
+            staging.replace(place)
+        except OSError as error:
+            raise unwritable(target, error) from error
+
+
+@contextlib.contextmanager
+def _created_beside(place: Path) -> Iterator[Path]:
+    """Create a file under a name that nobody can guess; it is removed at the end of the block, unless it was renamed.
+
+    It is locked as long as this process lives, where its file system has locks: leftovers of killed runs are not.
+    """
+    # Some writers choose the format by the suffix.
+    suffix = place.suffix if len(place.suffix) <= _MAX_SUFFIX else ""
+    while True:
+        staging = place.with_name(f".{secrets.token_hex(8)}.partial{suffix}")
+        descriptor = os.open(staging, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with contextlib.suppress(OSError):
+            _lock(descriptor, wait=True)
+        # Before it was locked, another process may have taken it for a leftover.
+        if staging.exists():
+            break
+        os.close(descriptor)
+    try:
+        yield staging
     finally:
+        os.close(descriptor)
         with contextlib.suppress(OSError):
             staging.unlink(missing_ok=True)
 
@@ -100,7 +120,7 @@ def sole_writer(directory: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            held.enter_context(_locked(directory, wait=sys.platform == "win32"))
+            held.enter_context(_locked(directory.resolve(), wait=sys.platform == "win32"))
             _sweep_files(directory)
         except BlockingIOError as error:
             raise OutputError(
@@ -216,16 +236,20 @@ def _sweep(place: Path) -> None:
     for old in place.parent.glob(f"{name}{_OLD}*"):
         _restore(old, place)
     for leftover in place.parent.glob(f"{name}{_PARTIAL}*"):
-        with contextlib.suppress(BlockingIOError), _locked(leftover, wait=False):
-            shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.is_dir() and not leftover.is_symlink():
+            with contextlib.suppress(OSError), _locked(leftover, wait=False):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _sweep_files(directory: Path) -> None:
     """Remove the unfinished files of killed runs from a directory."""
     for leftover in directory.iterdir():
-        if _STAGED_FILE.fullmatch(leftover.name) and not leftover.is_symlink():
-            with contextlib.suppress(OSError), _locked(leftover, wait=False):
-                leftover.unlink()
+        if not _STAGED_FILE.fullmatch(leftover.name):
+            continue
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG(leftover.lstat().st_mode):
+                with _locked(leftover, wait=False):
+                    leftover.unlink()
 
 
 @contextlib.contextmanager
@@ -237,14 +261,20 @@ def _locked(place: Path, *, wait: bool = True) -> Iterator[None]:
             raise BlockingIOError
         yield
         return
-    import fcntl
-
-    descriptor = os.open(place, os.O_RDONLY)
+    # Neither a link nor a pipe of that name, which would block, is opened.
+    descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        _lock(descriptor, wait=wait)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool) -> None:
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def _flush(file: Path) -> None:

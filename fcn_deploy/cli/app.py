@@ -108,10 +108,15 @@ def _bug() -> InternalError:
     import tempfile
     import traceback
 
-    with tempfile.NamedTemporaryFile("w", prefix="fcn-deploy-", suffix=".txt", delete=False, encoding="utf-8") as file:
-        file.write(traceback.format_exc())
-    problem = traceback.format_exc(limit=0).splitlines()[-1]
-    return InternalError(f"unexpected {problem}", remedy=f"This is a bug: report it with {file.name}.")
+    problem = f"unexpected {traceback.format_exc(limit=0).splitlines()[-1]}"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="fcn-deploy-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(traceback.format_exc())
+    except OSError:
+        return InternalError(problem, remedy="This is a bug: report it. Its traceback could not be saved.")
+    return InternalError(problem, remedy=f"This is a bug: report it with {file.name}.")
 
 
 def _fail(error: FcnDeployError) -> NoReturn:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _UNLIMITED = 100_000
 _GAP = 2
 # Control characters but the line break, those that change the direction of text, and halves of surrogate pairs.
-_STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def _console(*, stderr: bool) -> Console:

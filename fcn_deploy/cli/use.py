@@ -41,7 +41,7 @@ def predict(
     ] = None,
     output: Annotated[str, output_option(metavar="DIR|URL", help="Where to write the results.")] = "predictions",
     max_photo_mpx: Annotated[
-        int, inference_option(help="Largest photo in millions of pixels; larger ones fail.")
+        int, inference_option(help="Largest photo in millions of pixels, 1 to 178; larger ones fail.")
     ] = MAX_MEGAPIXELS,
     output_format: Annotated[OutputFormat, output_option(help="What to write for each photo.")] = OutputFormat.PNG,
     force: Annotated[bool, output_option("--force", help="Also replace files that predict did not write.")] = False,
@@ -51,7 +51,8 @@ def predict(
 
     Photos that already have results are skipped, so an interrupted run can be repeated.
 
-    Exit code 3: a photo cannot be read. It is listed in failures.jsonl; the others are segmented.
+    Exit code 3: a photo cannot be read, is too large, or the name of its result is taken. It is listed in
+    failures.jsonl; the others are segmented.
     """
     from fcn_deploy.cli import console, render
 
@@ -85,7 +86,7 @@ def serve(
     keep_aspect: KeepAspect = False,
     queue_size: Annotated[int, limits_option(help="Requests that may wait; further ones are refused with 503.")] = 32,
     max_photo_mb: Annotated[int, limits_option(help="Largest photo file in MB.")] = 32,
-    max_photo_mpx: Annotated[int, limits_option(help="Largest photo in millions of pixels.")] = 25,
+    max_photo_mpx: Annotated[int, limits_option(help="Largest photo in millions of pixels, 1 to 178.")] = 25,
     allow_host: Annotated[
         list[str] | None,
         limits_option(

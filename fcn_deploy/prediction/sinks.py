@@ -5,7 +5,6 @@ import io
 import json
 import os
 import threading
-import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from PIL import Image, PngImagePlugin
 
 from fcn_deploy.choices import OutputFormat
 from fcn_deploy.errors import OutputError
-from fcn_deploy.images import LABELS_SUFFIX, OVERLAY_SUFFIX, Labels, class_shares, label_image, overlay
+from fcn_deploy.images import LABELS_SUFFIX, OVERLAY_SUFFIX, Labels, class_shares, label_image, open_picture, overlay
 from fcn_deploy.prediction.options import Decoded, Plan, Prediction, Task
 from fcn_deploy.prediction.store import Store
 from fcn_deploy.segmentation import Labelled
@@ -50,9 +49,9 @@ def _encode_png(plan: Plan, photo: Decoded, labels: Labels) -> tuple[bytes, ...]
 
 
 def _png_key(data: bytes) -> str | None:
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-        text = image.text if isinstance(image, PngImagePlugin.PngImageFile) else {}
-    return str(text[_KEY]) if _KEY in text else None
+    # The key comes before the pixels, which are not decoded.
+    with open_picture(data, ["PNG"]) as image:
+        return str(image.info[_KEY]) if _KEY in image.info else None
 
 
 def _labels_png(plan: Plan, labels: Labels, key: str) -> bytes:
@@ -115,8 +114,6 @@ FILE_FORMATS = {
     OutputFormat.NPZ: FileFormat((".npz",), _encode_npz, _npz_key),
     OutputFormat.RLE_JSON: FileFormat((".json",), _encode_rle_json, _rle_json_key),
 }
-# Raised while a key is read from a file that is damaged or was written by another program.
-_UNREADABLE = (OSError, ValueError, SyntaxError, KeyError, EOFError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -191,11 +188,7 @@ class FileSink(Sink):
         """Raise OccupiedError if a result's name is taken by a file without a key, unless `force` is set."""
         if self.plan.options.force:
             return
-        # Earlier versions wrote the key into the last file only.
-        names = self._names(task)
-        if self._key(names[-1]) is not None:
-            return
-        for name in names:
+        for name in self._names(task):
             if self.store.exists(name) and self._key(name) is None:
                 raise OccupiedError(
                     f"{self.store.location(name)} exists, and predict did not write it",
@@ -210,7 +203,7 @@ class FileSink(Sink):
         data = self.store.read(name)
         try:
             return self._format.key_of(data) if data is not None else None
-        except _UNREADABLE:
+        except Exception:  # readers raise many kinds of errors for files that are damaged, or of others
             return None
 
     def _encode(self, photo: Decoded, labels: Labels, prediction: Prediction) -> Encoded:
@@ -276,8 +269,9 @@ class TableSink(Sink):
             _write_without(self.store, part, {image for image in kept if kept[image] != part})
 
     def _key_now(self, image: str) -> str | None:
-        with suppress(OSError):
-            return self.plan.key((self.plan.folder / image).read_bytes())
+        path = self.plan.folder / image
+        with suppress(OSError, ValueError):
+            return self.plan.key(path.read_bytes()) if path.is_file() else None
         return None
 
 
@@ -305,7 +299,9 @@ def _rows(store: Store, part: str, columns: list[str] | None = None) -> list[dic
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(io.BytesIO(store.read(part) or b""), columns=columns)
+        # A part is small; threads of Arrow that are still at work when the process ends would abort it.
+        content = io.BytesIO(store.read(part) or b"")
+        table = parquet.read_table(content, columns=columns, use_threads=False, pre_buffer=False)
     except (pa.ArrowException, KeyError) as error:
         raise OutputError(
             f"{store.location(part)} is not a table of predictions: {error}",

@@ -187,6 +187,8 @@ class HttpConnection:
             with self._depends_on_client(self._server.transferring):
                 async with asyncio.timeout(self._server.timeout_s):
                     await self._writer.drain()
+            if self._writer.is_closing():
+                raise ClientGoneError
         except OSError as error:  # a timeout is one, too
             raise ClientGoneError from error
 
@@ -289,6 +291,8 @@ class HttpConnection:
         """Account for bytes of bodies in memory."""
         self._held_bytes += count
         self._server.held_bytes += count
+        if count > 0 and self in self._server.transferring:
+            self._server.transferring[self] = time.monotonic()
         if count > 0 and self._server.held_bytes > MAX_HELD_BYTES:
             raise unavailable(f"all requests together hold more than {MAX_HELD_BYTES} bytes")
 
@@ -321,7 +325,7 @@ class HttpServer:
         self.timeout_s = timeout_s
         self.held_bytes = 0  # of all bodies in memory
         # Connections without a complete request's head, and those whose client sends a body or reads an answer, with
-        # the time since when; in both, those that wait longest come first.
+        # the time since when nothing came.
         self.awaiting_head: dict[HttpConnection, float] = {}
         self.transferring: dict[HttpConnection, float] = {}
         self.stopping = False  # connections end after the current answer

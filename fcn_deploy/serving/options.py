@@ -1,7 +1,9 @@
 """Where a server listens, and the limits of its clients."""
 
+import functools
 import ipaddress
 import re
+import socket
 from dataclasses import dataclass
 
 from fcn_deploy.choices import MAX_MEGAPIXELS, Provider
@@ -9,6 +11,7 @@ from fcn_deploy.errors import UsageError, check_range
 
 _MAX_PORT = 65_535
 _MAX_SECONDS = 3_600
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?|[0-9a-fA-F:.]+")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -58,6 +61,12 @@ class ServeOptions:
         check_range("photo size in Mpx", self.max_photo_mpx, 1, MAX_MEGAPIXELS, option="--max-photo-mpx")
         check_range("client timeout in seconds", self.client_timeout_s, 0.1, _MAX_SECONDS, option="--client-timeout")
         check_range("drain time in seconds", self.drain_s, 0, _MAX_SECONDS, option="--drain")
+        wrong = [name for name in self.allowed_hosts if not _HOST_NAME.fullmatch(name)]
+        if wrong:
+            raise UsageError(
+                f"allowed host {wrong[0]!r} is not a host name or an address",
+                remedy="Pass --allow-host a name without scheme, port and brackets, such as server.example or ::1.",
+            )
         if self.http_port and self.http_port == self.grpc_port:
             raise UsageError(
                 f"HTTP and gRPC cannot share port {self.http_port}", remedy="Give HTTP and gRPC different ports."
@@ -75,11 +84,14 @@ class ServeOptions:
         rebinding) could otherwise use the server through the visitor's browser.
         """
         known = {*_LOOPBACK_NAMES, self.host.lower(), *(host.lower() for host in self.allowed_hosts)}
-        return name.lower() in known or not (self.allowed_hosts or _is_loopback(self.host))
+        return name.lower().rstrip(".") in known or not (self.allowed_hosts or _is_loopback(self.host))
 
 
+@functools.cache
 def _is_loopback(host: str) -> bool:
+    """Return whether a name or an address, such as `127.1`, leads to this machine alone."""
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
+        address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]
+        return ipaddress.ip_address(address).is_loopback
+    except (OSError, ValueError):
+        return False

@@ -362,3 +362,40 @@ def test_what_killed_runs_left_is_removed_and_what_others_write_is_not(tmp_path:
 
     assert "half" not in contents(tmp_path).values()
     assert sorted(path.name for path in tmp_path.iterdir()) == [f".{'0' * 16}.partial", ".mine.partial"]
+
+
+def test_a_link_stays_and_the_file_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "file.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "real" / "file.txt")
+
+    with staged_file(tmp_path / "link.txt") as staging:
+        assert staging.parent == tmp_path / "real"
+        staging.write_text("new")
+
+    assert (tmp_path / "link.txt").is_symlink()
+    assert contents(tmp_path) == {"link.txt": "new", "real/file.txt": "new"}
+
+
+def test_a_planted_pipe_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / f".{'0' * 16}.partial")
+    os.mkfifo(tmp_path / ".out.partial-x")
+
+    check_writable(tmp_path / "file.txt")
+    with sole_writer(tmp_path):
+        pass
+    stage(tmp_path / "out")
+
+    assert contents(tmp_path) == {"out/manifest.json": "new"}
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+
+    with staged_file(tmp_path / "file.txt") as staging:
+        staging.write_text("new")
+
+    assert contents(tmp_path) == {"file.txt": "new"}

@@ -202,21 +202,6 @@ def test_a_list_of_failures_of_the_users_is_kept(shared_bundle: Path, photo: Pat
     assert not (tmp_path / "failures.jsonl").exists()
 
 
-def test_an_interrupted_result_of_an_earlier_version_is_finished(
-    shared_bundle: Path, photo: Path, tmp_path: Path
-) -> None:
-    """Their overlays have no key; the label map beside one does."""
-    (found,) = fd.predict(shared_bundle, [photo], fd.PredictOptions(tmp_path))
-    assert found.overlay_path is not None
-    with Image.open(found.overlay_path) as image:
-        image.copy().save(found.overlay_path)
-    Image.new("RGB", (9, 9)).save(photo)
-
-    (found,) = fd.predict(shared_bundle, [photo], fd.PredictOptions(tmp_path))
-
-    assert found.failure is None
-
-
 def test_a_photo_beyond_the_bound_is_refused_unread(shared_bundle: Path, tmp_path: Path) -> None:
     Image.new("L", (1001, 1000)).save(tmp_path / "large.png")
 

@@ -32,6 +32,7 @@ from tests.fcn_deploy.serving.clients import (
     noise,
 )
 from tests.fcn_deploy.serving.conftest import OPTIONS
+from tests.messages import states
 
 PIXELS = noise()
 LENGTH = "Inference-Header-Content-Length"
@@ -258,7 +259,8 @@ def test_names_of_others_are_refused_on_a_loopback_address(server: fd.Server) ->
 
 @pytest.mark.parametrize(("host", "allowed", "name", "expected"), [
     ("127.0.0.1", (), "evil.example", False), ("127.0.0.1", ("good.example",), "Good.example", True),
-    ("127.1.2.3", (), "127.1.2.3", True), ("localhost", (), "evil.example", False), ("::1", (), "evil.example", False),
+    ("127.1.2.3", (), "127.1.2.3", True), ("127.1", (), "evil.example", False),
+    ("127.0.0.1", (), "localhost.", True), ("localhost", (), "evil.example", False), ("::1", (), "evil.example", False),
     (EVERYWHERE, (), "evil.example", True), (EVERYWHERE, ("good.example",), "evil.example", False),
     (EVERYWHERE, ("good.example",), "good.example", True), ("server.example", (), "anything.example", True),
 ])  # fmt: skip
@@ -281,3 +283,9 @@ def test_numbers_are_read_while_a_photo_is_decoded(server: fd.Server, monkeypatc
         assert call(server, INFER, json_request(PIXELS))[0] == 200
         going.set()
         assert photo.result(30)[0] == 400
+
+
+@pytest.mark.parametrize("name", ["", "https://good.example", "good.example:8000", "[::1]", "a b"])
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(fd.UsageError, check=states(repr(name), remedy="--allow-host")):
+        fd.ServeOptions(allowed_hosts=("server.example", "::1", name))
