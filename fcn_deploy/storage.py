@@ -236,7 +236,7 @@ def _sweep(place: Path) -> None:
     for old in place.parent.glob(f"{name}{_OLD}*"):
         _restore(old, place)
     for leftover in place.parent.glob(f"{name}{_PARTIAL}*"):
-        if leftover.is_dir() and not leftover.is_symlink():
+        if leftover.is_dir():
             with contextlib.suppress(OSError), _locked(leftover, wait=False):
                 shutil.rmtree(leftover, ignore_errors=True)
 
@@ -244,12 +244,9 @@ def _sweep(place: Path) -> None:
 def _sweep_files(directory: Path) -> None:
     """Remove the unfinished files of killed runs from a directory."""
     for leftover in directory.iterdir():
-        if not _STAGED_FILE.fullmatch(leftover.name):
-            continue
-        with contextlib.suppress(OSError):
-            if stat.S_ISREG(leftover.lstat().st_mode):
-                with _locked(leftover, wait=False):
-                    leftover.unlink()
+        if _STAGED_FILE.fullmatch(leftover.name) and leftover.is_file():
+            with contextlib.suppress(OSError), _locked(leftover, wait=False):
+                leftover.unlink()
 
 
 @contextlib.contextmanager
@@ -261,7 +258,7 @@ def _locked(place: Path, *, wait: bool = True) -> Iterator[None]:
             raise BlockingIOError
         yield
         return
-    # Neither a link nor a pipe of that name, which would block, is opened.
+    # A link is refused with an OSError, and a pipe does not block.
     descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         _lock(descriptor, wait=wait)
