@@ -284,9 +284,9 @@ def test_what_nobody_expected_is_one_line_and_a_saved_traceback(
 
 def test_names_cannot_steer_the_terminal(call_cli: Call, tmp_path: Path) -> None:
     r"""A file name and a key in a checkpoint with escape sequences; to some terminals \x9b alone begins one."""
-    hostile = "\x1b]0;owned\x07\x1b[2J\x9b2J\u202e"
+    hostile = "\x1b]0;owned\x07\x1b[2J\x9b2J\u202e\nerror: forged"
     torch.save({f"conv1_1.{hostile}": torch.zeros(1), "conv1_1.weight": torch.zeros(1)}, tmp_path / "odd.pth")
-    shown = r"\x1b]0;owned\x07\x1b[2J\x9b2J\u202e"
+    shown = r"\x1b]0;owned\x07\x1b[2J\x9b2J\u202e\nerror: forged"
 
     _, _, missing_file = call_cli("inspect", f"none{hostile}")
     code, output, checkpoint = call_cli("export", "--variant", "8s", *NARROW, "--checkpoint", "odd.pth")

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 _UNLIMITED = 100_000
 _GAP = 2
-# Control characters but the line break, those that change the direction of text, and halves of surrogate pairs.
-_STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters, those that change the direction of text, and halves of surrogate pairs.
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def _console(*, stderr: bool) -> Console:
@@ -78,8 +78,11 @@ def print_result(result: Any, show: Callable[[Any], None], *, as_json: bool) -> 
 
 
 def print_error(error: FcnDeployError) -> None:
-    """Print the problem, then the remedy."""
-    print_line(f"[bold red]error:[/] {escape(error.problem)}", to_stderr=True)
+    """Print the problem, its items on indented lines, then the remedy."""
+    problem, *items = error.problem.split("\n  ")
+    print_line(f"[bold red]error:[/] {escape(problem)}", to_stderr=True)
+    for item in items:
+        print_line(f"  {escape(item)}", to_stderr=True)
     print_line(escape(error.remedy), to_stderr=True)
 
 

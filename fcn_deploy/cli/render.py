@@ -422,7 +422,8 @@ def print_report(report: "fd.BenchReport") -> None:
         baseline = table.baseline_of(rows)
         cells = [table.narrow_cells(report, row, baseline) for row in rows]
         print_table(f"{title} on {report.machine}", table.NARROW, cells)
-        print_line("\n".join(escape(line) for line in (*_placements(rows), "")))
+        for line in (*_placements(rows), ""):
+            print_line(escape(line))
     for remark in table.remarks(report):
         print_line(f"[yellow]{escape(remark)}[/]")
     for sentence in table.sentences(report):

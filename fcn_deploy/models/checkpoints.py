@@ -128,10 +128,7 @@ def _load(path: Path) -> Any:
         return _load_safetensors(path)
     try:
         if zipfile.is_zipfile(path):
-            # PyTorch maps the records without comparing their checksums.
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise zipfile.BadZipFile(f"CRC-32 of {damaged} differs")
+            _check_checksums(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_SCALARS):
             # Problems that PyTorch only warns about either fail below or do not affect the tensors.
             warnings.simplefilter("ignore", UserWarning)
@@ -145,6 +142,16 @@ def _load(path: Path) -> Any:
             f"checkpoint {path} is truncated or not a PyTorch file ({path.stat().st_size} bytes): {reason}",
             remedy=_REFETCH,
         ) from error
+
+
+def _check_checksums(path: Path) -> None:
+    """Compare each record with its CRC-32: PyTorch maps the records without doing so.
+
+    After `torch.serialization.set_crc32_options(False)`, PyTorch writes 0 for all of them.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(record.CRC for record in archive.infolist()) and (damaged := archive.testzip()):
+            raise zipfile.BadZipFile(f"CRC-32 of {damaged} differs")
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:

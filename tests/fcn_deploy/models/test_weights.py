@@ -386,6 +386,16 @@ def test_a_flipped_bit_is_found_by_the_checksum(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
+def test_a_file_saved_without_checksums_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = save(tmp_path, state_of(Variant.FCN32S))
+    finally:
+        torch.serialization.set_crc32_options(True)
+
+    assert read_checkpoint(path).num_classes == 21
+
+
 def test_a_record_that_was_cut_short(tmp_path: Path) -> None:
     """The archive is whole and its checksums agree, but one tensor has fewer bytes than it claims."""
     path, cut = save(tmp_path, state_of(Variant.FCN32S)), tmp_path / "cut.pth"
