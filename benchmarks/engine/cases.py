@@ -22,6 +22,8 @@ class Runtime(StrEnum):
     COMPILE = "torch.compile"
     ONNXRUNTIME = "ONNX Runtime"
     OPENVINO = "OpenVINO"
+    NCNN = "ncnn"
+    MNN = "MNN"
     TENSORRT = "TensorRT"
 
 
@@ -32,6 +34,8 @@ class Graph(StrEnum):
     PLAIN = "plain"  # as exported
     PLAIN_HALF = "plain in half"  # as exported, then converted to the bundle's half precision
     SIMPLIFIED = "simplified"
+    # rewritten as the bundle, but with direct convolutions, for runtimes with fast ones of their own
+    DIRECT = "direct"
     BUNDLE = "bundle"  # with every optimisation of the bundle
     ENGINE = "engine"  # the plan that `fcn-deploy tensorrt` built from the bundle
 
@@ -74,6 +78,11 @@ class Case:
             return self
         return replace(self, precision=ComputePrecision(model.precision))
 
+    @property
+    def is_peer(self) -> bool:
+        """Return whether another project's runtime computes it: an error beyond the tier is then marked, not hidden."""
+        return self.runtime in (Runtime.OPENVINO, Runtime.NCNN, Runtime.MNN)
+
     def tier(self, info: ModelInfo) -> Tier:
         """Return the parity tier that its outputs have to meet."""
         return tier_of(info) if self.precision is ComputePrecision(info.precision) else TIERS[self.precision]
@@ -89,6 +98,11 @@ CASES = (
     Case("compile-fp16", Runtime.COMPILE, Graph.NETWORK, (CUDA, TENSORRT), _FP16, autotune=True),
     Case("openvino-plain", Runtime.OPENVINO, Graph.PLAIN, (CPU,)),
     Case("openvino", Runtime.OPENVINO, Graph.BUNDLE, (CPU,)),
+    Case("openvino-bf16", Runtime.OPENVINO, Graph.DIRECT, (CPU,), ComputePrecision.BF16),
+    Case("ncnn-plain", Runtime.NCNN, Graph.PLAIN, (CPU,)),
+    Case("ncnn", Runtime.NCNN, Graph.DIRECT, (CPU,)),
+    Case("mnn-plain", Runtime.MNN, Graph.PLAIN, (CPU,)),
+    Case("mnn", Runtime.MNN, Graph.DIRECT, (CPU,)),
     Case("ort-plain", Runtime.ONNXRUNTIME, Graph.PLAIN, _EVERYWHERE),
     Case("ort-plain-half", Runtime.ONNXRUNTIME, Graph.PLAIN_HALF, (CUDA,)),
     Case("ort-plain-half-nhwc", Runtime.ONNXRUNTIME, Graph.PLAIN_HALF, (CUDA,), nhwc=True),
@@ -117,6 +131,8 @@ CASES = (
 # The extra of fcn-deploy that installs a runtime, and modules of which at least one has to be importable.
 _EXTRAS = {
     Runtime.OPENVINO: ("openvino", ("openvino",)),
+    Runtime.NCNN: ("ncnn", ("ncnn",)),
+    Runtime.MNN: ("mnn", ("MNN",)),
     Runtime.TENSORRT: ("tensorrt", ("tensorrt", "tensorrt_rtx")),
 }
 
@@ -129,8 +145,10 @@ def missing_runtime(runtime: Runtime) -> str | None:
     return f"{runtime} is not installed: pip install 'fcn-deploy[{extra}]'"
 
 
-def problem_with(case: Case, info: ModelInfo) -> str | None:
+def problem_with(case: Case, info: ModelInfo, batch: int = 1) -> str | None:
     """Return the reason why a case does not apply to a bundle, or None."""
+    if case.runtime is Runtime.NCNN and batch > 1:
+        return f"ncnn has no batches, and the bundle's is {batch}"
     precision = ComputePrecision(info.precision)
     if (
         case.graph is Graph.BUNDLE

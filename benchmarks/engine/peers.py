@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.engine.cases import Case, ComputePrecision, Runtime
+from benchmarks.engine.cpu_runtimes import CPU_RUNTIMES, HostBound
 from benchmarks.engine.workspace import Workspace
 from benchmarks.report.results import NodeTime
 from benchmarks.stats import timing
@@ -63,9 +64,8 @@ def load(case: Case, workspace: Workspace, provider: Provider, threads: int | No
     Raises:
         ProviderError: the provider would not run it.
     """
-    if case.runtime is Runtime.OPENVINO:
-        bound = OpenVinoBound(workspace.graph_path(case.graph), threads)
-        return LoadedRuntime(bound, bound.version, f"{threads} threads, latency hint" if threads else "latency hint")
+    if case.runtime in CPU_RUNTIMES:
+        return LoadedRuntime(*CPU_RUNTIMES[case.runtime](case, workspace, threads))
     if case.runtime is Runtime.TENSORRT:
         return _load_tensorrt(case, workspace)
     if case.runtime is Runtime.ONNXRUNTIME:
@@ -134,13 +134,6 @@ def _profile(path: Path, options: OrtOptions, workspace: Workspace, runs: int) -
         return read_profile(runner.end_profiling(), counted, skip_runs=1)
 
 
-class HostBound(Bound):
-    """A binding whose inputs and outputs are on the host, so that a run is complete when it returns."""
-
-    def wait(self) -> None:
-        """Return at once: a launch returns only when its work is complete."""
-
-
 class HostEndToEnd(HostBound):
     """A binding with NumPy's pre-processing before it and the choice of the largest logit after it.
 
@@ -186,36 +179,3 @@ class HostSession(HostBound):
     def download(self) -> dict[str, npt.NDArray[Any]]:
         """Return the outputs."""
         return self._outputs
-
-
-class OpenVinoBound(HostBound):
-    """An ONNX file compiled for this CPU, in float32 arithmetic (on newer CPUs the default is bfloat16).
-
-    Attributes:
-        version: of OpenVINO.
-    """
-
-    def __init__(self, path: Path, threads: int | None) -> None:
-        import openvino
-
-        self.version: str = openvino.__version__.split("-")[0]
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
-        compiled = openvino.Core().compile_model(path, "CPU", settings)
-        self._request = compiled.create_infer_request()
-        self._names = [port.get_any_name() for port in compiled.inputs]
-        self._outputs = [port.get_any_name() for port in compiled.outputs]
-
-    def upload(self, feeds: Arrays) -> None:
-        """Copy the inputs to OpenVINO's buffers."""
-        for name in self._names:
-            self._request.get_tensor(name).data[:] = feeds[name]
-
-    def launch(self) -> None:
-        """Compute the outputs."""
-        self._request.infer()
-
-    def download(self) -> dict[str, npt.NDArray[Any]]:
-        """Return copies of the outputs."""
-        return {name: np.array(self._request.get_tensor(name).data) for name in self._outputs}

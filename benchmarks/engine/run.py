@@ -186,7 +186,7 @@ class Schedule:
             spec = RowSpec(case, workspace, self._options.provider, self._cores)
             log = workspace.folder / f"{case.name}.log"
             process = RowProcess(spec, _work(workspace, bundle, case), log, self._options.answer_s)
-            reason = problem or missing_runtime(case.runtime) or problem_with(case, bundle.info)
+            reason = problem or missing_runtime(case.runtime) or problem_with(case, bundle.info, workspace.shape[0])
             if case.graph is Graph.ENGINE:
                 reason = reason or engine_problem
             if reason is not None:

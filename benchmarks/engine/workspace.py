@@ -87,11 +87,12 @@ def prepare(workspace: Workspace, graphs: frozenset[Graph]) -> None:
     network = rebuild(workspace.info, workspace.checkpoint)
     for i, outputs in enumerate(run_all(EagerRunner(network, workspace.shape), workspace.inputs(), quietly)):
         np.save(workspace.folder / f"reference-{i}.npy", outputs[OUTPUT_NAME])
-    if not graphs & {Graph.PLAIN, Graph.PLAIN_HALF, Graph.SIMPLIFIED}:
+    if not graphs - {Graph.NETWORK, Graph.BUNDLE, Graph.ENGINE}:
         return
     from exporters.onnx import OnnxOptions, export_graph
     from exporters.precision.options import PrecisionOptions
     from exporters.precision.reduce import calibration_inputs, reduce_precision
+    from exporters.rewrite import exact_passes, rewrite
     from exporters.simplify import simplify
     from fcn_deploy.choices import Target
 
@@ -102,5 +103,9 @@ def prepare(workspace: Workspace, graphs: frozenset[Graph]) -> None:
         options = PrecisionOptions(workspace.info.precision)
         half, _ = reduce_precision(model, options, calibration_inputs(options, workspace.shape), Target.CUDA)
         write_model(half, workspace.graph_path(Graph.PLAIN_HALF))
-    if Graph.SIMPLIFIED in graphs:
-        write_model(simplify(model)[0], workspace.graph_path(Graph.SIMPLIFIED))
+    if graphs & {Graph.SIMPLIFIED, Graph.DIRECT}:
+        model, _ = simplify(model)
+        write_model(model, workspace.graph_path(Graph.SIMPLIFIED))
+    if Graph.DIRECT in graphs:
+        same_sums = [one for one in exact_passes(Target.CPU) if one.same_sums]
+        write_model(rewrite(model, Target.CPU, same_sums)[0], workspace.graph_path(Graph.DIRECT))

@@ -66,7 +66,7 @@ def cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[str, ...
         duration(measured.first_ns),
         f"{row.peak_bytes / 1e9:.1f} GB" if row.peak_bytes else NOTHING,
         parity(row),
-        "" if measured.stable else "unstable",
+        ", ".join([*([] if measured.stable else ["unstable"]), *([f"beyond {row.precision}"] if row.problem else [])]),
     )
 
 
@@ -180,6 +180,10 @@ _PEERS = (
     ("compile", "torch.compile"),
     ("compile-fp16", "torch.compile in half precision"),
     ("openvino", "OpenVINO on the same graph"),
+    ("ncnn-plain", "ncnn on the plain graph"),
+    ("ncnn", "ncnn on our graph with its own convolutions"),
+    ("mnn-plain", "MNN on the plain graph"),
+    ("mnn", "MNN on our graph with its own convolutions"),
 )
 
 
