@@ -37,6 +37,7 @@ from fcn_deploy.artifact.engine import open_engine as open_engine
 from fcn_deploy.assets import SAMPLE_CHECKPOINT as SAMPLE_CHECKPOINT
 from fcn_deploy.assets import SAMPLE_LABELS as SAMPLE_LABELS
 from fcn_deploy.assets import SAMPLE_SCENE as SAMPLE_SCENE
+from fcn_deploy.choices import CacheAction as CacheAction
 from fcn_deploy.choices import Calibration as Calibration
 from fcn_deploy.choices import EngineName as EngineName
 from fcn_deploy.choices import FlavourName as FlavourName
@@ -99,6 +100,9 @@ from fcn_deploy.prediction.options import PredictOptions as PredictOptions
 from fcn_deploy.prediction.run import PredictionSummary as PredictionSummary
 from fcn_deploy.prediction.run import predict as predict
 from fcn_deploy.runtime.ort_options import OrtOptions as OrtOptions
+from fcn_deploy.runtime.session_cache import CachedSession as CachedSession
+from fcn_deploy.runtime.session_cache import SessionCache as SessionCache
+from fcn_deploy.runtime.session_cache import default_cache as default_cache
 from fcn_deploy.segmentation import Segmenter as Segmenter
 from fcn_deploy.serving.options import ServeOptions as ServeOptions
 from fcn_deploy.serving.server import Served as Served

@@ -89,6 +89,14 @@ class EngineName(StrEnum):
     RAY = "ray"  # tasks and actors of a Ray cluster
 
 
+class CacheAction(StrEnum):
+    """What `fcn-deploy cache` does."""
+
+    LIST = "list"
+    WHERE = "where"
+    CLEAR = "clear"
+
+
 class FlavourName(StrEnum):
     """The two TensorRT products, by the names of their extras: `pip install 'fcn-deploy[...]'`."""
 

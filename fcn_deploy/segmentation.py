@@ -44,6 +44,7 @@ class Segmenter:
     Args:
         path: a bundle's directory, an ONNX file of this toolkit, or a TensorRT engine.
         provider: where ONNX Runtime runs.
+        use_cache: open large models from their prepared session on a CPU, which their first run writes.
 
     Attributes:
         info: the model's facts.
@@ -57,12 +58,12 @@ class Segmenter:
         ProviderError: on opening, when the requested provider would not run.
     """
 
-    def __init__(self, path: Path, provider: Provider = Provider.CPU) -> None:
+    def __init__(self, path: Path, provider: Provider = Provider.CPU, *, use_cache: bool = True) -> None:
         artifact = open_artifact(path)
         self.info: ModelInfo = artifact.info
         self.model_sha256 = artifact.model_sha256
         self.batch, _, self.height, self.width = artifact.input_shape
-        self._runner = runner_for(artifact, provider)
+        self._runner = runner_for(artifact, provider, use_cache=use_cache)
 
     def __enter__(self) -> Self:
         self._runner.__enter__()

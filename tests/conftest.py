@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,9 +35,18 @@ def narrow_options(output: Path, variant: fd.Variant = fd.Variant.FCN8S, size: i
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let each of several test processes compute on one core, so that they are not in each other's way."""
+    """Let each of several test processes compute on one core, so that they are not in each other's way.
+
+    None of them uses the prepared sessions of the user who runs them.
+    """
+    os.environ["FCN_DEPLOY_CACHE"] = tempfile.mkdtemp(prefix="fcn-deploy-tests-")
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)
+
+
+def pytest_unconfigure() -> None:
+    """Remove the prepared sessions of this process."""
+    shutil.rmtree(os.environ.get("FCN_DEPLOY_CACHE", ""), ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

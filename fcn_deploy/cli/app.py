@@ -1,5 +1,6 @@
 """The `fcn-deploy` command: registers the commands and turns errors into exit codes."""
 
+import logging
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ _COMMANDS = (
     ("Check", check.doctor, "doctor"),
     ("Use", use.predict, "predict fcn8s photos/ --output labels"),
     ("Use", use.serve, "serve fcn8s --http-port 8000"),
+    ("Use", use.cache, "cache clear"),
     ("Measure", measure.bench, "bench fcn8s --report latency.html"),
     ("Measure", measure.compare, "compare before.json after.json --threshold 0.03"),
     ("Measure", measure.report, "report desktop.json server.json --report both.html"),
@@ -86,6 +88,7 @@ def main() -> NoReturn:
     # PyTorch then asks for huge pages for its large maps, which saves a fifth of the reference's time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     signal.signal(signal.SIGTERM, _leave)
+    _show_notes()
     try:
         app(prog_name="fcn-deploy")
     except SystemExit as leaving:
@@ -101,6 +104,26 @@ def main() -> NoReturn:
     except Exception:
         _fail(_bug())
     sys.exit(0)
+
+
+def _show_notes() -> None:
+    """Print what the library logs on stderr: one line each."""
+    logger = logging.getLogger("fcn_deploy")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_NOTES)
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        from rich.markup import escape
+
+        from fcn_deploy.cli.console import print_line
+
+        kind = "[bold red]failed:[/]" if record.levelno >= logging.ERROR else "[yellow]note:[/]"
+        print_line(f"{kind} {escape(record.getMessage())}", to_stderr=True)
+
+
+_NOTES = _Notes()
 
 
 def _bug() -> InternalError:

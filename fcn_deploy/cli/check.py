@@ -14,6 +14,7 @@ from fcn_deploy.cli.parameters import (
     ArtifactPath,
     Json,
     KeepAspect,
+    NoCache,
     RunProvider,
     SourceCheckpoint,
     output_option,
@@ -43,6 +44,7 @@ def verify(
         bool, comparison_option("--layers", help="Compare every layer on the worst input, to find the first wrong one.")
     ] = False,
     provider: RunProvider = Provider.CPU,
+    no_cache: NoCache = False,
     save_worst: Annotated[
         Path | None, output_option(help="Save the worst input as .npy. Default: beside the model, if it fails.")
     ] = None,
@@ -56,7 +58,9 @@ def verify(
     """
     from fcn_deploy.cli import console, render
 
-    options = fd.VerifyOptions(checkpoint, tuple(image or ()), samples, provider, exact, layers, save_worst)
+    options = fd.VerifyOptions(
+        checkpoint, tuple(image or ()), samples, provider, exact, layers, save_worst, not no_cache
+    )
     result = fd.verify(bundle, options, console.show_step)
     console.print_result(result, render.print_verification, as_json=json)
     result.require()
@@ -88,6 +92,7 @@ def evaluate(
     limit: Annotated[int | None, data_option(help="Score only the first N images.")] = None,
     keep_aspect: KeepAspect = False,
     provider: RunProvider = Provider.CPU,
+    no_cache: NoCache = False,
     output: Annotated[Path, output_option(help="Directory of the results.")] = Path("evaluation"),
     worst: Annotated[int, output_option(help="Number of worst images on the page.")] = 8,
     page: Annotated[bool, output_option("--page/--no-page", help="Write an HTML page.")] = True,
@@ -101,7 +106,9 @@ def evaluate(
     """
     from fcn_deploy.cli import console, render
 
-    options = fd.EvaluateOptions(output, keep_aspect, provider, against, checkpoint, worst, limit, page)
+    options = fd.EvaluateOptions(
+        output, keep_aspect, provider, against, checkpoint, worst, limit, page, use_cache=not no_cache
+    )
     result = fd.evaluate(bundle, _dataset(dataset, split, images, labels), options, console.show_step)
     console.print_result(result, partial(render.print_evaluation, output=output), as_json=json)
     result.require()

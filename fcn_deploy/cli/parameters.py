@@ -44,6 +44,9 @@ SourceCheckpoint = Annotated[
     ),
 ]
 RunProvider = Annotated[Provider, inference_option(help="Where ONNX Runtime runs.")]
+NoCache = Annotated[
+    bool, inference_option("--no-cache", help="Open the model from its own file, not from its prepared session.")
+]
 KeepAspect = Annotated[bool, inference_option("--keep-aspect", help="Pad photos instead of stretching them.")]
 Force = Annotated[bool, output_option("--force", help="Replace an existing output.")]
 Json = Annotated[bool, output_option("--json", help="Print one JSON document and nothing else on stdout.")]

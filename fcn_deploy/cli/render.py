@@ -6,6 +6,7 @@ Modules of other packages are imported where they are used, so that `inspect` do
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -216,6 +217,25 @@ def print_inspection(inspection: "fd.Inspection") -> None:
     _print_metadata(inspection.metadata)
     for note in inspection.notes:
         print_line(f"[yellow]note:[/] {escape(note)}")
+
+
+def print_cache(cache: "fd.SessionCache") -> None:
+    """Print a row per prepared session, the one that was used last first, and the total size."""
+    entries = cache.entries()
+    rows = [
+        (
+            entry.model,
+            _megabytes(entry.bytes),
+            f"{datetime.fromtimestamp(entry.used_s).astimezone():%Y-%m-%d %H:%M}",
+            entry.key,
+        )
+        for entry in entries
+    ]
+    if rows:
+        print_table("", ("model", "size", "last used", "entry"), rows)
+    total = sum(entry.bytes for entry in entries)
+    sizes = f"{_megabytes(total)} of {_megabytes(cache.max_bytes)}"
+    print_line(escape(f"prepared sessions: {len(entries)}, {sizes}, in {cache.folder}"))
 
 
 def print_inspected_engine(engine: "fd.Engine") -> None:

@@ -1,17 +1,18 @@
 """The commands that use artifacts: `fcn-deploy predict` and `serve`."""
 
-import logging
+from dataclasses import asdict
 from functools import partial
 from typing import Annotated
 
 import typer
 
 import fcn_deploy as fd
-from fcn_deploy.choices import MAX_MEGAPIXELS, EngineName, OutputFormat, Provider
+from fcn_deploy.choices import MAX_MEGAPIXELS, CacheAction, EngineName, OutputFormat, Provider
 from fcn_deploy.cli.parameters import (
     ArtifactPath,
     Json,
     KeepAspect,
+    NoCache,
     RunProvider,
     inference_option,
     output_option,
@@ -43,6 +44,7 @@ def predict(
     max_photo_mpx: Annotated[
         int, inference_option(help="Largest photo in millions of pixels, 1 to 178; larger ones fail.")
     ] = MAX_MEGAPIXELS,
+    no_cache: NoCache = False,
     output_format: Annotated[OutputFormat, output_option(help="What to write for each photo.")] = OutputFormat.PNG,
     force: Annotated[bool, output_option("--force", help="Also replace files that predict did not write.")] = False,
     json: Json = False,
@@ -58,8 +60,9 @@ def predict(
 
     paths = fd.find_images(images)
     options = fd.PredictOptions(
-        output, keep_aspect, provider, output_format, engine, address, max_photo_mpx, force=force
-    )
+        output, keep_aspect, provider, output_format, engine, address, max_photo_mpx, force=force,
+        use_cache=not no_cache,
+    )  # fmt: skip
     summary = fd.PredictionSummary()
     found = []
     for prediction in console.counted(fd.predict(bundle, paths, options), summary, len(paths)):
@@ -84,6 +87,7 @@ def serve(
     name: Annotated[str | None, address_option(help="Name of the model. Default: the bundle's name.")] = None,
     provider: RunProvider = Provider.CPU,
     keep_aspect: KeepAspect = False,
+    no_cache: NoCache = False,
     queue_size: Annotated[int, limits_option(help="Requests that may wait; further ones are refused with 503.")] = 32,
     max_photo_mb: Annotated[int, limits_option(help="Largest photo file in MB.")] = 32,
     max_photo_mpx: Annotated[int, limits_option(help="Largest photo in millions of pixels, 1 to 178.")] = 25,
@@ -108,21 +112,33 @@ def serve(
 
     options = fd.ServeOptions(
         host, http_port, grpc_port, name, provider, keep_aspect, queue_size, max_photo_mb, max_photo_mpx,
-        tuple(allow_host or ()), client_timeout, drain,
+        tuple(allow_host or ()), client_timeout, drain, use_cache=not no_cache,
     )  # fmt: skip
-    logging.getLogger("fcn_deploy.serving").addHandler(_FailureLines())
     served = fd.serve(bundle, options, partial(console.print_result, show=render.print_endpoint, as_json=json))
     console.print_line(f"stopped; {served.answered} requests answered, {served.cut_off} cut off", to_stderr=True)
     if served.cut_off and served.signal is not None:
         raise typer.Exit(_SIGNAL_CODES + served.signal)
 
 
-class _FailureLines(logging.Handler):
-    """Prints one line on stderr for every request that the server failed to answer."""
+def cache(
+    action: Annotated[
+        CacheAction, typer.Argument(help="List the prepared sessions, print their folder, or remove them.")
+    ] = CacheAction.LIST,
+    json: Json = False,
+) -> None:
+    """Show or clear the prepared sessions of large models, which `predict`, `serve`, `evaluate` and `verify` write.
 
-    def emit(self, record: logging.LogRecord) -> None:
-        from rich.markup import escape
+    A model's first run on a CPU writes one; the runs after it open within milliseconds. FCN_DEPLOY_CACHE names another
+    folder for them.
+    """
+    from fcn_deploy.cli import console, render
 
-        from fcn_deploy.cli import console
-
-        console.print_line(f"[bold red]failed:[/] {escape(record.getMessage())}", to_stderr=True)
+    found = fd.default_cache()
+    if action is CacheAction.WHERE:
+        console.print_line(str(found.folder))
+    elif action is CacheAction.CLEAR:
+        console.print_line(f"removed {found.clear() / 1e6:.1f} MB from {found.folder}")
+    elif json:
+        console.print_json([asdict(entry) for entry in found.entries()])
+    else:
+        render.print_cache(found)

@@ -53,6 +53,7 @@ class EvaluateOptions:
         worst: how many of the worst images the page shows, 0 to 100.
         limit: score only the first `limit` images; None scores all.
         page: whether to write the page.
+        use_cache: open a large model from its prepared session on a CPU, which the first run on a machine writes.
 
     Raises:
         UsageError: a value out of its bounds, or a checkpoint without `against`.
@@ -66,6 +67,7 @@ class EvaluateOptions:
     worst: int = 8
     limit: int | None = None
     page: bool = True
+    use_cache: bool = True
 
     def __post_init__(self) -> None:
         if self.checkpoint is not None and self.against is None:
@@ -143,7 +145,7 @@ def evaluate(
 
 
 def _open_sources(path: Path, options: EvaluateOptions) -> LabelSources:
-    artifact = Segmenter(path, options.provider)
+    artifact = Segmenter(path, options.provider, use_cache=options.use_cache)
     if options.against is None:
         return LabelSources(artifact, None, options.keep_aspect)
     from fcn_deploy.models.weights import rebuild

@@ -71,6 +71,7 @@ class VerifyOptions:
             size).
         layers: also compare every layer with PyTorch's on the worst input, to find the first wrong one.
         save_worst: where to save the worst input; None saves it beside the model, and only when the check fails.
+        use_cache: open a large model from its prepared session on a CPU, which the first run on a machine writes.
     """
 
     checkpoint: Path | None = None
@@ -80,6 +81,7 @@ class VerifyOptions:
     exact: bool = False
     layers: bool = False
     save_worst: Path | None = None
+    use_cache: bool = True
 
     def __post_init__(self) -> None:
         check_range("number of noise samples", self.samples, 1, MAX_SAMPLES, option="--samples")
@@ -147,7 +149,7 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
     photos = photo_inputs(options.images or artifact.photos, shape)
     inputs = parity_inputs(info, shape, photos, noise=options.samples, hard=True)
     reference_name, references, exact = _reference_outputs(info, options, inputs, shape, on_step)
-    candidate = runner_for(artifact, options.provider)
+    candidate = runner_for(artifact, options.provider, use_cache=options.use_cache)
     outputs = run_all(candidate, inputs, on_step)
     with on_step("compare"):
         comparisons = compare_all(inputs, references, outputs)

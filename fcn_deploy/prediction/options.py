@@ -30,6 +30,7 @@ class PredictOptions:
         address: address of the Ray cluster; None starts one on this machine for the duration of the run.
         max_photo_mpx: largest photo, in millions of pixels; larger ones are failures.
         force: replace files under the names of results that `predict` did not write.
+        use_cache: open a large model from its prepared session on a CPU, which the first run on a machine writes.
 
     Raises:
         UsageError: a value out of its bounds, an address without the Ray engine, or a package that is not installed.
@@ -43,6 +44,7 @@ class PredictOptions:
     address: str | None = None
     max_photo_mpx: int = MAX_MEGAPIXELS
     force: bool = False
+    use_cache: bool = True
 
     def __post_init__(self) -> None:
         check_range("photo size in Mpx", self.max_photo_mpx, 1, MAX_MEGAPIXELS, option="--max-photo-mpx")

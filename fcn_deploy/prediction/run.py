@@ -74,7 +74,7 @@ def predict(path: Path, images: Sequence[Path], options: PredictOptions | None =
         UsageError: the output's address, or that of the Ray cluster, cannot be opened.
     """
     options = options or PredictOptions()
-    segmenter = Segmenter(path, options.provider)
+    segmenter = Segmenter(path, options.provider, use_cache=options.use_cache)
     plan = make_plan(path, segmenter, options)
     store = open_store(options.output)
     with store.claim():

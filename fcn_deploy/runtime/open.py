@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 from fcn_deploy.artifact import Artifact, is_engine
+from fcn_deploy.artifact.bundle import Bundle
 from fcn_deploy.artifact.engine import Engine
 from fcn_deploy.choices import Provider
 from fcn_deploy.errors import UsageError
 from fcn_deploy.runtime.nvidia import Cuda
 from fcn_deploy.runtime.ort_options import OrtOptions
+from fcn_deploy.runtime.session_cache import MIN_MODEL_BYTES, PreparedModel, default_cache
 from fcn_deploy.runtime.tensorrt_flavour import find_flavour
 
 if TYPE_CHECKING:
@@ -44,8 +46,10 @@ def check_engine(engine: Engine) -> None:
     check_device(engine, Cuda().device)
 
 
-def runner_for(artifact: Artifact, provider: Provider) -> Union["OrtRunner", "TrtRunner"]:
+def runner_for(artifact: Artifact, provider: Provider, *, use_cache: bool = True) -> Union["OrtRunner", "TrtRunner"]:
     """Return the runner of an artifact; it knows where its nodes are placed once it is open.
+
+    With `use_cache` large models open from their prepared session on a CPU, which their first run writes.
 
     Raises:
         BundleError: an engine was built by another TensorRT.
@@ -59,7 +63,13 @@ def runner_for(artifact: Artifact, provider: Provider) -> Union["OrtRunner", "Tr
         return TrtRunner(artifact)
     from fcn_deploy.runtime.ort import OrtRunner
 
-    return OrtRunner(artifact.model_path, OrtOptions(provider))
+    return OrtRunner(artifact.model_path, OrtOptions(provider), prepared=_prepared(artifact) if use_cache else None)
+
+
+def _prepared(artifact: Bundle) -> PreparedModel | None:
+    """Return where the session of a model is kept; None for small ones, which open in no time."""
+    size = artifact.model_path.stat().st_size
+    return PreparedModel(default_cache(), artifact.model_sha256, size) if size >= MIN_MODEL_BYTES else None
 
 
 def _check_no_provider(path: Path, provider: Provider) -> None:

@@ -6,8 +6,10 @@ an error: either the requested provider runs every node, or nothing runs.
 
 import contextlib
 import io
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,11 @@ from fcn_deploy.onnx_file import read_skeleton
 from fcn_deploy.runtime import nvidia
 from fcn_deploy.runtime.base import Arrays, Bound, Runner
 from fcn_deploy.runtime.ort_options import PROVIDER_NAMES, OrtOptions
+from fcn_deploy.runtime.session_cache import GRAPH_FILE, WEIGHTS_FILE, CacheError, PreparedModel
 
 # A model of one node, to try a provider with.
 _PROBE = '<ir_version: 10, opset_import: ["": 18]> probe (float[1,1,4,4] x) => (float[1,1,4,4] y) { y = Relu (x) }'
+_log = logging.getLogger(__name__)
 HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 
@@ -102,6 +106,9 @@ def require_placement(provider: Provider, running: Sequence[str], placement: Nod
 
 _SILENT = 4  # the log would repeat what exceptions report
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+_WEIGHTS_FILE_KEY = "session.optimized_model_external_initializers_file_name"
+_WEIGHTS_SIZE_KEY = "session.optimized_model_external_initializers_min_size_in_bytes"
+_LEAST_WEIGHT_BYTES = 1024
 _NO_SYNCHRONIZATION_KEY = "disable_synchronize_execution_providers"
 # The other types have the names that NumPy gives them.
 _DTYPES = {"float": "float32", "double": "float64"}
@@ -124,6 +131,7 @@ class OrtRunner(Runner):
         options: where and how to run it.
         profile: prefix of the file that ONNX Runtime writes its profile to; None profiles nothing.
         optimized: file that ONNX Runtime writes the graph to after its own optimisations; None writes none.
+        prepared: where a CPU's session is opened from, and kept for the next time; None opens it from `path` alone.
 
     Attributes:
         placement: the nodes by provider, as reported by the session; known once the runner is open.
@@ -139,12 +147,13 @@ class OrtRunner(Runner):
         options: OrtOptions | None = None,
         profile: Path | None = None,
         optimized: Path | None = None,
+        prepared: PreparedModel | None = None,
     ) -> None:
         self.path = path
         self.options = options or OrtOptions()
         self.placement: NodePlacement = {}
         self.name = self._plain_name = f"ONNX Runtime {ort.__version__} {self.options.provider.upper()}"
-        self._profile, self._optimized = profile, optimized
+        self._profile, self._optimized, self._prepared = profile, optimized, prepared
         self._session: ort.InferenceSession | None = None
 
     def _open(self) -> None:
@@ -159,11 +168,29 @@ class OrtRunner(Runner):
         if self._optimized is not None:
             options.optimized_model_filepath = str(self._optimized)
         with _refusals(self.path):
-            session = _session(self._computable(model.data), self.options, options)
+            computable = self._computable(model.data)
+            session = self._prepared_session(computable, options) or _session(computable, self.options, options)
         self.placement = placement_of(session)
         require_placement(provider, session.get_providers(), self.placement)
         self._session = session
         self.inputs = tuple(_spec(value) for value in session.get_inputs())
+
+    def _prepared_session(self, model: bytes, options: ort.SessionOptions) -> ort.InferenceSession | None:
+        """Return the session that is in the cache, or prepare it; None if that is not possible or not worthwhile."""
+        if self._prepared is None or self.options.provider is not Provider.CPU or self._profile or self._optimized:
+            return None
+        cache, key = self._prepared.cache, self._prepared.key(ort.__version__, self.options)
+        try:
+            folder = cache.find(key)
+            if folder is not None:
+                return _mapped_session(folder / GRAPH_FILE, self.options)
+            with cache.new_entry(key, self.path, self._prepared.expected_bytes) as folder:
+                session = _prepare(model, self.options, options, folder)
+            _log.info("the session of %s was prepared for this machine, in %s", self.path, cache.folder / key)
+            return session
+        except CacheError as error:
+            _log.warning("the session of %s is not a prepared one: %s", self.path, error)
+            return None
 
     def _computable(self, skeleton: bytes) -> bytes:
         """Return the model in types that the provider computes in, and note it in the runner's name."""
@@ -300,12 +327,43 @@ def _session(model: bytes, options: OrtOptions, session: ort.SessionOptions | No
     return ort.InferenceSession(model, session or _session_options(options), providers=providers, enable_fallback=0)
 
 
+def _mapped_session(graph: Path, options: OrtOptions) -> ort.InferenceSession:
+    """Open a graph that ONNX Runtime has optimised; its weights are mapped."""
+    session = _session_options(replace(options, optimizations=False, arena=False))
+    return ort.InferenceSession(graph, session, providers=[PROVIDER_NAMES[options.provider]], enable_fallback=0)
+
+
+def _prepare(model: bytes, options: OrtOptions, session: ort.SessionOptions, folder: Path) -> ort.InferenceSession:
+    """Write the optimised graph of `model` to `folder` and return its session, if it computes the same to the bit.
+
+    Otherwise the folder is left empty, and the session of the model itself is returned.
+    """
+    session.optimized_model_filepath = str(folder / GRAPH_FILE)
+    session.add_session_config_entry(_WEIGHTS_FILE_KEY, WEIGHTS_FILE)
+    session.add_session_config_entry(_WEIGHTS_SIZE_KEY, str(_LEAST_WEIGHT_BYTES))
+    ordinary = _session(model, options, session)
+    prepared = _mapped_session(folder / GRAPH_FILE, options)
+    feeds = {spec.name: _noise(spec) for spec in map(_spec, ordinary.get_inputs())}
+    expected, found = ordinary.run(None, feeds), prepared.run(None, feeds)
+    if all(one.tobytes() == other.tobytes() for one, other in zip(expected, found, strict=True)):
+        return prepared
+    for file in folder.iterdir():
+        file.unlink()
+    return ordinary
+
+
+def _noise(spec: TensorSpec) -> npt.NDArray[Any]:
+    """Return noise in the range of images."""
+    return np.random.default_rng(0).uniform(-120, 150, spec.shape).astype(spec.dtype)
+
+
 def _session_options(options: OrtOptions) -> ort.SessionOptions:
     session = ort.SessionOptions()
     session.log_severity_level = _SILENT
     session.intra_op_num_threads = options.threads or _allowed_threads()
     if not options.optimizations:
         session.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session.enable_cpu_mem_arena = session.enable_mem_pattern = options.arena
     for key, value in options.session_config().items():
         session.add_session_config_entry(key, value)
     return session

@@ -37,6 +37,7 @@ class OrtOptions:
     Attributes:
         provider: the execution provider; there is no fall-back to another.
         optimizations: let ONNX Runtime rewrite the graph before it runs it: fuse nodes, change their layout.
+        arena: keep the memory of maps for the next ones; without it, a graph that runs once or twice needs less.
         threads: threads per operator on a CPU; None leaves it to ONNX Runtime.
         tf32: let CUDA round float32 products to TF32. Off by default, so that models can be compared in float32.
         cuda_graph: capture the run and replay it, which needs inputs and outputs at fixed places (`OrtRunner.bind`).
@@ -49,6 +50,7 @@ class OrtOptions:
 
     provider: Provider = Provider.CPU
     optimizations: bool = True
+    arena: bool = True
     threads: int | None = None
     tf32: bool = False
     cuda_graph: bool = False
@@ -99,3 +101,7 @@ class OrtOptions:
             "exhaustive search" if self.provider is Provider.CUDA else "",
         ]
         return ", ".join(part for part in parts if part)
+
+
+# For graphs that are run once or twice: preparing them would take longer than it saves, and most of the memory.
+RUN_ONCE = OrtOptions(optimizations=False, arena=False)

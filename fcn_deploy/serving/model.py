@@ -31,7 +31,9 @@ class ModelService:
     """
 
     def __init__(self, path: Path, options: ServeOptions, metrics: ServerMetrics) -> None:
-        self.segmenter = Segmenter(path, options.provider)  # for the model's facts; only the queue runs it
+        self.segmenter = Segmenter(
+            path, options.provider, use_cache=options.use_cache
+        )  # for the model's facts; only the queue runs it
         file_name = _NOT_IN_MODEL_NAMES.sub("_", path.resolve().stem).lstrip("_.-")
         self.name = options.name or file_name[:100] or "model"
         self.interface = ModelInterface(self.segmenter.batch, self.segmenter.height, self.segmenter.width)

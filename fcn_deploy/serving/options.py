@@ -35,6 +35,7 @@ class ServeOptions:
         client_timeout_s: seconds a client has to send a request's head, again to send its body, and again to read
             the answer.
         drain_s: seconds that accepted requests may take after a signal to stop.
+        use_cache: open a large model from its prepared session on a CPU, which the first run on a machine writes.
 
     Raises:
         UsageError: a value is out of its bounds.
@@ -52,6 +53,7 @@ class ServeOptions:
     allowed_hosts: tuple[str, ...] = ()
     client_timeout_s: float = 30.0
     drain_s: float = 30.0
+    use_cache: bool = True
 
     def __post_init__(self) -> None:
         check_range("HTTP port", self.http_port, 0, _MAX_PORT, option="--http-port")

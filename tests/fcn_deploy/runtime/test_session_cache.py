@@ -1,0 +1,224 @@
+"""Prepared sessions: the same outputs to the bit, and what happens to damaged, foreign and full caches."""
+
+import json
+import logging
+import os
+import shutil
+import stat
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fcn_deploy.choices import CacheAction
+from fcn_deploy.runtime import session_cache
+from fcn_deploy.runtime.ort import OrtRunner
+from fcn_deploy.runtime.ort_options import OrtOptions
+from fcn_deploy.runtime.session_cache import (
+    GRAPH_FILE,
+    RECORD_FILE,
+    WEIGHTS_FILE,
+    CacheError,
+    PreparedModel,
+    SessionCache,
+    default_cache,
+)
+from fcn_deploy.storage import file_sha256
+from tests.conftest import Call
+
+FEEDS = {"image": np.random.default_rng(3).normal(0, 60, (1, 3, 96, 96)).astype(np.float32)}
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> SessionCache:
+    return SessionCache(tmp_path / "cache")
+
+
+def prepared(bundle: Path, cache: SessionCache) -> PreparedModel:
+    model = bundle / "model.onnx"
+    return PreparedModel(cache, file_sha256(model), model.stat().st_size)
+
+
+def logits(bundle: Path, cache: SessionCache | None, options: OrtOptions | None = None) -> np.ndarray:
+    model = prepared(bundle, cache) if cache is not None else None
+    with OrtRunner(bundle / "model.onnx", options, prepared=model) as runner:
+        return runner.run(FEEDS)["logits"]
+
+
+def test_the_first_run_prepares_and_the_second_maps_it(shared_bundle: Path, cache: SessionCache) -> None:
+    expected = logits(shared_bundle, None)
+
+    first = logits(shared_bundle, cache)
+    (entry,) = cache.entries()
+    written = {path.name: path.stat().st_mtime_ns for path in (cache.folder / entry.key).iterdir()}
+    second = logits(shared_bundle, cache)
+
+    assert expected.tobytes() == first.tobytes() == second.tobytes()
+    assert set(written) == {GRAPH_FILE, WEIGHTS_FILE, RECORD_FILE}
+    assert entry.model == str((shared_bundle / "model.onnx").resolve())
+    assert entry.bytes == sum((cache.folder / entry.key / name).stat().st_size for name in (GRAPH_FILE, WEIGHTS_FILE))
+    # The second run wrote nothing but the time of its use.
+    for name in (GRAPH_FILE, WEIGHTS_FILE):
+        assert (cache.folder / entry.key / name).stat().st_mtime_ns == written[name]
+
+
+def test_only_the_owner_can_read_it(shared_bundle: Path, cache: SessionCache) -> None:
+    logits(shared_bundle, cache)
+
+    assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
+
+
+def test_every_cause_of_another_session_makes_another_key(
+    shared_bundle: Path, cache: SessionCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = prepared(shared_bundle, cache)
+    keys = [
+        model.key("1.31.1", OrtOptions()),
+        model.key("1.31.2", OrtOptions()),
+        model.key("1.31.1", OrtOptions(threads=1)),
+        replace(model, model_sha256="0" * 64).key("1.31.1", OrtOptions()),
+    ]
+    monkeypatch.setattr(session_cache, "_processor", lambda: "another one")
+    keys.append(model.key("1.31.1", OrtOptions()))
+
+    assert len(set(keys)) == 5
+    assert model.key("1.31.1", OrtOptions()) == keys[-1]
+
+
+def test_a_file_that_somebody_exchanged_is_prepared_again(shared_bundle: Path, cache: SessionCache) -> None:
+    expected = logits(shared_bundle, cache)
+    (entry,) = cache.entries()
+    weights = cache.folder / entry.key / WEIGHTS_FILE
+    poisoned = bytearray(weights.read_bytes())
+    poisoned[len(poisoned) // 2] ^= 0x40
+    weights.unlink()
+    weights.write_bytes(poisoned)
+
+    assert logits(shared_bundle, cache).tobytes() == expected.tobytes()
+    assert weights.read_bytes() != bytes(poisoned)
+
+
+def test_a_copied_cache_is_used_if_its_content_is_the_same(shared_bundle: Path, cache: SessionCache) -> None:
+    logits(shared_bundle, cache)
+    (entry,) = cache.entries()
+    moved = SessionCache(cache.folder.with_name("moved"))
+    shutil.copytree(cache.folder, moved.folder)
+    moved.folder.chmod(0o700)
+
+    assert moved.find(entry.key) == moved.folder / entry.key
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 9, "model": "m", "files": {}}', b'{"files": 3}'])
+def test_a_damaged_record_is_no_entry(shared_bundle: Path, cache: SessionCache, content: bytes) -> None:
+    expected = logits(shared_bundle, cache)
+    (entry,) = cache.entries()
+    record = cache.folder / entry.key / RECORD_FILE
+    record.write_bytes(content)
+
+    assert cache.entries() == ()
+    assert logits(shared_bundle, cache).tobytes() == expected.tobytes()
+    assert len(cache.entries()) == 1
+
+
+def test_links_are_not_followed(shared_bundle: Path, cache: SessionCache, tmp_path: Path) -> None:
+    logits(shared_bundle, cache)
+    (entry,) = cache.entries()
+    graph = cache.folder / entry.key / GRAPH_FILE
+    graph.rename(tmp_path / "graph.onnx")
+    graph.symlink_to(tmp_path / "graph.onnx")
+
+    assert cache.find(entry.key) is None
+
+
+def test_a_folder_that_others_can_write_to_is_not_used(
+    shared_bundle: Path, cache: SessionCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = logits(shared_bundle, cache)
+    cache.folder.chmod(0o777)
+
+    with caplog.at_level(logging.WARNING):
+        assert logits(shared_bundle, cache).tobytes() == expected.tobytes()
+
+    assert f"{cache.folder} can be written by other users" in caplog.text
+
+
+def test_a_full_disk(
+    shared_bundle: Path, cache: SessionCache, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12 - 10**6, 10**6))
+
+    logits(shared_bundle, cache)
+
+    assert "1 MB are free" in caplog.text
+    assert cache.entries() == ()
+
+
+def test_a_file_in_the_place_of_the_folder(
+    shared_bundle: Path, cache: SessionCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.folder.write_text("mine")
+
+    logits(shared_bundle, cache)
+
+    assert str(cache.folder) in caplog.text
+    assert cache.folder.read_text() == "mine"
+
+
+def test_the_entry_that_was_not_used_for_longest_makes_room(shared_bundle: Path, cache: SessionCache) -> None:
+    logits(shared_bundle, cache, OrtOptions(threads=1))
+    (old,) = cache.entries()
+    os.utime(cache.folder / old.key / RECORD_FILE, (1, 1))
+    logits(shared_bundle, cache, OrtOptions(threads=2))
+    kept = next(entry for entry in cache.entries() if entry.key != old.key)
+    needed = prepared(shared_bundle, cache).expected_bytes
+    small = replace(cache, max_bytes=kept.bytes + needed)
+
+    logits(shared_bundle, small, OrtOptions(threads=3))
+
+    keys = {entry.key for entry in cache.entries()}
+    assert old.key not in keys
+    assert kept.key in keys
+    assert len(keys) == 2
+
+
+def test_a_session_that_computes_something_else_is_refused_for_good(
+    shared_bundle: Path, cache: SessionCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = prepared(shared_bundle, cache).key("1.31.1", OrtOptions())
+    with cache.new_entry(key, shared_bundle, 0):
+        pass
+
+    with pytest.raises(CacheError, match="something else"):
+        cache.find(key)
+
+
+def test_an_error_leaves_no_entry(cache: SessionCache) -> None:
+    def killed() -> None:
+        with cache.new_entry("key", Path("model.onnx"), 0) as folder:
+            (folder / GRAPH_FILE).write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        killed()
+
+    assert list(cache.folder.iterdir()) == []
+
+
+def test_the_command_lists_and_clears(
+    call_cli: Call, shared_bundle: Path, cache: SessionCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FCN_DEPLOY_CACHE", str(cache.folder))
+    logits(shared_bundle, default_cache())
+    (entry,) = cache.entries()
+
+    assert call_cli("cache", CacheAction.WHERE) == (0, f"{cache.folder}\n", "")
+    code, listed, _ = call_cli("cache")
+    assert (code, entry.key in listed, "prepared sessions: 1," in listed) == (0, True, True)
+    code, listed, _ = call_cli("cache", "list", "--json")
+    assert (code, json.loads(listed)[0]["key"]) == (0, entry.key)
+    code, said, _ = call_cli("cache", "clear")
+    assert (code, f"removed {entry.bytes / 1e6:.1f} MB" in said) == (0, True)
+    assert cache.entries() == ()
