@@ -10,6 +10,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from exporters.equivalence import check_graph, compare_graphs
 from exporters.passes.cost import machine_of
 from exporters.passes.edit import Rewrite, Site
+from exporters.passes.fast_convolution import FastConvolution
 from exporters.passes.fold_crop import FoldCrop
 from exporters.passes.heads import LabelHead, PixelHead
 from exporters.passes.live_window import LiveWindow
@@ -75,10 +76,14 @@ def exact_passes(target: Target, precision: Precision = Precision.FP32) -> tuple
     `precision` is what the graph is to be converted to later.
     """
     machine = machine_of(target, precision)
-    passes = LiveWindow(machine), FoldCrop(machine), Upsample(machine)
+    passes: tuple[Rewrite, ...] = (LiveWindow(machine), FoldCrop(machine), Upsample(machine))
     # 8-bit layers end in a ReLU right behind their convolution.
-    moves_relus = not machine.fuses_relus and precision is not Precision.INT8
-    return (*passes, ReluAfterPool()) if moves_relus else passes
+    if not machine.fuses_relus and precision is not Precision.INT8:
+        passes += (ReluAfterPool(),)
+    # Halves lose too much in transforms, and products of bytes are cheap already.
+    if machine.products_per_s and precision is Precision.FP32:
+        passes += (FastConvolution(machine),)
+    return passes
 
 
 def rewrite(
@@ -110,7 +115,7 @@ def _applied(one: Rewrite, model: ir.Model) -> tuple[ir.Model, PassReport]:
     RemoveUnusedNodesPass()(candidate)
     try:
         check_graph(candidate)
-        found = compare_graphs(model, candidate)
+        found = compare_graphs(model, candidate, inner=one.same_sums)
     except (ParityError, BundleError) as error:
         return model, PassReport(one.name, result.sites, undone=error.problem)
     wrong = found.beyond_rounding

@@ -10,10 +10,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from fcn_deploy.errors import BundleError
+from fcn_deploy.model_info import TRANSFORM_KEY
 from fcn_deploy.onnx_file import split_weights
 
 # Operators whose floating-point constants are trained; those of others (a widened map's frame, a mean) are not.
-_TRAINED = frozenset({"Conv", "ConvTranspose", "BatchNormalization", "Gemm", "MatMul", "PRelu"})
+_TRAINED = frozenset({"Add", "Conv", "ConvTranspose", "BatchNormalization", "Gemm", "MatMul", "PRelu"})
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,10 @@ class Layer:
     operator: str  # its ONNX operator
     shape: tuple[int, ...]  # shape of its first output; empty when unknown
     parameters: int  # elements of its trained weights
-    multiply_adds: int  # of a convolution or transposed convolution for the whole batch, padding included; else 0
-    moved_bytes: int  # bytes of its inputs, weights and outputs, each once; unknown ones count as 0
+    # of a convolution or matrix product for the whole batch, padding included; else 0, as for nodes that are computed
+    # once, when the model is loaded, because all of their inputs are constant
+    multiply_adds: int
+    moved_bytes: int  # bytes of its inputs, weights and outputs, each once; unknown ones count as 0, as above
 
 
 def layers(model: ir.Model) -> tuple[Layer, ...]:
@@ -33,7 +36,23 @@ def layers(model: ir.Model) -> tuple[Layer, ...]:
     types = _types(model)
     shapes = {name: shape for name, (shape, _) in types.items()}
     sizes = {name: prod(shape) * _bits(dtype) // 8 for name, (shape, dtype) in types.items()}
-    return tuple(_layer(node, shapes, sizes) for node in model.graph)
+    constants = _constant_nodes(model)
+    return tuple(
+        Layer(node.name or "", node.op_type, _shape(node, shapes), 0, 0, 0)
+        if node in constants
+        else _layer(node, shapes, sizes, constants)
+        for node in model.graph
+    )
+
+
+def _constant_nodes(model: ir.Model) -> set[ir.Node]:
+    """Return the nodes that compute constants from constants."""
+    found: set[ir.Node] = set()
+    for node in model.graph:
+        makers = [value.producer() for value in node.inputs if value is not None and not value.is_initializer()]
+        if node.inputs and all(maker in found for maker in makers) and not subgraphs(node.attributes.values()):
+            found.add(node)
+    return found
 
 
 def operator_counts(model: ir.Model) -> dict[str, int]:
@@ -60,14 +79,28 @@ def subgraphs(attributes: Iterable[ir.Attr]) -> list[ir.Graph]:
     return found
 
 
-def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]], sizes: dict[str, int]) -> Layer:
-    trained = node.op_type in _TRAINED
-    weights = [v for v in node.inputs if trained and v is not None and v.is_initializer() and v.dtype is not None]
+def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]], sizes: dict[str, int], constants: set[ir.Node]) -> Layer:
+    weights = _trained(node, constants) if node.op_type in _TRAINED else []
     parameters = sum(prod(_known(v)) for v in weights if v.dtype and v.dtype.is_floating_point())
-    shape = shapes.get(node.outputs[0].name or "", ()) if node.outputs else ()
-    multiply_adds = _multiply_adds(node, shape, shapes)
+    multiply_adds = _multiply_adds(node, _shape(node, shapes), shapes)
     moved = sum(sizes.get(v.name or "", 0) for v in (*node.inputs, *node.outputs) if v is not None)
-    return Layer(node.name or "", node.op_type, shape, parameters, multiply_adds, moved)
+    return Layer(node.name or "", node.op_type, _shape(node, shapes), parameters, multiply_adds, moved)
+
+
+def _shape(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    return shapes.get(node.outputs[0].name or "", ()) if node.outputs else ()
+
+
+def _trained(node: ir.Node, constants: set[ir.Node]) -> list[ir.Value]:
+    """Return the weights of a node, also those that reach it through nodes that compute constants."""
+    found: list[ir.Value] = []
+    for index, value in enumerate(node.inputs):
+        maker = value.producer() if value is not None else None
+        if maker in constants:
+            found += _trained(maker, constants)
+        elif value is not None and value.is_initializer() and node.metadata_props.get(TRANSFORM_KEY) != str(index):
+            found.append(value)
+    return found
 
 
 def _multiply_adds(node: ir.Node, output: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> int:
@@ -80,10 +113,13 @@ def _multiply_adds(node: ir.Node, output: tuple[int, ...], shapes: dict[str, tup
 def multiply_adds(
     operator: str, image: Sequence[int], weights: Sequence[int], output: Sequence[int], *, channels_last: bool = False
 ) -> int:
-    """Count the multiply-adds of one node from its shapes, padding included; 0 unless it is a convolution.
+    """Count the multiply-adds of one node from its shapes, padding included; 0 unless it is a convolution or product.
 
-    Each weight is used once per output position (Conv) or input position (ConvTranspose) of every image.
+    Each weight is used once per output position (Conv) or input position (ConvTranspose) of every image. Each element
+    of a matrix product is the sum of as many products as the first factor has columns.
     """
+    if operator == "MatMul":
+        return prod(output) * (image[-1] if image else 0)
     if operator not in ("Conv", "FusedConv", "ConvTranspose"):
         return 0
     batch, *positions = (image if operator == "ConvTranspose" else output) or [0]

@@ -47,9 +47,10 @@ PIXELS_NAME = "pixels"
 LABELS_NAME = "labels"
 
 METADATA_PREFIX = "fcn_deploy."
-# Metadata of single nodes: the row and column of the whole map where a computed window begins, and the factor that
-# keeps a map away from the limit of its type.
+# Metadata of single nodes: the row and column of the whole map where a computed window begins, the factor that keeps a
+# map away from the limit of its type, and the index of an input whose numbers are an algorithm's, not trained.
 WINDOW_KEY, SCALE_KEY = METADATA_PREFIX + "window", METADATA_PREFIX + "scale"
+TRANSFORM_KEY = METADATA_PREFIX + "transform"
 
 # fmt: off
 VOC_CLASSES = (

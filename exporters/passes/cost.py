@@ -26,6 +26,10 @@ class Machine:
     # whether a ReLU is fused into the convolution before it, instead of reading and writing the map again
     fuses_relus: bool
     source: str  # where the figures are from
+    # multiply-adds of batched matrix products, and bytes read plus bytes written by the transforms around them, of a
+    # fast convolution; 0 where the runtime chooses such algorithms by itself
+    products_per_s: float = 0.0
+    transform_bytes_per_s: float = 0.0
 
     def seconds(self, multiply_adds: float, elements: float) -> float:
         """Return the time of one node: of its multiply-adds or of moving its elements, whichever is longer."""
@@ -67,6 +71,10 @@ MACHINES: Mapping[Target, Machine] = {
         copies_per_deconvolution=4,
         crops_deconvolutions=False,
         fuses_relus=True,
+        # Per node of FCN-8s with fast convolutions: products ran at 0.75 to 0.8 of the rate of direct convolutions, and
+        # transforms took as long per byte as 0.2 bytes per multiply-add.
+        products_per_s=200e9,
+        transform_bytes_per_s=50e9,
         source="ceilings measured by `fcn-deploy bench` on two AMD EPYC cores, float32 (benchmarks/results)",
     ),
     Target.CUDA: _FLOAT_ON_GPU,

@@ -221,6 +221,8 @@ class Rewrite(ir.passes.InPlacePass):
     """A pass of onnx_ir that finds places, checks each, and rewrites those that pass the check."""
 
     name: str  # its name in reports
+    # whether it changes no sums but their order, so that inner values are compared too, each with its own range
+    same_sums: bool = True
 
     def call(self, model: ir.Model) -> RewriteResult:
         """Rewrite `model` in place wherever the pattern is found and the check passes."""

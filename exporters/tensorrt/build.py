@@ -25,7 +25,7 @@ from fcn_deploy.choices import Precision, Target
 from fcn_deploy.errors import BundleError, InputFileError, OutputError, ParityError, ProviderError, UsageError
 from fcn_deploy.images import find_images
 from fcn_deploy.installation import __version__
-from fcn_deploy.model_info import TensorSpec
+from fcn_deploy.model_info import TRANSFORM_KEY, TensorSpec
 from fcn_deploy.onnx_file import write_model
 from fcn_deploy.progress import OnStep, quietly
 from fcn_deploy.runtime.nvidia import current_device
@@ -169,6 +169,11 @@ def _precision(options: EngineOptions, bundle: Bundle) -> Precision:
         raise UsageError(
             f"{options.source} is {own} and cannot be converted to {wanted}",
             remedy=f"Export the checkpoint again with --precision {wanted}, or in fp32.",
+        )
+    if wanted is not own and any(TRANSFORM_KEY in node.metadata_props for node in bundle.model.graph):
+        raise UsageError(
+            f"{options.source} is for CPUs: the transforms of its fast convolutions lose too much in {wanted}",
+            remedy="Export it again with --target tensorrt.",
         )
     if wanted is Precision.INT8 and own is not wanted:
         raise UsageError("building an engine does not quantize it", remedy="Export with --precision int8 first.")

@@ -101,12 +101,14 @@ def with_free_batch(model: ir.Model) -> ir.Model:
         value.shape = None
     image.shape = ir.Shape([_BATCH, *(image.shape or ())[1:]])
     ShapeInferencePass()(changed)
-    fixed = [str(value.name) for value in graph.outputs if value.shape is None or str(value.shape[0]) != _BATCH]
+    fixed = [str(value.name) for value in graph.outputs if value.shape is None or isinstance(value.shape[0], int)]
     if fixed:
         raise UsageError(
             f"the batch of {fixed[0]} stays fixed at {batch}: the graph fixes it in an unknown way",
             remedy="Pass --backend python, or export with --batch 1.",
         )
+    for value in graph.outputs:
+        value.shape = ir.Shape([_BATCH, *(value.shape or ())[1:]])
     return changed
 
 

@@ -14,6 +14,7 @@ from exporters.tensorrt.build import Phase
 from fcn_deploy.artifact.bundle import MODEL_FILE
 from fcn_deploy.artifact.engine import open_engine, sidecar_path
 from fcn_deploy.choices import FlavourName, Optimize, Precision
+from fcn_deploy.model_info import TRANSFORM_KEY
 from fcn_deploy.onnx_file import read_model, write_model
 from fcn_deploy.runtime.tensorrt_flavour import worst
 from fcn_deploy.storage import file_sha256
@@ -169,6 +170,19 @@ def test_refused_nodes_are_named_all_of_them(shared_bundle: Path, tmp_path: Path
     assert not (tmp_path / "engine.plan").exists()
 
 
+def test_fast_convolutions_are_not_computed_in_half(shared_bundle: Path, tmp_path: Path) -> None:
+    model = read_model(shared_bundle / MODEL_FILE)
+    model.graph[0].metadata_props[TRANSFORM_KEY] = "1"
+    write_model(model, tmp_path / "cpu.onnx")
+
+    with pytest.raises(fd.UsageError) as caught:
+        fd.build_engine(options(tmp_path / "cpu.onnx", tmp_path / "engine.plan", precision=Precision.FP16))
+
+    assert missing(f"{tmp_path / 'cpu.onnx'} fp16", caught.value.problem) == []
+    assert missing("--target tensorrt", caught.value.remedy) == []
+    assert list(tmp_path.glob("*.plan*")) == []
+
+
 def test_a_graph_that_only_says_it_is_half_is_refused(shared_bundle: Path, tmp_path: Path) -> None:
     model = read_model(shared_bundle / MODEL_FILE)
     model.metadata_props.update(replace(fd.open_bundle(shared_bundle).info, precision=Precision.FP16).to_metadata())
@@ -177,7 +191,7 @@ def test_a_graph_that_only_says_it_is_half_is_refused(shared_bundle: Path, tmp_p
     with pytest.raises(fd.ParityError) as caught:
         fd.build_engine(options(tmp_path / "says.onnx", tmp_path / "engine.plan"))
 
-    assert missing("fp16 58 fp32", caught.value.problem) == []
+    assert missing("fp16 64 fp32", caught.value.problem) == []
     assert list(tmp_path.glob("*.plan*")) == []
 
 
