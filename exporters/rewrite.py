@@ -109,7 +109,10 @@ def rewrite(
 
 def _applied(one: Rewrite, model: ir.Model) -> tuple[ir.Model, PassReport]:
     candidate = model.clone()
-    result = one.call(candidate)
+    try:
+        result = one.call(candidate)
+    except Exception as error:  # graphs of others hold what no rewrite expects; the graph before is still there
+        return model, PassReport(one.name, (), undone=f"it failed: {type(error).__name__}: {error}")
     if not result.modified:
         return model, PassReport(one.name, result.sites)
     RemoveUnusedNodesPass()(candidate)

@@ -128,10 +128,11 @@ CASES = (
 )
 
 
-# The extra of fcn-deploy that installs a runtime, and modules of which at least one has to be importable.
+# The extra of fcn-deploy that installs a runtime, and modules of which at least one has to be importable. The extra
+# `ncnn` installs pnnx, too, which converts graphs for it.
 _EXTRAS = {
     Runtime.OPENVINO: ("openvino", ("openvino",)),
-    Runtime.NCNN: ("ncnn", ("ncnn",)),
+    Runtime.NCNN: ("ncnn", ("pnnx",)),
     Runtime.MNN: ("mnn", ("MNN",)),
     Runtime.TENSORRT: ("tensorrt", ("tensorrt", "tensorrt_rtx")),
 }

@@ -160,7 +160,7 @@ def remarks(report: BenchReport) -> list[str]:
             found.append(f"{row.key}: {row.status}: {row.problem}")
         elif row.status is RowStatus.PENDING:
             found.append(f"{row.key}: interrupted before its first sample")
-        elif row.measurement is not None and not row.measurement.stable:
+        if row.measurement is not None and not row.measurement.stable:
             found.append(f"{row.key}: unstable: {'; '.join(row.measurement.instabilities)}")
     return found
 

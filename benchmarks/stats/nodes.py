@@ -29,6 +29,8 @@ from fcn_deploy.runtime.ort import OrtRunner
 from fcn_deploy.runtime.ort_options import OrtOptions
 
 _SUFFIX = "_kernel_time"
+# ONNX Runtime adds this to the names of products that it fuses with the Transpose before them.
+_FUSED_TRANSPOSE = "/MatmulTransposeFusion"
 _SIZES = ("activation_size", "parameter_size", "output_size")
 
 
@@ -60,7 +62,7 @@ def _node(name: str, events: Sequence[Mapping[str, Any]], counted: Mapping[str, 
         name=name,
         operator=arguments["op_name"],
         time_ns=float(np.median([event["dur"] for event in events])) * 1000,
-        multiply_adds=counted.get(name) or _profiled_multiply_adds(arguments),
+        multiply_adds=counted.get(name.partition(_FUSED_TRANSPOSE)[0]) or _profiled_multiply_adds(arguments),
         moved_bytes=sum(int(arguments.get(size, 0)) for size in _SIZES),
     )
 

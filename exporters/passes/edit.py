@@ -116,7 +116,8 @@ def node_after(
     producer, graph = place.producer(), place.graph
     if not isinstance(graph, ir.Graph):
         raise ValueError(f"{place.name} belongs to no graph")
-    free = _free_name(name, {value.name for node in graph for value in node.outputs})
+    taken = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
+    free = _free_name(name, taken | set(graph.initializers))
     output = ir.Value(name=free, shape=ir.Shape(shape), type=place.type)
     node = ir.node(operator, inputs, attributes, outputs=[output], name=free)
     if producer is None:

@@ -179,10 +179,11 @@ def fast_seconds(tiling: Tiling, machine: Machine) -> float:
 
 def _refusal(node: ir.Node) -> str | None:
     """Return why a convolution has no such form."""
-    values = (*node.inputs, *node.outputs)
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
     if any(static_shape(value) is None for value in values):
         return "its shapes are not fixed"
-    if any(constant(value) is None for value in node.inputs[1:]):
+    weights = [value for value in node.inputs[1:] if value is not None]
+    if any(constant(value) is None or value.is_graph_input() for value in weights):
         return "its weights are not constant"
     if node.outputs[0].dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
         return f"transforms lose too much in {node.outputs[0].dtype}"
@@ -266,7 +267,7 @@ def apply_tiling(model: ir.Model, node: ir.Node, tiling: Tiling) -> None:
         made = build.add("pool", "MaxPool", [made], (*_shape(made)[:2], height, width), **_POOL)
     last = pool or node
     made = _cropped(build, made, _shape(last.outputs[0]))
-    if len(node.inputs) > 2:
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = build.constant("bias_map", required_constant(node.inputs[2]).reshape(1, -1, 1, 1))
         made = build.add("bias", "Add", [made, bias], _shape(made))
     if relu is not None and pool is not None:
@@ -282,6 +283,8 @@ def _pool_behind(node: ir.Node) -> tuple[ir.Node | None, ir.Node | None]:
     relu = only_reader(node.outputs[0])
     pool = only_reader(relu.outputs[0]) if relu is not None and relu.op_type == "Relu" else None
     if relu is None or pool is None or pool.op_type != "MaxPool" or len(pool.outputs) != 1:
+        return None, None
+    if not node.graph is relu.graph is pool.graph:  # a branch of an If reads it
         return None, None
     pooled = tuple(size // 2 for size in _shape(node.outputs[0])[2:])
     plain = not any(attribute_ints(pool, "pads")) and pool.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"

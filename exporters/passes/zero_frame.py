@@ -37,7 +37,7 @@ class ConstantFrame:
 def use_zero_frame(model: ir.Model, node: ir.Node) -> bool:
     """Rewrite a convolution with a bias whose input is a map within constants; returns whether that was possible."""
     found = _constant_frame(node)
-    if found is None or len(node.inputs) < 3:
+    if found is None or len(node.inputs) < 3 or node.inputs[2] is None:
         return False
     weight, bias = required_constant(node.inputs[1]), required_constant(node.inputs[2])
     sums = weight.sum(axis=(2, 3), dtype=np.float64) @ found.constants.ravel().astype(np.float64)
@@ -64,6 +64,9 @@ def _constant_frame(node: ir.Node) -> ConstantFrame | None:
         constants += sides
     if not constants or any(not np.array_equal(one, constants[0]) for one in constants):
         return None
+    shape = static_shape(value)
+    if shape is None or constants[0].shape != (1, shape[1], 1, 1):
+        return None
     (left, right), (top, bottom) = sizes[3], sizes[2]
     return ConstantFrame(value, constants[0], (top, left, bottom, right))
 
@@ -73,9 +76,9 @@ def _split(concat: ir.Node, axis: int) -> tuple[ir.Value, list[Array], tuple[int
     sides = [_uniform(value) for value in concat.inputs]
     computed = [index for index, side in enumerate(sides) if side is None]
     value = concat.inputs[computed[0]] if len(computed) == 1 else None
-    if value is None or len(sides) > 3:
+    shapes = [shape for given in concat.inputs if (shape := static_shape(given)) is not None]
+    if value is None or len(shapes) != len(sides):
         return None
-    shapes = [static_shape(given) or () for given in concat.inputs]
     before, behind = shapes[: computed[0]], shapes[computed[0] + 1 :]
     reach = sum(shape[axis] for shape in before), sum(shape[axis] for shape in behind)
     return value, [side for side in sides if side is not None], reach
@@ -98,6 +101,7 @@ def _shifted(model: ir.Model, frame: ConstantFrame, name: str) -> ir.Value:
     added = first_input(relu).producer() if relu is not None and relu.op_type == "Relu" else None
     bias = constant(added.inputs[1]) if added is not None and added.op_type == "Add" else None
     alone = only_reader(value) is not None and added is not None and only_reader(added.outputs[0]) is relu
+    alone = alone and relu is not None and relu.graph is value.graph
     if relu is None or added is None or bias is None or bias.shape != frame.constants.shape or not alone:
         return node_after(
             value,

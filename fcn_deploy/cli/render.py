@@ -219,8 +219,10 @@ def print_inspection(inspection: "fd.Inspection") -> None:
         print_line(f"[yellow]note:[/] {escape(note)}")
 
 
-def print_cache(cache: "fd.SessionCache") -> None:
-    """Print a row per prepared session, the one that was used last first, and the total size."""
+def print_cache(cache: "fd.SessionCache", freed: int | None) -> None:
+    """Print how much was removed, or a row per prepared session, the one that was used last first; the total size."""
+    if freed is not None:
+        print_line(escape(f"removed {_megabytes(freed)} from {cache.folder}"))
     entries = cache.entries()
     rows = [
         (

@@ -1,4 +1,4 @@
-"""The commands that use artifacts: `fcn-deploy predict` and `serve`."""
+"""The commands that use artifacts: `fcn-deploy predict`, `serve` and `cache`."""
 
 from dataclasses import asdict
 from functools import partial
@@ -131,14 +131,16 @@ def cache(
     A model's first run on a CPU writes one; the runs after it open within milliseconds. FCN_DEPLOY_CACHE names another
     folder for them.
     """
+    from rich.markup import escape
+
     from fcn_deploy.cli import console, render
 
     found = fd.default_cache()
-    if action is CacheAction.WHERE:
-        console.print_line(str(found.folder))
-    elif action is CacheAction.CLEAR:
-        console.print_line(f"removed {found.clear() / 1e6:.1f} MB from {found.folder}")
-    elif json:
-        console.print_json([asdict(entry) for entry in found.entries()])
+    freed = found.clear() if action is CacheAction.CLEAR else None
+    if json:
+        entries = [asdict(entry) for entry in found.entries()]
+        console.print_json({"folder": str(found.folder), "entries": entries, "freed_bytes": freed or 0})
+    elif action is CacheAction.WHERE:
+        console.print_line(escape(str(found.folder)))
     else:
-        render.print_cache(found)
+        render.print_cache(found, freed)

@@ -220,7 +220,11 @@ class _Model:
 
     def _segment(self, items: list[Any]) -> Sequence[Any]:
         if self._segmenter is None:
-            segmenter = Segmenter(self._plan.folder / self._plan.artifact, self._plan.options.provider)
+            segmenter = Segmenter(
+                self._plan.folder / self._plan.artifact,
+                self._plan.options.provider,
+                use_cache=self._plan.options.use_cache,
+            )
             self._segmenter = segmenter.__enter__()
         return label_batch(self._segmenter, run_batch(self._segmenter, make_batch(self._segmenter, items)))
 

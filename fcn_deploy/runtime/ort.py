@@ -159,23 +159,29 @@ class OrtRunner(Runner):
     def _open(self) -> None:
         provider = self.options.provider
         require_provider(provider)
-        options = _session_options(self.options)
         model = read_skeleton(self.path)
-        options.add_session_config_entry(_FOLDER_KEY, str(model.folder))
-        if self._profile is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(self._profile)
-        if self._optimized is not None:
-            options.optimized_model_filepath = str(self._optimized)
         with _refusals(self.path):
             computable = self._computable(model.data)
-            session = self._prepared_session(computable, options) or _session(computable, self.options, options)
+            session = self._prepared_session(computable, model.folder)
+            if session is None:
+                session = _session(computable, self.options, self._session_options(model.folder))
         self.placement = placement_of(session)
         require_placement(provider, session.get_providers(), self.placement)
         self._session = session
         self.inputs = tuple(_spec(value) for value in session.get_inputs())
 
-    def _prepared_session(self, model: bytes, options: ort.SessionOptions) -> ort.InferenceSession | None:
+    def _session_options(self, folder: Path) -> ort.SessionOptions:
+        """Return new options for a session whose weights are in files of `folder`."""
+        options = _session_options(self.options)
+        options.add_session_config_entry(_FOLDER_KEY, str(folder))
+        if self._profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self._profile)
+        if self._optimized is not None:
+            options.optimized_model_filepath = str(self._optimized)
+        return options
+
+    def _prepared_session(self, model: bytes, weights: Path) -> ort.InferenceSession | None:
         """Return the session that is in the cache, or prepare it; None if that is not possible or not worthwhile."""
         if self._prepared is None or self.options.provider is not Provider.CPU or self._profile or self._optimized:
             return None
@@ -185,12 +191,15 @@ class OrtRunner(Runner):
             if folder is not None:
                 return _mapped_session(folder / GRAPH_FILE, self.options)
             with cache.new_entry(key, self.path, self._prepared.expected_bytes) as folder:
-                session = _prepare(model, self.options, options, folder)
-            _log.info("the session of %s was prepared for this machine, in %s", self.path, cache.folder / key)
-            return session
-        except CacheError as error:
-            _log.warning("the session of %s is not a prepared one: %s", self.path, error)
+                session = _prepare(model, self.options, self._session_options(weights), folder)
+        except Exception as error:  # whatever is wrong with the cache, the model itself can still be opened
+            if not isinstance(error, CacheError):
+                cache.discard(key)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            _log.warning("the session of %s is not a prepared one: %s", self.path, reason)
             return None
+        _log.info("the session of %s was prepared for this machine, in %s", self.path, cache.folder / key)
+        return session
 
     def _computable(self, skeleton: bytes) -> bytes:
         """Return the model in types that the provider computes in, and note it in the runner's name."""
@@ -329,14 +338,16 @@ def _session(model: bytes, options: OrtOptions, session: ort.SessionOptions | No
 
 def _mapped_session(graph: Path, options: OrtOptions) -> ort.InferenceSession:
     """Open a graph that ONNX Runtime has optimised; its weights are mapped."""
-    session = _session_options(replace(options, optimizations=False, arena=False))
+    session = _session_options(replace(options, optimizations=False))
+    # It would reserve 0.35 GB more for an FCN's maps, and gains no time.
+    session.enable_mem_pattern = False
     return ort.InferenceSession(graph, session, providers=[PROVIDER_NAMES[options.provider]], enable_fallback=0)
 
 
 def _prepare(model: bytes, options: OrtOptions, session: ort.SessionOptions, folder: Path) -> ort.InferenceSession:
-    """Write the optimised graph of `model` to `folder` and return its session, if it computes the same to the bit.
+    """Write the optimised graph of `model` to `folder` and return its session.
 
-    Otherwise the folder is left empty, and the session of the model itself is returned.
+    If it does not compute the same to the bit, the folder is left empty, and the model's own session is returned.
     """
     session.optimized_model_filepath = str(folder / GRAPH_FILE)
     session.add_session_config_entry(_WEIGHTS_FILE_KEY, WEIGHTS_FILE)

@@ -10,13 +10,12 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import stat
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +23,7 @@ import msgspec
 import platformdirs
 
 from fcn_deploy.errors import OutputError
+from fcn_deploy.installation import __version__
 from fcn_deploy.runtime.ort_options import OrtOptions
 from fcn_deploy.storage import file_sha256, parse_json, staged_directory
 
@@ -36,8 +36,10 @@ MIN_MODEL_BYTES = 32 * 2**20
 # Besides the new entry, so that a cache never fills a disk.
 _FREE_BYTES = 2**30
 _FORMAT = 1
-# No session takes as long to prepare.
-_UNFINISHED_S = 3600
+_KEY_LENGTH = 32
+# Entries, and what killed runs leave of them: nothing else is ever removed from the folder.
+_ENTRY = re.compile(rf"[0-9a-f]{{{_KEY_LENGTH}}}")
+_LEFTOVER = re.compile(rf"\.[0-9a-f]{{{_KEY_LENGTH}}}\.(partial|old)-\w+")
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,19 @@ class SessionCache:
 
     def entries(self) -> tuple[CachedSession, ...]:
         """Return the entries, the one that was used last first; folders without a readable record are left out."""
-        found = [self._entry(folder) for folder in self._folders()]
+        found = [self._entry(folder) for folder in self._folders(_ENTRY)]
         return tuple(sorted((entry for entry in found if entry is not None), key=lambda entry: -entry.used_s))
 
     def clear(self) -> int:
-        """Remove every entry; returns the number of bytes that were freed."""
-        entries = self.entries()
-        for folder in self._folders():
+        """Remove every entry, and what killed runs have left; returns the bytes of the entries."""
+        freed = sum(entry.bytes for entry in self.entries())
+        for folder in (*self._folders(_ENTRY), *self._folders(_LEFTOVER)):
             shutil.rmtree(folder, ignore_errors=True)
-        return sum(entry.bytes for entry in entries)
+        return freed
+
+    def discard(self, key: str) -> None:
+        """Remove an entry that turned out to be of no use."""
+        shutil.rmtree(self.folder / key, ignore_errors=True)
 
     def find(self, key: str) -> Path | None:
         """Return the folder of a sound entry, or None; one that is not sound is removed.
@@ -106,7 +112,7 @@ class SessionCache:
         if not record.files:
             raise CacheError("its prepared session computes something else")
         if not all(_is_unchanged(folder / name, file) for name, file in record.files.items()):
-            shutil.rmtree(folder, ignore_errors=True)
+            self.discard(key)
             return None
         with contextlib.suppress(OSError):
             os.utime(folder / RECORD_FILE)
@@ -129,8 +135,11 @@ class SessionCache:
             with staged_directory(self.folder / key, own_files=_all_files, force=True) as staging:
                 yield staging
                 _write_record(staging, model)
+            (self.folder / key).chmod(0o700)
         except OutputError as error:
             raise CacheError(error.problem) from error
+        except OSError as error:
+            raise CacheError(f"{self.folder}: {error.strerror}") from error
 
     def _make_folder(self) -> None:
         try:
@@ -142,13 +151,15 @@ class SessionCache:
         """Raise CacheError if others may write to the folder, or it belongs to somebody else."""
         if sys.platform == "win32":
             return
-        facts = self.folder.stat()
+        try:
+            facts = self.folder.stat()
+        except OSError as error:
+            raise CacheError(f"{self.folder}: {error.strerror}") from error
         if facts.st_uid != os.geteuid() or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise CacheError(f"{self.folder} can be written by other users")
 
     def _make_room(self, expected_bytes: int) -> None:
         """Remove the entries that were not used for longest; raises CacheError if that is not enough."""
-        self._sweep()
         entries = list(self.entries())
         while entries and sum(entry.bytes for entry in entries) + expected_bytes > self.max_bytes:
             shutil.rmtree(self.folder / entries.pop().key, ignore_errors=True)
@@ -158,15 +169,10 @@ class SessionCache:
                 f"{self.folder} has no room: {free / 1e6:.0f} MB are free, {expected_bytes / 1e6:.0f} MB are needed"
             )
 
-    def _sweep(self) -> None:
-        """Remove what runs that were killed have left unfinished."""
-        for folder in self._folders():
-            if folder.name.startswith(".") and time.time() - folder.stat().st_mtime > _UNFINISHED_S:
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def _folders(self) -> list[Path]:
+    def _folders(self, names: re.Pattern[str]) -> list[Path]:
         try:
-            return [path for path in self.folder.iterdir() if path.is_dir() and not path.is_symlink()]
+            found = [path for path in self.folder.iterdir() if names.fullmatch(path.name)]
+            return [path for path in found if path.is_dir() and not path.is_symlink()]
         except OSError:
             return []
 
@@ -175,7 +181,10 @@ class SessionCache:
         if record is None:
             return None
         size = sum(file.bytes for file in record.files.values())
-        return CachedSession(folder.name, record.model, size, (folder / RECORD_FILE).stat().st_mtime)
+        try:
+            return CachedSession(folder.name, record.model, size, (folder / RECORD_FILE).stat().st_mtime)
+        except OSError:  # another process has just removed it
+            return None
 
     def _record(self, folder: Path) -> _EntryRecord | None:
         try:
@@ -211,10 +220,10 @@ class PreparedModel:
             "model": self.model_sha256,
             "runtime": runtime_version,
             "options": asdict(options) | {"cores": os.cpu_count()},
-            "fcn-deploy": version("fcn-deploy"),
+            "fcn-deploy": __version__,
             "processor": _processor(),
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
 
 
 class CacheError(Exception):
@@ -256,6 +265,8 @@ def _is_unchanged(path: Path, file: _File) -> bool:
 
 
 def _write_record(folder: Path, model: Path) -> None:
+    for path in folder.iterdir():
+        path.chmod(0o600)
     files = {
         path.name: _File(file_sha256(path), path.stat().st_size, _identity(path)) for path in sorted(folder.iterdir())
     }

@@ -1,5 +1,6 @@
 """Prepared sessions: the same outputs to the bit, and what happens to damaged, foreign and full caches."""
 
+import errno
 import json
 import logging
 import os
@@ -195,9 +196,55 @@ def test_a_session_that_computes_something_else_is_refused_for_good(
         cache.find(key)
 
 
+def test_nothing_else_is_removed_from_its_folder(shared_bundle: Path, cache: SessionCache) -> None:
+    """FCN_DEPLOY_CACHE may name a folder that holds other things."""
+    others = [cache.folder / name for name in (".ssh", "Documents", "0" * 31, ".git.partial-x", f"{'0' * 32}.txt")]
+    for folder in others:
+        folder.mkdir(parents=True)
+        (folder / RECORD_FILE).write_text("{}")
+    cache.folder.chmod(0o700)
+    logits(shared_bundle, replace(cache, max_bytes=1))
+    logits(shared_bundle, cache)
+
+    cache.clear()
+
+    assert sorted(cache.folder.iterdir()) == sorted(others)
+    assert all((folder / RECORD_FILE).exists() for folder in others)
+
+
+def test_an_entry_that_disappears_or_cannot_be_opened_is_passed_over(
+    shared_bundle: Path, cache: SessionCache, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = logits(shared_bundle, cache)
+    (entry,) = cache.entries()
+    graph = cache.folder / entry.key / GRAPH_FILE
+    monkeypatch.setattr(SessionCache, "find", lambda self, key: self.folder / key)
+    graph.write_bytes(b"no graph")
+
+    assert logits(shared_bundle, cache).tobytes() == expected.tobytes()
+    assert logits(shared_bundle, cache).tobytes() == expected.tobytes()
+    assert caplog.text.count("not a prepared one") == 2
+    assert cache.entries() == ()
+
+
+def test_a_disk_that_fills_up_while_the_entry_is_written(
+    shared_bundle: Path, cache: SessionCache, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+
+    found = logits(shared_bundle, cache)
+
+    assert "No space left" in caplog.text
+    assert found.tobytes() == logits(shared_bundle, None).tobytes()
+    assert cache.entries() == ()
+
+
 def test_an_error_leaves_no_entry(cache: SessionCache) -> None:
     def killed() -> None:
-        with cache.new_entry("key", Path("model.onnx"), 0) as folder:
+        with cache.new_entry("0" * 32, Path("model.onnx"), 0) as folder:
             (folder / GRAPH_FILE).write_bytes(b"half")
             raise RuntimeError
 
@@ -218,7 +265,7 @@ def test_the_command_lists_and_clears(
     code, listed, _ = call_cli("cache")
     assert (code, entry.key in listed, "prepared sessions: 1," in listed) == (0, True, True)
     code, listed, _ = call_cli("cache", "list", "--json")
-    assert (code, json.loads(listed)[0]["key"]) == (0, entry.key)
+    assert (code, json.loads(listed)["entries"][0]["key"]) == (0, entry.key)
     code, said, _ = call_cli("cache", "clear")
     assert (code, f"removed {entry.bytes / 1e6:.1f} MB" in said) == (0, True)
     assert cache.entries() == ()
