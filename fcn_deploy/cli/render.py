@@ -99,9 +99,9 @@ def _print_pass(report: "PassReport") -> None:
         return
     if not report.sites:
         print_line(f"{report.name}: nothing to do")
-    for site in report.sites:
-        at = "at" if site.applied else "skipped at"
-        print_line(f"{report.name} {at} {escape(f'{site.node}: {site.reason}')}")
+    for (applied, reason), sites in groupby(report.sites, key=lambda site: (site.applied, site.reason)):
+        at, nodes = "at" if applied else "skipped at", ", ".join(site.node for site in sites)
+        print_line(f"{report.name} {at} {escape(f'{nodes}: {reason}')}")
     if report.applied:
         print_line(f"{report.name}: {_checked(report.compared_nodes, report.difference)}")
 

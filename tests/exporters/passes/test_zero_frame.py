@@ -85,7 +85,6 @@ def test_a_whole_trunk_with_live_windows(geometry: Geometry, batch: int) -> None
     RemoveUnusedNodesPass()(fast)
     assert isinstance(result, RewriteResult)
     assert sum(site.applied for site in result.sites) == 13
-    assert any("zero padding" in site.reason for site in result.sites)
     assert operators(fast).count("Concat") < widened
     image = {"image": np.random.default_rng(1).normal(0, 60, (batch, 3, 41, 52))}
     assert worst(run_exactly(plain, image), run_exactly(fast, image)) <= 1e-12
