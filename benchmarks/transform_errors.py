@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from exporters.passes.toom_cook import TILES, ToomCook
+from exporters.passes.toom_cook import ACROSS, DOWN, ToomCook, Transform
 
 HEADINGS = ("transform", "points besides infinity", "multiplications saved", "relative L2 error", "times direct")
 TILES_PER_CASE, CHANNELS, FILTERS = 200, 128, 8
@@ -21,6 +21,7 @@ ALTERNATIVES = {
     (4, 3): ("0 1 -1 2 -2", "0 1 -1 1/2 -1/2"),
     (5, 3): ("0 4/7 -4/7 8/7 -8/7 8/3", "0 1 -1 1/2 -1/2 2"),
     (6, 3): ("0 1 -1 2 -2 1/2 -1/2", "0 1 -1 2 -2 3 -3"),
+    (2, 7): ("0 1 -1 2 -2 1/2 -1/2",),
     (3, 7): ("5/7 -5/7 7/6 -7/6 3/8 -3/8 7/3 -7/3",),
 }
 
@@ -37,23 +38,26 @@ class OtherPoints(ToomCook):
         return self.chosen
 
 
-def errors(transform: ToomCook) -> tuple[float, float]:
+def errors(down: Transform, across: Transform) -> tuple[float, float]:
     """Return the relative L2 errors of the convolution by transforms, and of the direct sum, both in float32."""
-    rng, taps, outputs = np.random.default_rng(0), transform.taps, transform.outputs
-    tiles = rng.standard_normal((TILES_PER_CASE, CHANNELS, transform.products, transform.products))
+    rng, taps, outputs = np.random.default_rng(0), down.taps, down.outputs
+    window = taps + outputs - 1
+    tiles = rng.standard_normal((TILES_PER_CASE, CHANNELS, window, window))
     maps = np.maximum(tiles + 0.5, 0).astype(np.float32)
     shape = (FILTERS, CHANNELS, taps, taps)
     weights = (rng.standard_normal(shape) / np.sqrt(CHANNELS * taps**2)).astype(np.float32)
     exact = _direct(maps.astype(np.float64), weights.astype(np.float64), outputs)
-    return _relative(_fast(maps, weights, transform), exact), _relative(_direct(maps, weights, outputs), exact)
+    return _relative(_fast(maps, weights, down, across), exact), _relative(_direct(maps, weights, outputs), exact)
 
 
-def _fast(maps: npt.NDArray[np.float32], weights: npt.NDArray[np.float32], by: ToomCook) -> npt.NDArray[np.float32]:
-    given, taken = by.input_transform.astype(np.float32), by.output_transform.astype(np.float32)
-    kernel = np.einsum("nr,kcrs,ms->kcnm", by.weight_transform, weights, by.weight_transform).astype(np.float32)
-    products = np.einsum("kcnm,tcnm->tknm", kernel, given @ maps @ given.T)
-    made: npt.NDArray[np.float32] = taken @ products @ taken.T
-    return made
+def _fast(
+    maps: npt.NDArray[np.float32], weights: npt.NDArray[np.float32], down: Transform, across: Transform
+) -> npt.NDArray[np.float32]:
+    kernel = np.einsum("nr,kcrs,ms->kcnm", down.weight_transform, weights, across.weight_transform).astype(np.float32)
+    given = down.input_transform.astype(np.float32) @ maps @ across.input_transform.astype(np.float32).T
+    products = np.einsum("kcnm,tcnm->tknm", kernel, given)
+    made = down.output_transform.astype(np.float32) @ products @ across.output_transform.astype(np.float32).T
+    return np.asarray(made)
 
 
 def _direct(maps: npt.NDArray[np.floating], weights: npt.NDArray[np.floating], size: int) -> npt.NDArray[np.floating]:
@@ -68,25 +72,27 @@ def _relative(found: npt.NDArray[np.floating], exact: npt.NDArray[np.floating]) 
     return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
 
 
-def _cases() -> Sequence[tuple[ToomCook, str]]:
-    used = [(ToomCook(outputs, taps), "used") for taps, tiles in TILES.items() for outputs in tiles]
-    others = [
-        (OtherPoints(outputs, taps, tuple(map(Fraction, points.split()))), "not used")
-        for (outputs, taps), sets in ALTERNATIVES.items()
-        for points in sets
-    ]
-    return [*used, *others]
+def _cases() -> Sequence[tuple[str, str, Transform, Transform]]:
+    """Return name, points, transforms down and across: those in use, then others."""
+    found: list[tuple[str, str, Transform, Transform]] = []
+    for taps, (down, across) in ((n, pair) for n in DOWN for pair in zip(DOWN[n], ACROSS[n], strict=True)):
+        split = "" if down == across else ", split across into 4 and 3 taps"
+        points = ", ".join(map(str, down.points)) if isinstance(down, ToomCook) else ""
+        found.append((f"**F({down.outputs}, {taps})**{split}", points, down, across))
+    for (outputs, taps), sets in ALTERNATIVES.items():
+        for points in sets:
+            other = OtherPoints(outputs, taps, tuple(map(Fraction, points.split())))
+            found.append((f"F({outputs}, {taps})", ", ".join(points.split()), other, other))
+    return found
 
 
 def main() -> None:
-    """Print the errors of the transforms in use, and of others."""
-    print(f"| {' | '.join(HEADINGS)} | |\n|{'---|' * (len(HEADINGS) + 1)}")
-    for transform, use in _cases():
-        fast, direct = errors(transform)
-        points = ", ".join(map(str, transform.points))
-        saved = (transform.outputs * transform.taps / transform.products) ** 2
-        name = f"F({transform.outputs}, {transform.taps})"
-        print(f"| {name} | {points} | {saved:.2f} | {fast:.1e} | {fast / direct:.1f} | {use} |")
+    """Print the errors of the transforms in use, in bold, and of others."""
+    print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
+    for name, points, down, across in _cases():
+        fast, direct = errors(down, across)
+        saved = (down.outputs * down.taps) ** 2 / (down.products * across.products)
+        print(f"| {name} | {points} | {saved:.2f} | {fast:.1e} | {fast / direct:.1f} |")
 
 
 if __name__ == "__main__":

@@ -88,9 +88,13 @@ def compare_graphs(before: ir.Model, after: ir.Model, *, inner: bool = True) -> 
     # Whole networks take most memory while they are prepared, and are run twice.
     options = None if inner else RUN_ONCE
     tails = [_tail(before, originals, keys_before, shared), _tail(after, claims, keys_after, shared)]
-    images = {_feed_name(keys_before[value]) for value in before.graph.inputs}
+    bounds = {v.name or "": v for tail in tails for v in tail.graph.inputs}
+    if inner:
+        given = _feeds(bounds, {_feed_name(keys_before[value]) for value in before.graph.inputs})
+    else:
+        given = _computed_feeds(before, keys_before, bounds)
     errors = {}
-    for name, feeds in _feeds({v.name or "": v for tail in tails for v in tail.graph.inputs}, images).items():
+    for name, feeds in given.items():
         expected, actual = (run_graph(tail, feeds, options).values() for tail in tails)
         errors[name] = [_relative_error(e, a) for e, a in zip(expected, actual, strict=True)]
     # NumPy's maximum, unlike Python's, is NaN if any value is NaN.
@@ -230,6 +234,22 @@ def _feeds(values: Mapping[str, ir.Value], images: Collection[str]) -> dict[str,
     if flags:
         found["noise, false"] = noise | {name: ~flag for name, flag in flags.items()}
     return found | ({SAMPLE_PHOTO.name: noise | flags | photos} if photos else {})
+
+
+def _computed_feeds(model: ir.Model, keys: Keys, names: Collection[str]) -> dict[str, dict[str, Array]]:
+    """Return the values called `names` by their keys, as the graph computes them from noise and from a photo.
+
+    Rounding errors depend on the values: noise in the middle of a network is not what it computes there.
+    """
+    values = {_feed_name(key): value for value, key in keys.items() if not value.is_initializer()}
+    computed = [values[name] for name in names if values[name].producer() is not None]
+    inputs = {str(value.name): value for value in model.graph.inputs}
+    feeds = _feeds(inputs, inputs)
+    if computed:
+        graph = ir.convenience.extract(model.graph, list(model.graph.inputs), computed)
+        prefix = ir.Model(graph, ir_version=model.ir_version)
+        feeds = {kind: {**given, **run_graph(prefix, given)} for kind, given in feeds.items()}
+    return {kind: {name: found[str(values[name].name)] for name in names} for kind, found in feeds.items()}
 
 
 def _fixed(value: ir.Value) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -116,15 +116,22 @@ def _applied(one: Rewrite, model: ir.Model) -> tuple[ir.Model, PassReport]:
     if not result.modified:
         return model, PassReport(one.name, result.sites)
     RemoveUnusedNodesPass()(candidate)
+    report = _compared(one, model, candidate, result.sites)
+    if report.undone is None:
+        return candidate, report
+    careful = one.more_careful()
+    return _applied(careful, model) if careful is not None else (model, report)
+
+
+def _compared(one: Rewrite, model: ir.Model, candidate: ir.Model, sites: tuple[Site, ...]) -> PassReport:
     try:
         check_graph(candidate)
         found = compare_graphs(model, candidate, inner=one.same_sums)
     except (ParityError, BundleError) as error:
-        return model, PassReport(one.name, result.sites, undone=error.problem)
+        return PassReport(one.name, sites, undone=error.problem)
     wrong = found.beyond_rounding
     undone = f"the rewritten graph differs from the one before by {wrong}" if wrong else None
-    report = PassReport(one.name, result.sites, undone, found.compared_nodes, found.relative_error, found.inputs)
-    return model if undone else candidate, report
+    return PassReport(one.name, sites, undone, found.compared_nodes, found.relative_error, found.inputs)
 
 
 def totals(model: ir.Model) -> Totals:

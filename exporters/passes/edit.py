@@ -234,6 +234,10 @@ class Rewrite(ir.passes.InPlacePass):
             sites.append(Site(name, refusal is None, str(done if refusal is None else refusal)))
         return RewriteResult(model, any(site.applied for site in sites), tuple(sites))
 
+    def more_careful(self) -> "Rewrite | None":
+        """Return the same rewrite with smaller rounding errors, tried when the graphs differ; None without one."""
+        return None
+
     @abstractmethod
     def find(self, model: ir.Model) -> Sequence[Any]:
         """Return every place where the pattern occurs: a node, a value, or a record with an attribute `node`."""

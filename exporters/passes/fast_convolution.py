@@ -4,7 +4,7 @@ docs/fast-convolution.md explains the form of the graph. The weights stay as the
 by nodes that have only constant inputs, which a runtime computes once, when it loads the graph.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
@@ -27,7 +27,7 @@ from exporters.passes.edit import (
     required_constant,
     static_shape,
 )
-from exporters.passes.toom_cook import TILES, ToomCook
+from exporters.passes.toom_cook import ACROSS, DOWN, Transform
 from exporters.passes.zero_frame import use_zero_frame
 from fcn_deploy.model_info import TRANSFORM_KEY, WINDOW_KEY
 from fcn_deploy.regions import Span
@@ -50,7 +50,7 @@ class Tiling:
     source: Pair  # height and width of the input
     output: Pair  # height and width of the output
     begin_pads: Pair  # padding at the top and on the left
-    axes: tuple[ToomCook, ToomCook]  # down and across
+    axes: tuple[Transform, Transform]  # down and across
 
     def __str__(self) -> str:
         down, across = self.axes
@@ -118,8 +118,12 @@ class FastConvolution(Rewrite):
     name = "fast-convolution"
     same_sums = False
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+    def __init__(self, machine: Machine, down: Mapping[int, Sequence[Transform]] = DOWN) -> None:
+        self._machine, self._down = machine, down
+
+    def more_careful(self) -> "FastConvolution | None":
+        """Return the rewrite that splits long kernels in both directions."""
+        return FastConvolution(self._machine, ACROSS) if self._down is DOWN else None
 
     def find(self, model: ir.Model) -> Sequence[Convolution]:
         """Return every convolution of two dimensions and more than one tap."""
@@ -152,7 +156,7 @@ class FastConvolution(Rewrite):
     def _cheapest(self, node: ir.Node) -> Tiling | None:
         if _refusal(node):
             return None
-        return min(tilings(node), key=lambda tiling: fast_seconds(tiling, self._machine))
+        return min(tilings(node, self._down), key=lambda tiling: fast_seconds(tiling, self._machine))
 
 
 def direct_seconds(tiling: Tiling, machine: Machine) -> float:
@@ -194,20 +198,19 @@ def _other_kind(node: ir.Node) -> str | None:
             return f"it has {name} {attribute_ints(node, name)}"
     if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
         return "its padding is not stated in numbers"
-    if not set(taps) <= set(TILES):
+    if not set(taps) <= DOWN.keys():
         return f"there are no transforms for {'x'.join(map(str, taps))} taps"
     return None
 
 
-def tilings(node: ir.Node) -> list[Tiling]:
-    """Return every tiling of a convolution."""
+def tilings(node: ir.Node, downs: Mapping[int, Sequence[Transform]] = DOWN) -> list[Tiling]:
+    """Return every tiling of a convolution; `downs` has the transforms down, by the number of taps."""
     (batch, channels, *source), weight = static_shape(first_input(node)) or (), static_shape(node.inputs[1]) or ()
     output, pads = static_shape(node.outputs[0]) or (), attribute_ints(node, "pads", (0, 0, 0, 0))
-    down, across = ([ToomCook(m, taps) for m in TILES[taps]] for taps in weight[2:])
     return [
-        Tiling(batch, channels, weight[0], tuple(source), output[2:], pads[:2], (one, other))  # type: ignore[arg-type]
-        for one in down
-        for other in across
+        Tiling(batch, channels, weight[0], tuple(source), output[2:], pads[:2], (down, across))  # type: ignore[arg-type]
+        for down in downs[weight[2]]
+        for across in ACROSS[weight[3]]
     ]
 
 

@@ -5,9 +5,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from exporters.passes.toom_cook import TILES, ToomCook
+from exporters.passes.toom_cook import ACROSS, DOWN, SplitToomCook, ToomCook, Transform
 
-EVERY = [ToomCook(outputs, taps) for taps, tiles in TILES.items() for outputs in tiles]
+EVERY = list(dict.fromkeys(one for table in (DOWN, ACROSS) for found in table.values() for one in found))
+EVERY += [SplitToomCook(4, (3, 3)), SplitToomCook(2, (3, 3, 5))]
 # Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016, section 4.1: F(2, 3), with rows of other
 # signs and scales, which cancel in the product of all three.
 LAVIN_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], dtype=float)
@@ -20,16 +21,17 @@ def trilinear(output: np.ndarray, weight: np.ndarray, given: np.ndarray) -> np.n
     return np.asarray(np.einsum("mn,nr,ni->mri", output, weight, given))
 
 
-@pytest.mark.parametrize("transform", EVERY, ids=lambda t: f"F({t.outputs},{t.taps})")
-def test_every_output_is_the_sum_of_its_taps(transform: ToomCook) -> None:
+@pytest.mark.parametrize("transform", EVERY, ids=str)
+def test_every_output_is_the_sum_of_its_taps(transform: Transform) -> None:
     found = trilinear(transform.output_transform, transform.weight_transform, transform.input_transform)
 
-    expected = np.zeros((transform.outputs, transform.taps, transform.products))
+    expected = np.zeros((transform.outputs, transform.taps, transform.outputs + transform.taps - 1))
     for output in range(transform.outputs):
         for tap in range(transform.taps):
             expected[output, tap, output + tap] = 1
     assert np.abs(found - expected).max() < 1e-13
-    assert transform.products == transform.outputs + transform.taps - 1
+    groups = transform.groups if isinstance(transform, SplitToomCook) else (transform.taps,)
+    assert transform.products == sum(transform.outputs + taps - 1 for taps in groups)
 
 
 def test_the_published_matrices_are_the_same_algorithm() -> None:
@@ -45,7 +47,7 @@ def test_the_published_matrices_are_the_same_algorithm() -> None:
         assert abs(row @ published) == pytest.approx(np.linalg.norm(row) * np.linalg.norm(published))
 
 
-@pytest.mark.parametrize("transform", EVERY, ids=lambda t: f"F({t.outputs},{t.taps})")
+@pytest.mark.parametrize("transform", [one for one in EVERY if isinstance(one, ToomCook)], ids=str)
 def test_points_are_distinct_and_their_transforms_stay_small(transform: ToomCook) -> None:
     assert len(set(transform.points)) == transform.products - 1
     matrices = transform.input_transform, transform.weight_transform, transform.output_transform
