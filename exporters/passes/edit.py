@@ -127,6 +127,15 @@ def node_after(
     return output
 
 
+def reshape_after(model: ir.Model, place: ir.Value, value: ir.Value, shape: Sequence[int], name: str) -> ir.Value:
+    """Reshape a value right after the producer of `place`.
+
+    The first axis follows from the others: the batch is part of it, and may be made variable later.
+    """
+    sizes = add_constant(model, f"{name}/shape", np.array([-1, *shape[1:]], dtype=np.int64))
+    return node_after(place, "Reshape", [value, sizes], name, shape)
+
+
 def window_shape(value: ir.Value, window: Window) -> tuple[int, ...]:
     """Return the shape of a window of a map."""
     shape = static_shape(value) or (1, 1)

@@ -25,6 +25,7 @@ from exporters.passes.edit import (
     only_reader,
     replace_value,
     required_constant,
+    reshape_after,
     static_shape,
 )
 from exporters.passes.toom_cook import ACROSS, DOWN, Transform
@@ -241,10 +242,9 @@ class _Builder:
         """Add a constant of the dtype of the map."""
         return add_constant(self.model, f"{self.name}/{what}", array.astype(self.dtype.numpy(), copy=False))
 
-    def reshape(self, what: str, value: ir.Value, shape: Sequence[int], *, leads: bool = True) -> ir.Value:
-        """Add a Reshape; where the batch is part of the first axis (`leads`), that one follows from the others."""
-        sizes = np.array([-1 if leads else shape[0], *shape[1:]], dtype=np.int64)
-        return self.add(what, "Reshape", [value, add_constant(self.model, f"{self.name}/{what}/shape", sizes)], shape)
+    def reshape(self, what: str, value: ir.Value, shape: Sequence[int]) -> ir.Value:
+        self.last = reshape_after(self.model, self.last, value, shape, f"{self.name}/{what}")
+        return self.last
 
 
 def apply_tiling(model: ir.Model, node: ir.Node, tiling: Tiling) -> None:
@@ -364,7 +364,7 @@ def _weights(build: _Builder, node: ir.Node, tiling: Tiling) -> ir.Value:
     taps = required_constant(node.inputs[1]).reshape(pairs, down.taps * across.taps)
     flat = build.constant("weight_taps", taps)
     made = build.transform("weight_products", "Gemm", [transform, flat], (tiling.products, pairs), transB=1)
-    return build.reshape("weight", made, (tiling.products, tiling.filters, tiling.channels), leads=False)
+    return build.reshape("weight", made, (tiling.products, tiling.filters, tiling.channels))
 
 
 def _outputs(build: _Builder, products: ir.Value, tiling: Tiling) -> ir.Value:

@@ -27,6 +27,7 @@ from exporters.passes.edit import (
     only_reader,
     replace_value,
     required_constant,
+    reshape_after,
     slice_window,
     static_shape,
 )
@@ -173,19 +174,13 @@ def _interleaved(model: ir.Model, cells: ir.Value, shape: tuple[int, ...], strid
     """
     batch, channels, height, width = shape
     bands, wide = batch * channels, stride * width
-    value = _reshaped(model, cells, (bands * stride, stride, height * width), f"{name}/by_row")
+    value = reshape_after(model, cells, cells, (bands * stride, stride, height * width), f"{name}/by_row")
     value = node_after(
         value, "Transpose", [value], f"{name}/wide", (bands * stride, height * width, stride), perm=(0, 2, 1)
     )
-    value = _reshaped(model, value, (bands, stride, height, wide), f"{name}/by_band")
+    value = reshape_after(model, value, value, (bands, stride, height, wide), f"{name}/by_band")
     value = node_after(value, "Transpose", [value], f"{name}/tall", (bands, height, stride, wide), perm=(0, 2, 1, 3))
-    return _reshaped(model, value, (batch, channels, stride * height, wide), name)
-
-
-def _reshaped(model: ir.Model, value: ir.Value, shape: tuple[int, ...], name: str) -> ir.Value:
-    # The batch is part of the first axis, and may be made variable later.
-    sizes = add_constant(model, f"{name}/shape", np.array([-1, *shape[1:]], dtype=np.int64))
-    return node_after(value, "Reshape", [value, sizes], name, shape)
+    return reshape_after(model, value, value, (batch, channels, stride * height, wide), name)
 
 
 def _crop(model: ir.Model, found: UpsampleSite, full: ir.Value, whole: Window) -> None:

@@ -114,7 +114,10 @@ def _show_notes() -> None:
 
 
 class _Notes(logging.Handler):
+    """Prints records on stderr: errors as failures, for example of a request to the server, all others as notes."""
+
     def emit(self, record: logging.LogRecord) -> None:
+        """Print one record in one line."""
         from rich.markup import escape
 
         from fcn_deploy.cli.console import print_line
