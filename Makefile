@@ -52,10 +52,9 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Exit code 6 says that some rows were unstable, which the table shows: everything was written all the same.
 bench: $(READY)
 	for v in 8s 16s 32s; do $(BIN)/fcn-deploy export --variant $$v --output $(BENCH)/fcn$$v --force || exit; done
-	$(BIN)/fcn-deploy bench $(BENCH)/fcn8s $(BENCH)/fcn16s $(BENCH)/fcn32s --json $(BENCH)/latency.json --markdown $(BENCH)/latency.md --report $(BENCH)/latency.html || [ $$? -eq 6 ]
+	$(BIN)/fcn-deploy bench $(BENCH)/fcn8s $(BENCH)/fcn16s $(BENCH)/fcn32s --json $(BENCH)/latency.json --markdown $(BENCH)/latency.md --report $(BENCH)/latency.html
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from fcn_deploy.errors import BundleError
-from fcn_deploy.model_info import TRANSFORM_KEY
+from fcn_deploy.model_info import DIRECT_KEY, TRANSFORM_KEY
 from fcn_deploy.onnx_file import split_weights
 
 # Operators whose floating-point constants are trained; those of others (a widened map's frame, a mean) are not.
@@ -29,6 +29,7 @@ class Layer:
     # once, when the model is loaded, because all of their inputs are constant
     multiply_adds: int
     moved_bytes: int  # bytes of its inputs, weights and outputs, each once; unknown ones count as 0, as above
+    direct_multiply_adds: int = 0  # what its share of a fast convolution takes as a direct one; else as above
 
 
 def layers(model: ir.Model) -> tuple[Layer, ...]:
@@ -84,7 +85,15 @@ def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]], sizes: dict[str, i
     parameters = sum(prod(_known(v)) for v in weights if v.dtype and v.dtype.is_floating_point())
     multiply_adds = _multiply_adds(node, _shape(node, shapes), shapes)
     moved = sum(sizes.get(v.name or "", 0) for v in (*node.inputs, *node.outputs) if v is not None)
-    return Layer(node.name or "", node.op_type, _shape(node, shapes), parameters, multiply_adds, moved)
+    direct = _direct(node, multiply_adds)
+    return Layer(node.name or "", node.op_type, _shape(node, shapes), parameters, multiply_adds, moved, direct)
+
+
+def _direct(node: ir.Node, multiply_adds: int) -> int:
+    if TRANSFORM_KEY in node.metadata_props:
+        return 0
+    recorded = node.metadata_props.get(DIRECT_KEY, "")
+    return int(recorded) if recorded.isdecimal() else multiply_adds
 
 
 def _shape(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:

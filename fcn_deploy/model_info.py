@@ -51,6 +51,7 @@ METADATA_PREFIX = "fcn_deploy."
 # map away from the limit of its type, and the index of an input whose numbers are an algorithm's, not trained.
 WINDOW_KEY, SCALE_KEY = METADATA_PREFIX + "window", METADATA_PREFIX + "scale"
 TRANSFORM_KEY = METADATA_PREFIX + "transform"
+DIRECT_KEY = METADATA_PREFIX + "direct_multiply_adds"
 
 # fmt: off
 VOC_CLASSES = (

@@ -70,6 +70,7 @@ class Case:
     nhwc: bool = False  # ONNX Runtime uses the channels-last layout
     session_run: bool = False  # times `session.run`, with input and output as arrays on the host
     autotune: bool = False  # torch.compile tries several kernels (`max-autotune`)
+    prepared: bool = False  # ONNX Runtime opens a prepared session, as `predict` does from the second time on
 
     def for_bundle(self, info: ModelInfo, engine: ModelInfo | None) -> "Case":
         """Return the case in the precision of the bundle, or of its engine, where the case runs one of them."""
@@ -110,6 +111,7 @@ CASES = (
     Case("ort-plain-half-nhwc-graph", Runtime.ONNXRUNTIME, Graph.PLAIN_HALF, (CUDA,), nhwc=True, cuda_graph=True),
     Case("ort-simplified", Runtime.ONNXRUNTIME, Graph.SIMPLIFIED, _EVERYWHERE),
     Case("ort", Runtime.ONNXRUNTIME, Graph.BUNDLE, _EVERYWHERE),
+    Case("ort-prepared", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CPU,), prepared=True),
     Case("ort-tf32", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA,), _TF32),
     Case("ort-nhwc", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA,), nhwc=True),
     Case("ort-graph", Runtime.ONNXRUNTIME, Graph.BUNDLE, (CUDA, TENSORRT), cuda_graph=True),
@@ -127,6 +129,8 @@ CASES = (
     Case("engine-e2e", Runtime.TENSORRT, Graph.ENGINE, (CUDA, TENSORRT), end_to_end=True),
 )
 
+# The row of the artifact itself, and the rows that may be its baseline: the first one that was measured.
+OURS, BASELINES = "ort", ("ort-plain", "ort-plain-half", "ort-plain-half-nhwc-graph")
 
 # The extra of fcn-deploy that installs a runtime, and modules of which at least one has to be importable. The extra
 # `ncnn` installs pnnx, too, which converts graphs for it.

@@ -22,7 +22,9 @@ def work_of(model: ir.Model, counted: Sequence[Layer], element_bytes: int) -> Wo
     values = (*model.graph.inputs, *model.graph.outputs)
     sizes = [prod(int(str(n)) for n in value.shape) for value in values if value.shape is not None]
     parameters = sum(layer.parameters for layer in counted)
-    return WorkEstimate(sum(layer.multiply_adds for layer in counted), (sum(sizes) + parameters) * element_bytes)
+    least_bytes = (sum(sizes) + parameters) * element_bytes
+    multiply_adds, direct = sum(layer.multiply_adds for layer in counted), sum(n.direct_multiply_adds for n in counted)
+    return WorkEstimate(multiply_adds, least_bytes, direct)
 
 
 # Rows of the square factors, and bytes copied: large enough that launch costs and caches are negligible.

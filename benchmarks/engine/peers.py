@@ -25,6 +25,8 @@ from fcn_deploy.onnx_file import read_model
 from fcn_deploy.runtime.base import Arrays, Bound, feed_of, labels_of
 from fcn_deploy.runtime.ort import OrtRunner, preload_libraries
 from fcn_deploy.runtime.ort_options import OrtOptions
+from fcn_deploy.runtime.session_cache import PreparedModel, SessionCache
+from fcn_deploy.storage import file_sha256
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,10 @@ def _load_onnxruntime(case: Case, workspace: Workspace, provider: Provider, thre
         stream=None if on_cpu or case.cuda_graph else _own_stream(),
     )
     path = workspace.graph_path(case.graph)
-    runner = OrtRunner(path, options)
+    prepared = _prepared(workspace) if case.prepared else None
+    if prepared is not None and not prepared.cache.entries():
+        raise RuntimeError("its session could not be prepared")
+    runner = OrtRunner(path, options, prepared=prepared)
     runner.__enter__()  # stays open as long as its process lives
     bound: Bound = HostSession(runner) if case.session_run else runner.bind()
     if case.end_to_end:
@@ -109,10 +114,22 @@ def _load_onnxruntime(case: Case, workspace: Workspace, provider: Provider, thre
     placement = {name: len(nodes) for name, nodes in runner.placement.items()}
     version = runner.name.split()[2]
     # The rest of the runner's name describes its arithmetic, e.g. that a CPU rounds half precision.
-    described = ", ".join([str(options), *runner.name.split(", ")[1:], *(["session.run"] if case.session_run else [])])
+    more = [what for what, is_so in (("session.run", case.session_run), ("prepared session", case.prepared)) if is_so]
+    described = ", ".join([str(options), *runner.name.split(", ")[1:], *more])
     loaded = LoadedRuntime(bound, version, described, not case.cuda_graph, placement)
-    profiled = on_cpu and not case.end_to_end
+    profiled = on_cpu and not case.end_to_end and not case.prepared
     return replace(loaded, profile=partial(_profile, path, options, workspace)) if profiled else loaded
+
+
+def prepare_session(workspace: Workspace, threads: int | None) -> None:
+    """Prepare the session of the bundle for the row that opens it; that row fails if this was not possible."""
+    with OrtRunner(workspace.model_path, OrtOptions(threads=threads), prepared=_prepared(workspace)):
+        pass
+
+
+def _prepared(workspace: Workspace) -> PreparedModel:
+    path = workspace.model_path
+    return PreparedModel(SessionCache(workspace.folder / "sessions"), file_sha256(path), path.stat().st_size)
 
 
 def _own_stream() -> int:

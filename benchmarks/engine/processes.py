@@ -113,9 +113,9 @@ class RowProcess:
         """Exclude it from the measurement, with the reason."""
         self._update(status=RowStatus.SKIPPED, problem=problem)
 
-    def start(self, group: int) -> None:
-        """Start its process and begin to load the model, without waiting; it takes turns with the rows of `group`."""
-        self._update(group=group)
+    def start(self, first_turn: int) -> None:
+        """Start its process and begin to load the model, without waiting; `first_turn` is its first turn's number."""
+        self._update(first_turn=first_turn)
         # Its own empty cache, so that the first run includes compilation.
         cache = {"TORCHINDUCTOR_CACHE_DIR": str(self._log.with_suffix(".inductor"))}
         self._process = WorkerProcess(self._log, cache, self._limit_s)

@@ -7,15 +7,25 @@ import math
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.engine import environment
-from benchmarks.engine.cases import Case, ComputePrecision, Graph, choose, missing_runtime, problem_with
+from benchmarks.engine.cases import (
+    BASELINES,
+    OURS,
+    Case,
+    ComputePrecision,
+    Graph,
+    choose,
+    missing_runtime,
+    problem_with,
+)
 from benchmarks.engine.ceilings import measure_ceilings, work_of
 from benchmarks.engine.environment import visible_gpus
+from benchmarks.engine.peers import prepare_session
 from benchmarks.engine.processes import RowProcess, RowSpec, WorkerFailure, WorkerProcess, network_name
 from benchmarks.engine.workspace import Workspace, prepare, workspace_of
 from benchmarks.report.results import BenchReport, Ceilings, Row, RowStatus, WorkEstimate
@@ -139,6 +149,7 @@ class Schedule:
         self._options, self._cores, self._bundles, self._on_progress = options, cores, bundles, on_progress
         self._finished: list[Row] = []
         self._processes: list[RowProcess] = []
+        self._later_groups = 0
 
     def all_rows(self) -> tuple[Row, ...]:
         """Return every row so far."""
@@ -160,8 +171,7 @@ class Schedule:
             problem = None if prepared else self._prepare(workspace, cases)
             self._processes = self._row_processes(workspace, bundle, cases, problem)
             try:
-                for number, group in enumerate(self._groups(bundle)):
-                    self._measure(group, number)
+                self._measure_groups(self._groups(bundle))
             finally:
                 for process in self._processes:
                     process.close()
@@ -174,6 +184,8 @@ class Schedule:
         self._announce(f"export the plain graph of {workspace.info.network}, run the reference")
         with WorkerProcess(workspace.folder / "prepare.log") as process:
             answer = process.run(prepare, workspace, graphs_of(cases, workspace.info), cores=self._cores)
+            if any(case.prepared for case in cases):
+                process.run(prepare_session, workspace, len(self._cores) or None, cores=self._cores)
         return f"its reference could not be run: {answer.message}" if isinstance(answer, WorkerFailure) else None
 
     def _row_processes(
@@ -194,34 +206,50 @@ class Schedule:
             found.append(process)
         return found
 
-    def _groups(self, bundle: Bundle) -> Iterator[list[RowProcess]]:
-        """Yield the groups of rows that are measured together: one group, if memory allows."""
+    def _groups(self, bundle: Bundle) -> list[list[RowProcess]]:
+        """Return the groups of rows that take turns: one group, if memory allows.
+
+        The baseline and the row of the artifact itself are in every group, so that all rows are compared with them in
+        pairs of rounds.
+        """
         able = [process for process in self._processes if process.row.status is RowStatus.PENDING]
         size = max(1, min(len(able), _free_bytes(self._options.provider) // row_bytes(bundle)))
-        for start in range(0, len(able), size):
-            yield able[start : start + size]
+        if size == len(able):
+            return [able]
+        in_all = [process for process in able if process.row.key.case in (BASELINES[0], OURS)]
+        in_all = in_all if len(in_all) < size else []
+        others, size = [process for process in able if process not in in_all], size - len(in_all)
+        return [in_all + others[start : start + size] for start in range(0, len(others), size)]
 
-    def _measure(self, group: Sequence[RowProcess], number: int) -> None:
-        protocol = self._options.protocol
+    def _measure_groups(self, groups: Sequence[Sequence[RowProcess]]) -> None:
+        rounds = self._options.protocol.rounds
+        for number, group in enumerate(groups):
+            self._later_groups = len(groups) - number - 1
+            later = [process for one in groups[number + 1 :] for process in one]
+            self._start([process for process in group if process.row.status is RowStatus.PENDING], number * rounds)
+            for turn in range(rounds):
+                self._round(turn)
+            for process in self._running():
+                if process not in later:
+                    self._announce(f"profile: {process.row.key}")
+                    process.finish()
+
+    def _start(self, processes: Sequence[RowProcess], first_turn: int) -> None:
+        """Start rows whose first turn has that number, check their outputs, and warm them up."""
         # TensorRT times kernels while it loads, so its rows load one after the other.
-        at_once = len(group) if self._options.provider is not Provider.TENSORRT else 1
-        for start in range(0, len(group), at_once):
-            for process in group[start : start + at_once]:
-                process.start(number)
-            for process in group[start : start + at_once]:
-                self._announce(f"load {process.row.key}")
+        at_once = len(processes) if self._options.provider is not Provider.TENSORRT else 1
+        for start in range(0, len(processes), at_once or 1):
+            for process in processes[start : start + at_once]:
+                process.start(first_turn)
+            for process in processes[start : start + at_once]:
+                self._announce(f"load: {process.row.key}")
                 process.finish_loading()
-        for process in self._running():
-            self._announce(f"first run and parity of {process.row.key}")
+        for process in filter(_is_running, processes):
+            self._announce(f"first run and parity: {process.row.key}")
             process.first_run()
-        for process in self._running():
-            self._announce(f"warm up {process.row.key}")
-            process.warm_up(protocol.warmup_s)
-        for turn in range(protocol.rounds):
-            self._round(turn)
-        for process in self._running():
-            self._announce(f"profile {process.row.key}")
-            process.finish()
+        for process in filter(_is_running, processes):
+            self._announce(f"warm up: {process.row.key}")
+            process.warm_up(self._options.protocol.warmup_s)
 
     def _round(self, turn: int) -> None:
         """Sample every row once, in a different order each round, so that no row always follows the same one."""
@@ -237,7 +265,7 @@ class Schedule:
                 self.gpu_readings.append(visible_gpus())
 
     def _running(self) -> list[RowProcess]:
-        return [process for process in self._processes if process.running]
+        return list(filter(_is_running, self._processes))
 
     def _announce(self, step: str, remaining_s: float | None = None) -> None:
         self._on_progress(BenchProgress(step, self.all_rows(), remaining_s))
@@ -247,7 +275,11 @@ class Schedule:
         rounds, running = self._options.protocol.rounds, self._running()
         per_round = sum(max(self._options.protocol.round_s, process.last_ns / 1e9) for process in running)
         here = per_round * (rounds - turn - position / max(len(running), 1))
-        return here + (self._bundles - 1) * per_round * (rounds + _RUNS_BEFORE)
+        return here + (self._bundles - 1 + self._later_groups) * per_round * (rounds + _RUNS_BEFORE)
+
+
+def _is_running(process: RowProcess) -> bool:
+    return process.running
 
 
 def graphs_of(cases: Sequence[Case], info: ModelInfo) -> frozenset[Graph]:

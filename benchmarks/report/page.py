@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import table
-from benchmarks.report.results import BenchReport, Row, RowKey, RowStatus, WorkEstimate
+from benchmarks.report.results import BenchReport, Row, RowKey, WorkEstimate
 from fcn_deploy.installation import require_extra
 from fcn_deploy.storage import staged_file
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _TEMPLATE = "report.html.jinja"
-_ALARMING = ("unstable", str(RowStatus.WRONG), str(RowStatus.FAILED), str(RowStatus.OUT_OF_MEMORY))
 
 
 def require_page() -> None:
@@ -49,7 +48,9 @@ def write_markdown(reports: Sequence[BenchReport], path: Path) -> None:
 
 def markdown(report: BenchReport) -> str:
     """Return a report as Markdown: summary, a table per network and shape, remarks, machine."""
-    lines = [f"# Benchmark: {report.machine}", "", *(f"{sentence}  " for sentence in table.sentences(report)), ""]
+    doubts = table.doubts(report)
+    top = [*table.summary(report), *([doubts] if doubts else [])]
+    lines = [f"# Benchmark: {report.machine}", "", *(f"{sentence}  " for sentence in top), ""]
     for title, rows in table.groups(report):
         lines += [f"## {title}", "", *markdown_table(report, rows), ""]
         phases = table.phases(rows)
@@ -102,12 +103,18 @@ def page(reports: Sequence[BenchReport]) -> str:
         names=[f"{report.machine}, {_date(report)}" for report in reports],
         shared=_shared(reports),
         side_by_side=side_by_side(reports),
-        alarming=_ALARMING,
         table=table,
         plots=plots,
         facts=facts,
         node_rows=node_rows,
+        share_of_slowest=share_of_slowest,
     )
+
+
+def share_of_slowest(row: Row, rows: Sequence[Row]) -> float:
+    """Return a row's median over the largest one of `rows`, in percent, for the length of its bar; 0 without one."""
+    slowest = max((one.measurement.median_ns for one in rows if one.measurement is not None), default=0.0)
+    return row.measurement.median_ns / slowest * 100 if row.measurement is not None else 0.0
 
 
 def side_by_side(reports: Sequence[BenchReport]) -> list[tuple[str, ...]]:
@@ -135,7 +142,7 @@ def node_rows(report: BenchReport, row: Row) -> list[tuple[str, ...]]:
     for node in row.nodes:
         limit = None
         if report.ceilings is not None:
-            limit = report.ceilings.limit_ns(WorkEstimate(node.multiply_adds, node.moved_bytes), row.precision)
+            limit = report.ceilings.limit_ns(WorkEstimate(node.multiply_adds, node.moved_bytes, 0), row.precision)
         work = f"{node.multiply_adds / 1e9:.2f} G" if node.multiply_adds else table.NOTHING
         share = f"{limit / node.time_ns:.0%}" if limit and node.time_ns else table.NOTHING
         time = table.duration(node.time_ns)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +16,7 @@ from fcn_deploy.parity.report import json_ready
 from fcn_deploy.storage import parse_json, staged_file
 
 SCHEMA = "fcn-deploy benchmark"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class RowStatus(StrEnum):
@@ -53,8 +53,14 @@ class RowKey:
 class WorkEstimate:
     """The least work of one run, whatever the runtime."""
 
-    multiply_adds: _Count  # of all convolutions
+    multiply_adds: _Count  # of all convolutions and matrix products of the graph as it is
     least_bytes: _Size  # input, weights and output, each moved once
+    direct_multiply_adds: _Count  # of the same convolutions without a fast algorithm
+
+    @property
+    def direct(self) -> "WorkEstimate":
+        """Return the work with direct convolutions."""
+        return replace(self, multiply_adds=self.direct_multiply_adds)
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ class Row:
         parity: for every input, how its outputs differ from the reference's, as figures by name.
         measurement: its latencies, or None.
         nodes: the slowest nodes, where the runtime's profile can be read.
-        group: rows of one bundle and group took turns; there are several where memory was too short for all rows.
+        first_turn: the turn of its bundle's rows in which it was first sampled; not 0 for all rows where memory was
+            too short for all of them at once.
     """
 
     key: RowKey
@@ -130,7 +137,7 @@ class Row:
     parity: tuple[Mapping[str, Any], ...] = ()
     measurement: Measurement | None = None
     nodes: tuple[NodeTime, ...] = ()
-    group: int = 0
+    first_turn: int = 0
 
     @property
     def batch(self) -> int:
@@ -180,8 +187,15 @@ class BenchReport:
     interrupted: bool = False
 
     def limit_share(self, row: Row) -> float | None:
-        """Return the shortest possible time of a row over its median; None when either is unknown."""
-        limit = self.ceilings.limit_ns(row.work, row.precision) if self.ceilings else None
+        """Return the shortest possible time of a row's graph over its median; None when either is unknown."""
+        return self._share(row, row.work)
+
+    def direct_limit_share(self, row: Row) -> float | None:
+        """Return the same with direct convolutions, which fast ones can surpass."""
+        return self._share(row, row.work.direct)
+
+    def _share(self, row: Row, work: WorkEstimate) -> float | None:
+        limit = self.ceilings.limit_ns(work, row.precision) if self.ceilings else None
         return limit / row.measurement.median_ns if limit and row.measurement else None
 
     @property

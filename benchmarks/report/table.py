@@ -1,22 +1,20 @@
 """The rows of a report as text, and its summary in sentences: for the terminal, Markdown and the page."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from benchmarks.engine import environment
-from benchmarks.engine.cases import Graph
+from benchmarks.engine.cases import BASELINES, OURS
 from benchmarks.report.results import BenchReport, Row, RowKey, RowStatus
 from benchmarks.stats.comparison import Ratio
 from benchmarks.stats.timing import Measurement
 
-# The row of the artifact itself, and the rows that may be its baseline: the first one that was measured.
-OURS, BASELINES = "ort", ("ort-plain", "ort-plain-half", "ort-plain-half-nhwc-graph")
 COLUMNS = (
-    "row", "computes", "median", "95 % interval", "time ratio", "images/s", "of limit", "tail", "first run", "memory",
-    "parity", "note",
+    "row", "computes", "median", "95 % interval", "time ratio", "images/s", "of direct limit", "of its limit", "tail",
+    "load", "first run", "memory", "parity", "note",
 )  # fmt: skip
 # The columns that fit a terminal of 80 columns.
-NARROW = ("row", "median", "±", "time ratio", "limit", "parity", "note")
+NARROW = ("row", "median", "±", "time ratio", "direct", "limit", "parity", "note")
 NOTHING = "-"
 
 
@@ -52,8 +50,7 @@ def cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[str, ...
     """Return one text per column."""
     measured = row.measurement
     if measured is None:
-        return row.key.case, described(row), *(NOTHING,) * (len(COLUMNS) - 4), parity(row), str(row.status)
-    share = report.limit_share(row)
+        return row.key.case, described(row), *(NOTHING,) * (len(COLUMNS) - 4), parity(row), note(row)
     return (
         row.key.case,
         described(row),
@@ -61,20 +58,36 @@ def cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[str, ...
         bounds(measured),
         ratio(row, baseline),
         rate(row),
-        f"{share:.0%}" if share is not None else NOTHING,
+        _percent(report.direct_limit_share(row)),
+        _percent(report.limit_share(row)),
         tail(measured),
+        duration(row.load_ns) if row.load_ns else NOTHING,
         duration(measured.first_ns),
         f"{row.peak_bytes / 1e9:.1f} GB" if row.peak_bytes else NOTHING,
         parity(row),
-        ", ".join([*([] if measured.stable else ["unstable"]), *([f"beyond {row.precision}"] if row.problem else [])]),
+        note(row),
     )
+
+
+def cells_by_column(report: BenchReport, row: Row, baseline: Row | None) -> dict[str, str]:
+    """Return the same texts by the names of their columns."""
+    return dict(zip(COLUMNS, cells(report, row, baseline), strict=True))
+
+
+def note(row: Row) -> str:
+    """Return what restricts the value of a row's figures; how it ended if it has none."""
+    if row.measurement is None:
+        return str(row.status)
+    unstable = [] if row.measurement.stable else ["unstable"]
+    return ", ".join([*unstable, *([f"beyond {row.precision}"] if row.problem else [])])
 
 
 def narrow_cells(report: BenchReport, row: Row, baseline: Row | None) -> tuple[str, ...]:
     """Return one text per column of `NARROW`."""
-    texts = dict(zip(COLUMNS, cells(report, row, baseline), strict=True))
+    texts = cells_by_column(report, row, baseline)
     width = half_width(row.measurement) if row.measurement else NOTHING
-    return tuple({**texts, "±": width, "limit": texts["of limit"]}[name] for name in NARROW)
+    shares = {"direct": texts["of direct limit"], "limit": texts["of its limit"]}
+    return tuple({**texts, **shares, "±": width}[name] for name in NARROW)
 
 
 def computes(row: Row) -> str:
@@ -150,11 +163,16 @@ def parity(row: Row) -> str:
     return f"{row.worst_error:.1e}" + (f", {flips}" if row.flips else "")
 
 
+def _percent(share: float | None) -> str:
+    return f"{share:.0%}" if share is not None else NOTHING
+
+
 def remarks(report: BenchReport) -> list[str]:
-    """Return why rows have no figure, or an unreliable one."""
+    """Return, row by row, why rows have no figure, or an unreliable one."""
     found = []
-    if any(row.group for row in report.rows):
-        found.append("Memory was too short for all rows at once: rows of different groups did not take turns.")
+    if any(row.first_turn for row in report.rows):
+        both = f"{BASELINES[0]} and {OURS}"
+        found.append(f"Memory was too short for all rows at once: {both} took turns with each group of the others.")
     for row in report.rows:
         if row.problem:
             found.append(f"{row.key}: {row.status}: {row.problem}")
@@ -169,83 +187,63 @@ def _three_digits(value: float) -> str:
     return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}"
 
 
-# (name of a case, its description in a sentence)
-_PEERS = (
-    ("ort-plain", "the plainly exported graph in the same runtime"),
-    ("ort-plain-half", "the plainly exported graph in half precision"),
-    ("ort-plain-half-nhwc-graph", "the plainly exported graph in half precision, channels last and captured"),
-    ("ort-simplified", "the simplified graph in the same runtime"),
-    ("pytorch", "PyTorch eager"),
-    ("pytorch-fp16", "PyTorch eager in half precision"),
-    ("compile", "torch.compile"),
-    ("compile-fp16", "torch.compile in half precision"),
-    ("openvino", "OpenVINO on the same graph"),
-    ("ncnn-plain", "ncnn on the plain graph"),
-    ("ncnn", "ncnn on our graph with its own convolutions"),
-    ("mnn-plain", "MNN on the plain graph"),
-    ("mnn", "MNN on our graph with its own convolutions"),
-)
+def fastest_of(title: str, rows: Sequence[Row]) -> str:
+    """Return in a sentence which row of a network is fastest, at what error, and which are faster but less exact."""
+    ours = next((row for row in rows if row.key.case == OURS), rows[0])
+    compared = [row for row in rows if row.measurement is not None]
+    compared = [row for row in compared if not row.end_to_end] or compared
+    exact = [row for row in compared if row.precision == ours.precision and not row.problem]
+    first = fastest(exact)
+    if first is None:
+        return f"{title}: nothing was measured in {ours.precision}."
+    level = [row for row in exact if Ratio.of_rows(row, first).low <= 1]
+    best = ours if ours in level else first
+    baseline = baseline_of(rows)
+    found = f"{title}: fastest in {ours.precision} is {best.key.case} ({computes(best)}), {_at_what_error(best)}"
+    if baseline is not None and baseline is not best:
+        found += f", {_times_as_fast(best, baseline)} as {baseline.key.case}"
+    same = ", ".join(row.key.case for row in level if row is not best)
+    found += f"; no measurable difference from {same}." if same else "."
+    faster = [row for row in compared if row not in exact and Ratio.of_rows(row, best).high < 1]
+    less = "; ".join(f"{row.key.case} ({row.runtime}, {row.precision}), {_at_what_error(row)}" for row in faster)
+    return found + (f" Faster, but less exact: {less}." if less else "")
 
 
-def sentences(report: BenchReport) -> list[str]:
-    """Summarise a report in sentences, most important first."""
-    found = []
-    for title, rows in groups(report):
-        by_case = {row.key.case: row for row in rows if row.measurement is not None}
-        ours = by_case.get(OURS) or fastest(row for row in rows if row.graph == Graph.BUNDLE) or fastest(rows)
-        if ours is not None and ours.measurement is not None:
-            median, interval = duration(ours.measurement.median_ns), bounds(ours.measurement)
-            found.append(
-                f"{title}: {ours.runtime} takes {median} per run of the {ours.graph} graph "
-                f"(95 % sure: {interval}), {rate(ours)} images per second."
-            )
-            found += [*_comparisons(ours, by_case), *_limits(report, ours, by_case)]
-    return [*found, *_warnings(report)]
+def _times_as_fast(row: Row, baseline: Row) -> str:
+    found = Ratio.of_rows(baseline, row)
+    return f"{found.value:.2f} ({found.low:.2f} .. {found.high:.2f}) times as fast"
 
 
-def _comparisons(ours: Row, by_case: Mapping[str, Row]) -> list[str]:
-    clauses = []
-    for name, called in _PEERS:
-        peer = by_case.get(name)
-        if peer is None or peer is ours:
-            continue
-        ratio = Ratio.of_rows(peer, ours)
-        if ratio.low <= 1 <= ratio.high:
-            clauses.append(f"no measurable difference from {called}")
-        else:
-            clauses.append(f"{ratio.value:.2f} times as fast as {called}")
-    return [f"That is {_joined(clauses)}."] if clauses else []
+def _at_what_error(row: Row) -> str:
+    time = duration(row.measurement.median_ns) if row.measurement else NOTHING
+    if row.worst_error is None:
+        return f"{time}, {parity(row)}"
+    return f"{time} at an error of {row.worst_error:.1e} of the range"
 
 
-def _limits(report: BenchReport, ours: Row, by_case: Mapping[str, Row]) -> list[str]:
-    found = []
-    share = report.limit_share(ours)
-    if share is not None:
-        found.append(
-            f"It reaches {share:.0%} of what this device can do: the limit follows from its multiply-adds and bytes "
-            "and from the fastest matrix product and copy measured in the same run."
-        )
-    end_to_end = by_case.get("ort-e2e")
-    if end_to_end is not None and end_to_end.measurement is not None:
-        found.append(
-            f"From a photo's pixels in memory to its labels in memory it takes "
-            f"{duration(end_to_end.measurement.median_ns)}."
-        )
-    return found
+def summary(report: BenchReport) -> list[str]:
+    """Return a sentence per network, and after an interruption one that says so."""
+    found = [fastest_of(title, rows) for title, rows in groups(report)]
+    return [*found, "The run was interrupted: this is what was measured until then."] if report.interrupted else found
 
 
-def _warnings(report: BenchReport) -> list[str]:
-    unstable = sum(row.measurement is not None and not row.measurement.stable for row in report.rows)
-    found = list(environment.notes(dict(report.environment)))
+def doubts(report: BenchReport) -> str:
+    """Return in one line what makes the figures uncertain, and what helps; empty if nothing does."""
+    unstable = [row for row in report.rows if row.measurement is not None and not row.measurement.stable]
+    found = [note.rstrip(".") for note in environment.notes(dict(report.environment))]
     if unstable:
-        found.append(f"{unstable} of {len(report.rows)} rows are unstable: do not rely on their figures.")
-    wrong = [row.key.case for row in report.rows if row.status is RowStatus.WRONG]
-    if wrong:
-        found.append(f"Wrong outputs, so no latency: {', '.join(wrong)}.")
-    if report.interrupted:
-        found.append("The run was interrupted: what follows is what was measured until then.")
-    return found
+        names = ", ".join(dict.fromkeys(row.key.case for row in unstable))
+        found.append(f"{len(unstable)} of {len(report.rows)} rows are unstable ({names})")
+    if not found:
+        return ""
+    return f"Doubts: {'; '.join(found)}. Stop other programs, or measure longer with --duration."
 
 
-def _joined(clauses: Sequence[str]) -> str:
-    return clauses[0] if len(clauses) == 1 else f"{', '.join(clauses[:-1])} and {clauses[-1]}"
+def without_figures(report: BenchReport) -> list[str]:
+    """Return why rows have no latency: a line per reason, with the rows that it concerns."""
+    rows: dict[str, list[str]] = {}
+    for row in report.rows:
+        if row.measurement is None:
+            reason = row.problem or "interrupted before its first sample"
+            rows.setdefault(f"{row.status}: {reason}", []).append(row.key.case)
+    return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in rows.items()]

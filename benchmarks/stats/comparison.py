@@ -1,8 +1,11 @@
 """Compares rows: ratios of medians with their intervals, and whether rows of one report are slower than another's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+import numpy as np
 
 from benchmarks.report.results import BenchReport, Row, RowKey
 from benchmarks.stats import statistics
@@ -24,32 +27,40 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Ratio:
-    """One median over another, with its 95 % confidence interval from the bootstrap of both."""
+    """One time over another, with its 95 % confidence interval from the bootstrap."""
 
     value: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, measured: Measurement, baseline: Measurement, *, paired: bool) -> "Ratio":
-        """Return the time of `measured` over that of `baseline`.
-
-        Of rows that took turns (`paired`) the same rounds are drawn: what slowed a whole round down slowed both rows,
-        and cancels.
-        """
-        # Otherwise another seed: two resamplings of the same samples must not move together.
-        resampled = measured.bootstrap_ns if paired else statistics.bootstrap_medians(measured.rounds_ns, _OTHER_SEED)
+    def of(cls, measured: Measurement, baseline: Measurement) -> "Ratio":
+        """Return the median of `measured` over that of `baseline`, which were measured at different times."""
+        # Another seed: two resamplings of the same samples must not move together.
+        resampled = statistics.bootstrap_medians(measured.rounds_ns, _OTHER_SEED)
         value = measured.median_ns / baseline.median_ns
         draws = min(measured.draws, baseline.draws)
         return cls(value, *statistics.interval(resampled / baseline.bootstrap_ns, value, draws))
 
     @classmethod
+    def of_pairs(cls, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> "Ratio":
+        """Return the median ratio of rounds that were sampled one right after the other: (measured, baseline).
+
+        What slows the machine down, for one round or from some moment on, slows both sides of a pair, and cancels.
+        """
+        ratios = [float(np.median(measured) / np.median(baseline)) for measured, baseline in pairs]
+        value = float(np.median(ratios))
+        resampled = statistics.bootstrap_medians([(ratio,) for ratio in ratios])
+        return cls(value, *statistics.interval(resampled, value, len(ratios)))
+
+    @classmethod
     def of_rows(cls, row: Row, baseline: Row) -> "Ratio":
-        """Return the ratio of two measured rows of one report, whether they took turns or not."""
+        """Return the ratio of two measured rows of one report: of pairs of rounds if they took turns."""
         if row.measurement is None or baseline.measurement is None:
             raise ValueError("a row without a measurement has no ratio")
-        took_turns = row.group == baseline.group and row.key.shape == baseline.key.shape
-        return cls.of(row.measurement, baseline.measurement, paired=took_turns)
+        same_bundle = (row.key.network, row.key.shape) == (baseline.key.network, baseline.key.shape)
+        pairs = _pairs(row, baseline) if same_bundle else []
+        return cls.of_pairs(pairs) if pairs else cls.of(row.measurement, baseline.measurement)
 
     def verdict(self, threshold: float = THRESHOLD) -> Verdict:
         """Return faster or slower if the interval excludes 1 and the difference exceeds the threshold."""
@@ -58,6 +69,14 @@ class Ratio:
         if self.high < 1 and self.value < 1 - threshold:
             return Verdict.FASTER
         return Verdict.SAME
+
+
+def _pairs(row: Row, baseline: Row) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """Return the rounds of two rows that were sampled in the same turns."""
+    rounds, others = (
+        dict(enumerate(one.measurement.rounds_ns, one.first_turn)) if one.measurement else {} for one in (row, baseline)
+    )
+    return [(rounds[turn], others[turn]) for turn in rounds if turn in others]
 
 
 @dataclass(frozen=True)
@@ -151,7 +170,7 @@ def compare_reports(before: BenchReport, after: BenchReport, threshold: float = 
         )
     changes = []
     for key in (key for key in first if key in second):
-        ratio = Ratio.of(second[key], first[key], paired=False)
+        ratio = Ratio.of(second[key], first[key])
         changes.append(RowChange(key, first[key], second[key], ratio, ratio.verdict(threshold)))
     lost = tuple(key for key in first if key not in second)
     gained = tuple(key for key in second if key not in first)

@@ -40,7 +40,7 @@ class Protocol:
 
     duration_s: float = 10.0
     warmup_s: float = 1.0
-    rounds: int = 5
+    rounds: int = 10
     ceiling_s: float = 1.0
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ from exporters.passes.edit import (
 )
 from exporters.passes.toom_cook import ACROSS, DOWN, Transform
 from exporters.passes.zero_frame import use_zero_frame
-from fcn_deploy.model_info import TRANSFORM_KEY, WINDOW_KEY
+from fcn_deploy.model_info import DIRECT_KEY, TRANSFORM_KEY, WINDOW_KEY
 from fcn_deploy.regions import Span
 
 # A smaller gain is lost where neighbours have to change the layout of their maps.
@@ -257,7 +257,10 @@ def apply_tiling(model: ir.Model, node: ir.Node, tiling: Tiling) -> None:
     weight, image = _weights(build, node, tiling), _inputs(build, first_input(node), tiling)
     lead = (tiling.batch,) if tiling.batch > 1 else ()
     shape = (*lead, tiling.products, tiling.filters, prod(tiling.tiles))
-    made = _outputs(build, build.add("products", "MatMul", [weight, image], shape), tiling)
+    made = build.add("products", "MatMul", [weight, image], shape)
+    if (maker := made.producer()) is not None:
+        maker.metadata_props[DIRECT_KEY] = str(tiling.multiply_adds)
+    made = _outputs(build, made, tiling)
     relu, pool = _pool_behind(node)
     if pool is not None:
         height, width = (size // 2 for size in tiling.made)

@@ -11,8 +11,6 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Group
-from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -20,7 +18,7 @@ from rich.tree import Tree
 
 import fcn_deploy as fd
 from fcn_deploy.choices import ImageInput
-from fcn_deploy.cli.console import err, folding, make_table, out, print_error, print_line, print_table, print_untrained
+from fcn_deploy.cli.console import err, folding, out, print_error, print_line, print_table, print_untrained
 
 if TYPE_CHECKING:
     from benchmarks.engine.run import BenchProgress
@@ -398,10 +396,15 @@ def print_findings(findings: "tuple[fd.Finding, ...]") -> None:
 
 @contextlib.contextmanager
 def bench_progress() -> "Iterator[Callable[[BenchProgress], None]]":
-    """Show a benchmark's progress on stderr: a live table on a terminal, else one line per step."""
+    """Show a benchmark's progress on stderr: one live line on a terminal, else a line per kind of step."""
     start = time.monotonic()
     bar = Progress(
-        folding("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=err
+        folding("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+        console=err,
+        transient=True,
     )
     task = bar.add_task("", total=1.0, left="")
     last_step = ""
@@ -410,11 +413,10 @@ def bench_progress() -> "Iterator[Callable[[BenchProgress], None]]":
         elapsed, left = time.monotonic() - start, progress.remaining_s
         done, text = (0.0, "") if left is None else (elapsed / (elapsed + left), f"about {left:.0f} s left")
         bar.update(task, description=escape(progress.step), completed=done, left=text)
-        live.update(Group(make_table(("row", "computes", "samples", "median"), _live_rows(progress.rows), 2), bar))
 
     def print_step(progress: "BenchProgress") -> None:
         nonlocal last_step
-        # A round is one line, whatever the number of rows.
+        # A kind of step is one line, whatever the number of rows.
         step = progress.step.partition(":")[0]
         if step != last_step:
             last_step = step
@@ -423,42 +425,33 @@ def bench_progress() -> "Iterator[Callable[[BenchProgress], None]]":
     if not err.is_terminal:
         yield print_step
         return
-    with Live(bar, console=err, transient=True) as live:
+    with bar:
         yield show
 
 
-def _live_rows(rows: "Sequence[fd.Row]") -> Iterator[tuple[str, ...]]:
-    from benchmarks.report.table import computes, duration
-
-    for row in rows:
-        measured = row.measurement
-        figures = (str(measured.samples_ns.size), duration(measured.median_ns)) if measured else ("", str(row.status))
-        yield row.key.case, computes(row), *figures
-
-
 def print_report(report: "fd.BenchReport") -> None:
-    """Print a table per network and shape, remarks, and a summary."""
+    """Print a table and a sentence per network and shape, why rows have no figure, and one line of doubts."""
     from benchmarks.report import table
 
     for title, rows in table.groups(report):
         baseline = table.baseline_of(rows)
         cells = [table.narrow_cells(report, row, baseline) for row in rows]
         print_table(f"{title} on {report.machine}", table.NARROW, cells)
-        for line in (*_placements(rows), ""):
-            print_line(escape(line))
-    for remark in table.remarks(report):
-        print_line(f"[yellow]{escape(remark)}[/]")
-    for sentence in table.sentences(report):
+        print_line(escape(_placements(rows)))
+    for sentence in (*table.without_figures(report), *table.summary(report)):
         print_line(escape(sentence))
+    doubts = table.doubts(report)
+    if doubts:
+        print_line(f"[yellow]{escape(doubts)}[/]")
 
 
-def _placements(rows: "Sequence[fd.Row]") -> list[str]:
-    """Format the placement of every session's nodes; rows with the same placement share a line."""
+def _placements(rows: "Sequence[fd.Row]") -> str:
+    """Format in one line where every session placed its nodes; rows with the same placement are named together."""
     cases: dict[str, list[str]] = {}
     for row in rows:
         if row.placement:
             cases.setdefault(_placed(row.placement), []).append(row.key.case)
-    return [f"{where} ({', '.join(names)})" for where, names in cases.items()]
+    return "; ".join(f"{where} ({', '.join(names)})" for where, names in cases.items())
 
 
 def print_side_by_side(reports: "Sequence[fd.BenchReport]") -> None:

@@ -10,7 +10,7 @@ ENVIRONMENT = {
     "cpu": "Test CPU", "cores": 2, "system": "Linux", "python": "3.11", "memory_bytes": 1, "scaling_governor": None,
     "busy_cores_before": 0.0, "clock_overhead_ns": 50.0, "gpus": [], "versions": {"torch": "2.13"},
 }  # fmt: skip
-PROTOCOL = {"duration_s": 10.0, "warmup_s": 1.0, "rounds": 5}
+PROTOCOL = {"duration_s": 10.0, "warmup_s": 1.0, "rounds": 10}
 MILLISECOND = 1_000_000
 
 
@@ -24,7 +24,7 @@ def row(case: str, *milliseconds: float, batch: int = 1, provider: str = "cpu") 
         precision="fp32",
         options="2 threads",
         end_to_end=False,
-        work=WorkEstimate(175 * 10**9, 6 * 10**8),
+        work=WorkEstimate(175 * 10**9, 6 * 10**8, 350 * 10**9),
         status=RowStatus.MEASURED if rounds else RowStatus.PENDING,
         parity=({"input_name": "photo", "relative_error": 5e-7, "flips": 0},),
         measurement=Measurement(10**10, rounds) if rounds else None,

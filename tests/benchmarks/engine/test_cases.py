@@ -20,7 +20,7 @@ def test_every_name_is_used_once_and_every_precision_has_a_tier() -> None:
 def test_what_a_cpu_measures() -> None:
     assert names(Provider.CPU) == [
         "pytorch", "compile", "openvino-plain", "openvino", "openvino-bf16", "ncnn-plain", "ncnn", "mnn-plain", "mnn",
-        "ort-plain", "ort-simplified", "ort", "ort-e2e",
+        "ort-plain", "ort-simplified", "ort", "ort-prepared", "ort-e2e",
     ]  # fmt: skip
 
 

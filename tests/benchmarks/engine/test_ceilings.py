@@ -9,6 +9,11 @@ from benchmarks.engine.cases import ComputePrecision
 from benchmarks.engine.ceilings import measure_ceilings, product_graph, work_of
 from benchmarks.engine.processes import WorkerFailure, WorkerProcess
 from benchmarks.report.results import Ceilings, WorkEstimate
+from exporters.onnx import export_graph
+from exporters.passes.cost import MACHINES
+from exporters.passes.fast_convolution import FastConvolution
+from exporters.rewrite import rewrite
+from exporters.simplify import simplify
 from fcn_deploy.graph import layers
 from fcn_deploy.models.fcn import empty_network
 from fcn_deploy.onnx_file import write_model
@@ -19,9 +24,9 @@ CEILINGS = Ceilings(copied_bytes_per_s=1e9, multiply_adds_per_s={"fp32": 1e11})
 
 
 def test_the_larger_of_the_two_times_is_the_limit() -> None:
-    assert CEILINGS.limit_ns(WorkEstimate(multiply_adds=10**11, least_bytes=10**6), "fp32") == 1e9
-    assert CEILINGS.limit_ns(WorkEstimate(multiply_adds=10**6, least_bytes=10**9), "fp32") == 1e9
-    assert CEILINGS.limit_ns(WorkEstimate(1, 1), "fp16") is None
+    assert CEILINGS.limit_ns(WorkEstimate(10**11, 10**6, 0), "fp32") == 1e9
+    assert CEILINGS.limit_ns(WorkEstimate(10**6, 10**9, 0), "fp32") == 1e9
+    assert CEILINGS.limit_ns(WorkEstimate(1, 1, 1), "fp16") is None
 
 
 def test_the_better_of_two_measurements_counts() -> None:
@@ -45,12 +50,25 @@ def test_work_of_a_real_graph(tmp_path: Path) -> None:
     assert abs(work.least_bytes - 4 * ends - inspection.file_bytes) < 20_000
 
 
+def test_fast_convolutions_record_what_direct_ones_take() -> None:
+    """Where products cost nothing all convolutions are fast ones, and the count of the graph before stays."""
+    machine = replace(MACHINES[fd.Target.CPU], products_per_s=1e18, transform_bytes_per_s=1e18, node_s=0)
+    plain, _ = simplify(export_graph(fd.fcn8s(channel_divisor=16), fd.OnnxOptions(96, 96)))
+    fast, _ = rewrite(plain, fd.Target.CPU, [FastConvolution(machine)])
+
+    before, after = (work_of(model, layers(model), 4) for model in (plain, fast))
+
+    assert after.direct_multiply_adds == before.direct_multiply_adds == before.multiply_adds
+    assert after.multiply_adds < before.multiply_adds
+    assert after.direct == replace(after, multiply_adds=before.multiply_adds)
+
+
 def test_work_in_half_precision_moves_half_the_bytes(shared_bundle: Path) -> None:
     model = fd.open_bundle(shared_bundle).model
 
     whole, half = (work_of(model, layers(model), size) for size in (4, 2))
 
-    assert half == WorkEstimate(whole.multiply_adds, whole.least_bytes // 2)
+    assert half == WorkEstimate(whole.multiply_adds, whole.least_bytes // 2, whole.direct_multiply_adds)
 
 
 def test_this_machines_ceilings_are_those_of_a_computer(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RowProcess:
     info = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(rng_seed=0))
     workspace = Workspace(tmp_path, tmp_path / "model.onnx", info, (1, 3, 96, 96), 18, None)
     spec = RowSpec(CASES[0], workspace, Provider.CPU, ())
-    made = RowProcess(spec, WorkEstimate(1, 1), tmp_path / "log")
+    made = RowProcess(spec, WorkEstimate(1, 1, 1), tmp_path / "log")
     made.start(0)
     made.finish_loading()
     return made

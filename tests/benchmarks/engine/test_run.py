@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 import fcn_deploy as fd
-from benchmarks.engine import cases
-from benchmarks.engine.run import BenchProgress, distinct
+from benchmarks.engine import cases, run
+from benchmarks.engine.run import BenchProgress, distinct, row_bytes
 from benchmarks.report.results import Row, RowStatus
 from fcn_deploy import BenchOptions, Protocol, Provider
 from tests.conftest import narrow_options
@@ -32,7 +32,9 @@ def options(*rows: str, provider: Provider = Provider.CPU) -> BenchOptions:
 @pytest.fixture(scope="module")
 def report(shared_bundle: Path) -> fd.BenchReport:
     """All rows of the narrow bundle but torch.compile, which takes half a minute to compile."""
-    return fd.bench([shared_bundle], options("pytorch", "openvino-plain", "openvino", "ort-plain", "ort", "ort-e2e"))
+    return fd.bench(
+        [shared_bundle], options("pytorch", "openvino-plain", "openvino", "ort-plain", "ort", "ort-prepared", "ort-e2e")
+    )
 
 
 def rows(report: fd.BenchReport) -> dict[str, Row]:
@@ -83,13 +85,39 @@ def test_the_profile_names_the_slowest_nodes(report: fd.BenchReport) -> None:
 
 def test_work_and_limit_are_known(report: fd.BenchReport, shared_bundle: Path) -> None:
     rewritten, plain = fd.inspect(shared_bundle).multiply_adds, 151_962_336
-    ours = {"ort", "ort-e2e", "openvino"}
+    ours = {"ort", "ort-prepared", "ort-e2e", "openvino"}
 
     assert {name: row.work.multiply_adds for name, row in rows(report).items()} == {
         name: rewritten if name in ours else plain for name in rows(report)
     }
     assert rewritten < plain / 2
     assert all(0 < (report.limit_share(row) or 0) < 1.5 for row in report.rows)
+
+
+def test_a_prepared_session_opens_the_same_graph(report: fd.BenchReport) -> None:
+    ordinary, prepared = rows(report)["ort"], rows(report)["ort-prepared"]
+
+    assert prepared.options.endswith("prepared session")
+    assert prepared.parity == ordinary.parity  # equal to the bit
+
+
+def test_rows_that_do_not_fit_into_memory_together_take_turns_with_the_same_two(
+    shared_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_free_bytes", lambda _: 3 * row_bytes(fd.open_bundle(shared_bundle)))
+    together: list[set[int]] = []
+
+    def look(progress: BenchProgress) -> None:
+        if progress.step.startswith("round 1"):
+            together.append(set(workers()[1:]))
+
+    found = rows(fd.bench([shared_bundle], options("pytorch", "ort-plain", "ort", "ort-e2e"), look))
+
+    turns = {name: (one.first_turn, len(one.measurement.rounds_ns)) for name, one in found.items() if one.measurement}
+    assert turns == {"pytorch": (0, 3), "ort-plain": (0, 6), "ort": (0, 6), "ort-e2e": (3, 3)}
+    assert [len(pids) for pids in together] == [3] * 6
+    assert len(set.intersection(*together)) == 2
+    assert workers() == []
 
 
 def test_the_environment_says_where(report: fd.BenchReport) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.report import table
-from benchmarks.report.page import markdown, markdown_table, page, require_page, write_page
+from benchmarks.report.page import markdown, markdown_table, page, require_page, share_of_slowest, write_page
 from benchmarks.report.results import NodeTime, Row, RowStatus
-from benchmarks.report.table import sentences
+from benchmarks.report.table import doubts, summary, without_figures
 from benchmarks.stats.timing import Measurement
 from fcn_deploy import UsageError
 from tests.benchmarks.reports import ENVIRONMENT, half, report, row
@@ -90,8 +90,8 @@ def test_the_table_in_markdown() -> None:
     body = [line for line in lines if line.startswith("| ort ")]
 
     assert [cell.strip() for cell in body[0].split("|")][1:-1] == [
-        "ort", "ONNX Runtime 1.31, plain, fp32; 2 threads", "1.50 s", "1.49 .. 1.51 s", "0.75 ± 0.00", "0.667", "130%",
-        "-", "10.0 s", "-", "5.0e-07", "",
+        "ort", "ONNX Runtime 1.31, plain, fp32; 2 threads", "1.50 s", "1.49 .. 1.51 s", "0.75 ± 0.00", "0.667", "259%",
+        "130%", "-", "-", "10.0 s", "-", "5.0e-07", "",
     ]  # fmt: skip
     plain = "| ort-plain | ONNX Runtime 1.31, plain, fp32; 2 threads | 2.00 s | "
     assert plain in "".join(lines)
@@ -136,36 +136,46 @@ def test_without_the_usual_rows_our_fastest_is_the_subject_and_the_plain_graph_t
     plain, ours = half("ort-plain-half-nhwc-graph", 6.0, 6.0, 6.0), half("ort-nhwc-graph", 0.5, 0.5, 0.5)
     found = report(half("pytorch-fp16", 9.0, 9.0, 9.0), plain, replace(ours, graph="bundle"))
 
-    first, second = sentences(found)[:2]
+    (sentence,) = summary(found)
     lines = markdown_table(found, found.rows)
 
-    assert first.startswith(
-        "FCN-8s fp16, 1x3x500x500, cuda: ONNX Runtime 1.31 takes 500 µs per run of the bundle graph"
+    assert sentence == (
+        "FCN-8s fp16, 1x3x500x500, cuda: fastest in fp16 is ort-nhwc-graph (ONNX Runtime 1.31, bundle, fp16), 500 µs "
+        "at an error of 5.0e-07 of the range, 12.00 (12.00 .. 12.00) times as fast as ort-plain-half-nhwc-graph."
     )
-    assert first.endswith(" 2,000 images per second.")
-    assert "12.00 times as fast as the plainly exported graph in half precision, channels last and captured" in second
-    assert "18.00 times as fast as PyTorch eager in half precision" in second
     assert [line.split(" | ")[4] for line in lines[2:]] == ["1.50 ± 0.00", "1", "0.08 ± 0.00"]
 
 
-def test_the_summary_says_it_plainly() -> None:
-    assert sentences(REPORT)[:3] == [
-        "FCN-8s, 1x3x500x500, cpu: ONNX Runtime 1.31 takes 1.50 s per run of the plain graph "
-        "(95 % sure: 1.49 .. 1.51 s), 0.667 images per second.",
-        "That is 1.33 times as fast as the plainly exported graph in the same runtime and 2.00 times as fast as "
-        "PyTorch eager.",
-        "It reaches 130% of what this device can do: the limit follows from its multiply-adds and bytes and from the "
-        "fastest matrix product and copy measured in the same run.",
+def test_a_sentence_says_who_is_fastest_at_what_error() -> None:
+    """A faster row in another precision, and one beyond the bounds, are named beside the fastest exact one."""
+    inexact = replace(
+        row("mnn", *(900, 901, 899)), parity=({"relative_error": 9e-5, "flips": 0},), problem="beyond fp32"
+    )
+    half_precision = replace(row("openvino-bf16", *(800, 801, 799)), precision="bf16")
+
+    assert summary(report(*ROWS, inexact, half_precision)) == [
+        "FCN-8s, 1x3x500x500, cpu: fastest in fp32 is ort (ONNX Runtime 1.31, plain, fp32), 1.50 s at an error of "
+        "5.0e-07 of the range, 1.33 (1.33 .. 1.34) times as fast as ort-plain. Faster, but less exact: "
+        "mnn (ONNX Runtime 1.31, fp32), 900 ms at an error of 9.0e-05 of the range; "
+        "openvino-bf16 (ONNX Runtime 1.31, bf16), 800 ms at an error of 5.0e-07 of the range."
     ]
 
 
 def test_no_difference_is_called_no_difference() -> None:
     same = report(row("ort-plain", 2000, 2010, 1990), row("ort", 2001, 2008, 1992))
 
-    assert "That is no measurable difference from the plainly exported graph" in sentences(same)[1]
+    assert "fastest in fp32 is ort " in summary(same)[0]
+    assert summary(same)[0].endswith("; no measurable difference from ort-plain.")
 
 
-def test_doubts_are_stated() -> None:
+def test_a_network_without_figures_has_no_fastest_row() -> None:
+    assert summary(report(row("ort"), interrupted=True)) == [
+        "FCN-8s, 1x3x500x500, cpu: nothing was measured in fp32.",
+        "The run was interrupted: this is what was measured until then.",
+    ]
+
+
+def test_doubts_are_one_line() -> None:
     environment = ENVIRONMENT | {
         "busy_cores_before": 1.5,
         "gpus": [
@@ -175,18 +185,33 @@ def test_doubts_are_stated() -> None:
         ],
         "gpus_during": [{"name": "NVIDIA T4", "throttled_by": ["power cap"]}],
     }  # fmt: skip
-    unstable, wrong = row("ort", 100, 100, 150), replace(row("compile"), status=RowStatus.WRONG, problem="worse")
+    unstable = row("ort", 100, 100, 150), row("pytorch", 100, 100, 150), row("ort-plain", *(2000, 2001, 2000))
 
-    found = sentences(report(unstable, wrong, environment=environment, interrupted=True))
+    assert doubts(report(*unstable, environment=environment)) == (
+        "Doubts: Before the run other processes kept 1.5 cores busy; NVIDIA T4: 2 other processes hold 3.0 GB on it; "
+        "NVIDIA T4 was throttled: power cap; 2 of 3 rows are unstable (ort, pytorch). Stop other programs, or measure "
+        "longer with --duration."
+    )
+    assert doubts(REPORT) == ""
 
-    assert found[-6:] == [
-        "Before the run other processes kept 1.5 cores busy.",
-        "NVIDIA T4: 2 other processes hold 3.0 GB on it.",
-        "NVIDIA T4 was throttled: power cap.",
-        "1 of 2 rows are unstable: do not rely on their figures.",
-        "Wrong outputs, so no latency: compile.",
-        "The run was interrupted: what follows is what was measured until then.",
+
+def test_reasons_are_given_once_for_all_the_rows_they_concern() -> None:
+    missing = [
+        replace(row(case), status=RowStatus.SKIPPED, problem="MNN is not installed") for case in ("mnn", "mnn-plain")
     ]
+    wrong = replace(row("compile"), status=RowStatus.WRONG, problem="worse")
+
+    assert without_figures(report(*ROWS, *missing, wrong, row("ort-e2e"))) == [
+        "mnn, mnn-plain: skipped: MNN is not installed",
+        "compile: wrong: worse",
+        "ort-e2e: pending: interrupted before its first sample",
+    ]
+
+
+def test_bars_are_as_long_as_medians() -> None:
+    assert [share_of_slowest(one, ROWS) for one in ROWS] == pytest.approx([100, 2000 / 30, 50])
+    assert share_of_slowest(row("ort"), ROWS) == 0
+    assert re.findall(r'style="width: ([\d.]+)%"', page([REPORT])) == ["100.0", "66.7", "50.0"]
 
 
 def test_remarks_name_every_row_without_a_trustworthy_figure() -> None:

@@ -50,12 +50,13 @@ def test_share_of_the_limit() -> None:
     (measured,) = report(row("ort", 2000.0)).rows
 
     assert report(measured).limit_share(measured) == pytest.approx(1.9444 / 2, rel=1e-4)
+    assert report(measured).direct_limit_share(measured) == pytest.approx(1.9444, rel=1e-4)
     assert report(measured, ceilings=None).limit_share(measured) is None
 
 
 @pytest.mark.parametrize(("changes", "problem"), [
     ({"schema": "something"}, "is not a benchmark report"),
-    ({"schema_version": 2}, r"schema version 2\b.*\b1\b"),
+    ({"schema_version": 1}, r"schema version 1\b.*\b2\b"),
     ({"ceilings": {"copied_bytes_per_s": 0.0, "multiply_adds_per_s": {}}}, r"Expected `float` > 0.0 - at `\$.ceilings"),
     ({"environment": {}}, "missing required field `date`"),
     ({"protocol": {"duration_s": 1.0}}, "missing required field `rounds`"),
@@ -85,7 +86,7 @@ def test_reports_that_lack_a_field(tmp_path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize("key", [
-    "status", "problem", "load_ns", "peak_bytes", "placement", "parity", "measurement", "nodes", "group",
+    "status", "problem", "load_ns", "peak_bytes", "placement", "parity", "measurement", "nodes", "first_turn",
 ])  # fmt: skip
 def test_rows_that_lack_a_field(tmp_path: Path, key: str) -> None:
     path = tmp_path / "report.json"

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -61,20 +63,56 @@ def test_the_interval_of_a_ratio_agrees_with_a_second_bootstrap() -> None:
     ratios = [np.median(generator.choice(second, 60)) / np.median(generator.choice(first, 60)) for _ in range(4000)]
 
     measured, baseline = (Measurement(1, tuple((int(v * 1e6),) for v in values)) for values in (second, first))
-    found = Ratio.of(measured, baseline, paired=False)
+    found = Ratio.of(measured, baseline)
 
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(ratios, (0.025, 0.975))), rel=0.004)
 
 
-def test_what_slows_a_whole_round_cancels_within_a_report() -> None:
-    """Rounds that take up to twice as long for both rows alike leave their ratio as sharp as if nothing had been."""
-    rounds = [1.0, 1.9, 1.2, 2.0, 1.4]
-    first, second = (Measurement(1, tuple((round(ms * 1e6 * slow),) for slow in rounds)) for ms in (100, 110))
+@pytest.mark.parametrize("slow", [
+    (1.0, 1.9, 1.2, 2.0, 1.4, 1.0, 1.1, 1.7, 1.3, 1.0),  # other programs come and go
+    (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9),  # the machine gets slower and slower
+    (1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0),  # from one moment on it takes twice as long
+])  # fmt: skip
+def test_drift_that_moves_all_rows_moves_no_ratio(slow: tuple[float, ...]) -> None:
+    """With 1 % of noise, the paired ratio is what it is without drift, and as certain; that of the medians is not."""
+    noise = np.random.default_rng(5).normal(1, 0.01, (2, len(slow)))
+    still, drifting = (
+        [
+            row(name, *(ms * kept * noise[side]))
+            for side, (name, ms) in enumerate((("ort", 100.0), ("ort-plain", 250.0)))
+        ]
+        for kept in (np.ones(len(slow)), np.array(slow))
+    )
 
-    paired, unpaired = (Ratio.of(second, first, paired=paired) for paired in (True, False))
+    expected, found = (Ratio.of_rows(*rows) for rows in (still, drifting))
+    unpaired = Ratio.of(*(r.measurement for r in drifting if r.measurement is not None))
 
-    assert (paired.low, paired.value, paired.high) == pytest.approx((1.1, 1.1, 1.1))
-    assert unpaired.high - unpaired.low > 0.5
+    assert (found.low, found.value, found.high) == pytest.approx((expected.low, expected.value, expected.high))
+    assert 0.39 < found.low < 0.4 < found.high < 0.41
+    assert unpaired.high - unpaired.low > 5 * (found.high - found.low)
+
+
+def test_only_rounds_of_the_same_turns_are_pairs() -> None:
+    """The baseline took turns with two groups of rows; the machine was slower while the second was measured."""
+    baseline = row("ort-plain", *(100.0, 101, 99, 100, 100), *(200.0, 199, 201, 200, 200))
+    second = replace(row("mnn", *(100.0, 101, 99, 100, 100)), first_turn=5)
+    elsewhere = replace(second, key=replace(second.key, network="FCN-16s"))
+
+    assert Ratio.of_rows(second, baseline).value == pytest.approx(0.5, rel=0.01)
+    assert Ratio.of_rows(row("pytorch", 100, 100, 100, 100, 100), baseline).value == pytest.approx(1, rel=0.01)
+    assert Ratio.of_rows(elsewhere, baseline).value == pytest.approx(100 / 150, rel=0.01)
+
+
+@pytest.mark.parametrize("rounds", [5, 10])
+def test_intervals_of_paired_ratios_contain_the_truth(rounds: int) -> None:
+    generator, hits, runs = np.random.default_rng(6), 0, 300
+    for _ in range(runs):
+        drift = generator.uniform(1, 2, rounds)
+        first, second = (row("x", *(ms * drift * generator.normal(1, 0.02, rounds))) for ms in (80.0, 100.0))
+        found = Ratio.of_rows(first, second)
+        hits += found.low <= 0.8 <= found.high
+
+    assert 0.91 <= hits / runs <= 0.995
 
 
 def test_a_slower_row_is_an_error_of_its_own() -> None:
