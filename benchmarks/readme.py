@@ -29,9 +29,12 @@ _GPU_COLUMNS = ("network", "our graph", "plain graph, ONNX Runtime", "session.ru
 _GPU_PEERS = ("ort-plain", "session-run", "pytorch", "compile")
 # (the row with the rewritten graph, the same runtime's row without, how the column is called)
 _PAIRS = (
-    ("ort", "ort-simplified", "ONNX Runtime, against the simplified graph"),
-    ("openvino", "openvino-plain", "OpenVINO, against the plain graph"),
-    ("ort", "pytorch", "ONNX Runtime, against PyTorch eager"),
+    ("ort", "ort-plain", "ours, against the plain graph in ONNX Runtime"),
+    ("ort", "ncnn-plain", "against ncnn"),
+    ("ort", "mnn-plain", "against MNN"),
+    ("ort", "openvino-plain", "against OpenVINO"),
+    ("ort", "pytorch", "against PyTorch eager"),
+    ("openvino", "openvino-plain", "OpenVINO: our graph against the plain one"),
 )
 
 

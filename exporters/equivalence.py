@@ -20,8 +20,8 @@ from fcn_deploy.graph import infer_shapes, subgraphs, typed_skeleton
 from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.onnx_file import LARGE_TENSOR_BYTES
 from fcn_deploy.parity.inputs import noise_input, photo_input
-from fcn_deploy.runtime.ort_options import RUN_ONCE
-from fcn_deploy.runtime.run_graph import run_graph
+from fcn_deploy.runtime.ort_options import RUN_ONCE, OrtOptions
+from fcn_deploy.runtime.run_graph import open_graph
 
 _NOISE_SEED = 0
 # A rewrite computes the same sums; only the order of their terms may change.
@@ -60,12 +60,19 @@ class Difference:
         return f"{self.relative_error:.2g} of the range; at most {SAME_GRAPH_ERROR:g} is rounding"
 
 
-def compare_graphs(before: ir.Model, after: ir.Model, *, inner: bool = True) -> Difference:
+# Outputs of parts of one graph that were run before: by their inputs and outputs, for each kind of noise or photo.
+Outputs = dict[Hashable, dict[str, dict[str, Array]]]
+
+
+def compare_graphs(
+    before: ir.Model, after: ir.Model, *, inner: bool = True, outputs: Outputs | None = None
+) -> Difference:
     """Compare two models whose large weights are shared (the same tensor objects).
 
     A value of the rewritten graph that is computed in another way than the value of the same name and shape is compared
     with it by numbers; values that the same operators compute from two such values are then equal by structure again.
-    Without `inner` only the outputs are compared, for rewrites whose rounding errors are to be judged there.
+    Without `inner` only the outputs are compared, for rewrites whose rounding errors are to be judged there. Where the
+    same graph is compared with several others, `outputs` keeps what it computes from one call to the next.
 
     Raises:
         ParityError: names or shapes of the outputs differ.
@@ -93,12 +100,25 @@ def compare_graphs(before: ir.Model, after: ir.Model, *, inner: bool = True) -> 
         given = _feeds(bounds, {_feed_name(keys_before[value]) for value in before.graph.inputs})
     else:
         given = _computed_feeds(before, keys_before, bounds)
-    errors = {}
-    for name, feeds in given.items():
-        expected, actual = (run_graph(tail, feeds, options).values() for tail in tails)
-        errors[name] = [_relative_error(e, a) for e, a in zip(expected, actual, strict=True)]
+    known = outputs if outputs is not None else {}
+    part = (tuple(str(value.name) for value in originals), frozenset(bounds))
+    if part not in known:
+        known[part] = _run_on_each(tails[0], given, options)
+    errors = {
+        name: [_relative_error(e, a) for e, a in zip(known[part][name].values(), actual.values(), strict=True)]
+        for name, actual in _run_on_each(tails[1], given, options).items()
+    }
     # NumPy's maximum, unlike Python's, is NaN if any value is NaN.
     return Difference(len(tails[1].graph), float(np.max(list(errors.values()))), tuple(errors))
+
+
+def _run_on_each(
+    model: ir.Model, given: Mapping[str, Mapping[str, Array]], options: OrtOptions | None = None
+) -> dict[str, dict[str, Array]]:
+    """Return the outputs by name for each set of inputs."""
+    with open_graph(model, options) as runner:
+        names = [spec.name for spec in runner.inputs]
+        return {kind: runner.run({name: feeds[name] for name in names}) for kind, feeds in given.items()}
 
 
 def _check_same_outputs(before: ir.Model, after: ir.Model) -> None:
@@ -248,8 +268,9 @@ def _computed_feeds(model: ir.Model, keys: Keys, names: Collection[str]) -> dict
     if computed:
         graph = ir.convenience.extract(model.graph, list(model.graph.inputs), computed)
         prefix = ir.Model(graph, ir_version=model.ir_version)
-        feeds = {kind: {**given, **run_graph(prefix, given)} for kind, given in feeds.items()}
-    return {kind: {name: found[str(values[name].name)] for name in names} for kind, found in feeds.items()}
+        found = _run_on_each(prefix, feeds)
+        feeds = {kind: {**given, **found[kind]} for kind, given in feeds.items()}
+    return {kind: {name: given[str(values[name].name)] for name in names} for kind, given in feeds.items()}
 
 
 def _fixed(value: ir.Value) -> tuple[tuple[int, ...], np.dtype[Any]]:
