@@ -15,11 +15,13 @@ from typing import Generic, Self, TypeVar, cast
 import numpy as np
 
 from fcn_deploy.artifact import open_artifact
+from fcn_deploy.artifact.bundle import never_known
 from fcn_deploy.choices import Provider
 from fcn_deploy.images import Labels, Pixels, Placement, mean_image, place
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.runtime.base import Arrays, feed_of, labels_of
 from fcn_deploy.runtime.open import runner_for
+from fcn_deploy.runtime.session_cache import default_cache
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Segmenter:
     """
 
     def __init__(self, path: Path, provider: Provider = Provider.CPU, *, use_cache: bool = True) -> None:
-        artifact = open_artifact(path)
+        artifact = open_artifact(path, default_cache().knows if use_cache else never_known)
         self.info: ModelInfo = artifact.info
         self.model_sha256 = artifact.model_sha256
         self.batch, _, self.height, self.width = artifact.input_shape

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.engine import environment
 from benchmarks.engine.cases import (
     BASELINES,
@@ -218,8 +220,9 @@ class Schedule:
             return [able]
         in_all = [process for process in able if process.row.key.case in (BASELINES[0], OURS)]
         in_all = in_all if len(in_all) < size else []
-        others, size = [process for process in able if process not in in_all], size - len(in_all)
-        return [in_all + others[start : start + size] for start in range(0, len(others), size)]
+        others = [process for process in able if process not in in_all]
+        groups = math.ceil(len(others) / (size - len(in_all)))
+        return [in_all + [others[i] for i in part] for part in np.array_split(range(len(others)), groups)]
 
     def _measure_groups(self, groups: Sequence[Sequence[RowProcess]]) -> None:
         rounds = self._options.protocol.rounds
@@ -296,9 +299,10 @@ def distinct(bundle: Bundle, cases: Sequence[Case]) -> tuple[Case, ...]:
 
 def row_bytes(bundle: Bundle) -> int:
     """Estimate the most memory a row needs: packed weights, libraries, the largest maps and workspaces."""
-    largest = max((math.prod(layer.shape) for layer in layers(bundle.model)), default=0)
+    # What is computed once, from constants, counts among the weights.
+    maps = [math.prod(layer.shape) for layer in layers(bundle.model) if layer.moved_bytes]
     weights = _MODELS_PER_ROW * bundle.model_path.stat().st_size
-    return weights + _ROW_BYTES + _MAPS_PER_ROW * largest * _ELEMENT_BYTES[ComputePrecision.FP32]
+    return weights + _ROW_BYTES + _MAPS_PER_ROW * max(maps, default=0) * _ELEMENT_BYTES[ComputePrecision.FP32]
 
 
 def _free_bytes(provider: Provider) -> int:

@@ -2,16 +2,19 @@
 
 from pathlib import Path
 
-from fcn_deploy.artifact.bundle import Bundle, open_bundle
+from fcn_deploy.artifact.bundle import Bundle, IsKnown, never_known, open_bundle
 from fcn_deploy.artifact.engine import PLAN_SUFFIX, Engine, open_engine
 
 # A bundle stands for a bare ONNX file too. Both classes have the same properties, and `copy_to`.
 Artifact = Bundle | Engine
 
 
-def open_artifact(path: Path) -> Artifact:
-    """Open a bundle's directory, an ONNX file or a `.plan`; raises BundleError if it is missing or damaged."""
-    return open_engine(path) if is_engine(path) else open_bundle(path)
+def open_artifact(path: Path, is_known: IsKnown = never_known) -> Artifact:
+    """Open a bundle's directory, an ONNX file or a `.plan`; raises BundleError if it is missing or damaged.
+
+    A bundle's files that are known to have the recorded hash are not read again.
+    """
+    return open_engine(path) if is_engine(path) else open_bundle(path, is_known)
 
 
 def is_engine(path: Path) -> bool:

@@ -190,7 +190,7 @@ class OrtRunner(Runner):
             folder = cache.find(key)
             if folder is not None:
                 return _mapped_session(folder / GRAPH_FILE, self.options)
-            with cache.new_entry(key, self.path, self._prepared.expected_bytes) as folder:
+            with cache.new_entry(key, self.path, self._prepared) as folder:
                 session = _prepare(model, self.options, self._session_options(weights), folder)
         except Exception as error:  # whatever is wrong with the cache, the model itself can still be opened
             if not isinstance(error, CacheError):

@@ -35,7 +35,7 @@ MAX_BYTES = 8 * 2**30
 MIN_MODEL_BYTES = 32 * 2**20
 # Besides the new entry, so that a cache never fills a disk.
 _FREE_BYTES = 2**30
-_FORMAT = 1
+_FORMAT = 2
 _KEY_LENGTH = 32
 # Entries, and what killed runs leave of them: nothing else is ever removed from the folder.
 _ENTRY = re.compile(rf"[0-9a-f]{{{_KEY_LENGTH}}}")
@@ -56,7 +56,8 @@ class _EntryRecord:
     """The record of an entry."""
 
     format: int
-    model: str  # path of the model, for people
+    model: str  # path of the model that it was prepared from
+    model_file: _File  # that model's file
     files: dict[str, _File]  # empty for a model whose prepared session computes something else
 
 
@@ -86,6 +87,19 @@ class SessionCache:
         """Return the entries, the one that was used last first; folders without a readable record are left out."""
         found = [self._entry(folder) for folder in self._folders(_ENTRY)]
         return tuple(sorted((entry for entry in found if entry is not None), key=lambda entry: -entry.used_s))
+
+    def knows(self, path: Path, sha256: str) -> bool:
+        """Return whether the file at `path` is the one with that hash from which an entry was prepared.
+
+        As for the entries' own files, nobody has written to it since.
+        """
+        try:
+            self._check_private()
+        except CacheError:
+            return False
+        records = [self._record(folder) for folder in self._folders(_ENTRY)]
+        known = [r.model_file for r in records if r is not None and r.model == str(path.resolve())]
+        return any(file.sha256 == sha256 and _is_untouched(path.resolve(), file) for file in known)
 
     def clear(self) -> int:
         """Remove every entry, and what killed runs have left; returns the bytes of the entries."""
@@ -119,22 +133,24 @@ class SessionCache:
         return folder
 
     @contextlib.contextmanager
-    def new_entry(self, key: str, model: Path, expected_bytes: int) -> Iterator[Path]:
+    def new_entry(self, key: str, model: Path, prepared: "PreparedModel") -> Iterator[Path]:
         """Yield an empty folder; when the block ends without an error, what is in it becomes the entry `key`.
 
         An entry of another process that was faster is replaced; who has mapped it keeps it. An empty folder records
         that this model is not to be prepared.
 
         Raises:
-            CacheError: the folder cannot be written, has too little room, or is open to other users.
+            CacheError: the folder cannot be written, has too little room, or is open to other users; the model's file
+                was replaced meanwhile.
         """
         try:
             self._make_folder()
             self._check_private()
-            self._make_room(expected_bytes)
+            self._make_room(prepared.expected_bytes)
+            file = _File(prepared.model_sha256, prepared.model_bytes, _identity(model.resolve()))
             with staged_directory(self.folder / key, own_files=_all_files, force=True) as staging:
                 yield staging
-                _write_record(staging, model)
+                _write_record(staging, model.resolve(), file)
             (self.folder / key).chmod(0o700)
         except OutputError as error:
             raise CacheError(error.problem) from error
@@ -259,16 +275,25 @@ def _is_unchanged(path: Path, file: _File) -> bool:
     try:
         if not path.is_file() or path.is_symlink() or path.stat().st_size != file.bytes:
             return False
-        return _identity(path) == file.identity or file_sha256(path) == file.sha256
+        return _is_untouched(path, file) or file_sha256(path) == file.sha256
     except OSError:
         return False
 
 
-def _write_record(folder: Path, model: Path) -> None:
+def _is_untouched(path: Path, file: _File) -> bool:
+    try:
+        return path.stat().st_size == file.bytes and _identity(path) == file.identity
+    except OSError:
+        return False
+
+
+def _write_record(folder: Path, model: Path, file: _File) -> None:
+    if not _is_untouched(model, file):
+        raise CacheError(f"{model} was replaced while its session was prepared")
     for path in folder.iterdir():
         path.chmod(0o600)
     files = {
         path.name: _File(file_sha256(path), path.stat().st_size, _identity(path)) for path in sorted(folder.iterdir())
     }
-    record = _EntryRecord(_FORMAT, str(model.resolve()), files)
+    record = _EntryRecord(_FORMAT, str(model), file, files)
     (folder / RECORD_FILE).write_text(json.dumps(asdict(record)), encoding="utf-8")

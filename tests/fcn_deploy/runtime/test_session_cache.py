@@ -9,12 +9,16 @@ import stat
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from fcn_deploy import segmentation
+from fcn_deploy.artifact import bundle as artifact_bundle
 from fcn_deploy.choices import CacheAction
-from fcn_deploy.runtime import session_cache
+from fcn_deploy.errors import BundleError
+from fcn_deploy.runtime import ort, session_cache
 from fcn_deploy.runtime.ort import OrtRunner
 from fcn_deploy.runtime.ort_options import OrtOptions
 from fcn_deploy.runtime.session_cache import (
@@ -26,6 +30,7 @@ from fcn_deploy.runtime.session_cache import (
     SessionCache,
     default_cache,
 )
+from fcn_deploy.segmentation import Segmenter
 from fcn_deploy.storage import file_sha256
 from tests.conftest import Call
 
@@ -188,12 +193,72 @@ def test_the_entry_that_was_not_used_for_longest_makes_room(shared_bundle: Path,
 def test_a_session_that_computes_something_else_is_refused_for_good(
     shared_bundle: Path, cache: SessionCache, caplog: pytest.LogCaptureFixture
 ) -> None:
-    key = prepared(shared_bundle, cache).key("1.31.1", OrtOptions())
-    with cache.new_entry(key, shared_bundle, 0):
+    model = prepared(shared_bundle, cache)
+    key = model.key("1.31.1", OrtOptions())
+    with cache.new_entry(key, shared_bundle / "model.onnx", model):
         pass
 
     with pytest.raises(CacheError, match="something else"):
         cache.find(key)
+
+
+def test_a_model_that_was_prepared_is_known_until_somebody_touches_it(bundle: Path, cache: SessionCache) -> None:
+    model, link = bundle / "model.onnx", bundle.parent / "link"
+    link.symlink_to(bundle)
+    sha256 = file_sha256(model)
+    unknown = cache.knows(model, sha256)
+    logits(bundle, cache)
+
+    assert (unknown, cache.knows(model, sha256), cache.knows(link / "model.onnx", sha256)) == (False, True, True)
+    assert not cache.knows(model, "0" * 64)
+    assert not cache.knows(bundle / "manifest.json", sha256)
+    cache.folder.chmod(0o777)
+    assert not cache.knows(model, sha256)
+    cache.folder.chmod(0o700)
+    with model.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\0")
+    assert not cache.knows(model, sha256)
+
+
+def test_a_damaged_model_is_refused_although_its_session_is_prepared(
+    bundle: Path, cache: SessionCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segmentation, "default_cache", lambda: cache)
+    logits(bundle, cache)
+    read: list[Path] = []
+
+    def reading(path: Path) -> str:
+        read.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr(artifact_bundle, "file_sha256", reading)
+    Segmenter(bundle)
+    Segmenter(bundle, use_cache=False)
+
+    assert read == [bundle / "model.onnx"]
+    with (bundle / "model.onnx").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\0")
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        Segmenter(bundle)
+
+
+def test_a_model_that_is_replaced_meanwhile_has_no_entry(
+    bundle: Path, cache: SessionCache, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = ort._prepare
+
+    def replacing(*arguments: Any) -> Any:
+        (bundle / "model.onnx").touch()
+        return prepare(*arguments)
+
+    monkeypatch.setattr(ort, "_prepare", replacing)
+
+    logits(bundle, cache)
+
+    assert "was replaced while its session was prepared" in caplog.text
+    assert cache.entries() == ()
 
 
 def test_nothing_else_is_removed_from_its_folder(shared_bundle: Path, cache: SessionCache) -> None:
@@ -242,9 +307,9 @@ def test_a_disk_that_fills_up_while_the_entry_is_written(
     assert cache.entries() == ()
 
 
-def test_an_error_leaves_no_entry(cache: SessionCache) -> None:
+def test_an_error_leaves_no_entry(shared_bundle: Path, cache: SessionCache) -> None:
     def killed() -> None:
-        with cache.new_entry("0" * 32, Path("model.onnx"), 0) as folder:
+        with cache.new_entry("0" * 32, shared_bundle / "model.onnx", prepared(shared_bundle, cache)) as folder:
             (folder / GRAPH_FILE).write_bytes(b"half")
             raise RuntimeError
 
