@@ -215,8 +215,8 @@ class Schedule:
         pairs of rounds.
         """
         able = [process for process in self._processes if process.row.status is RowStatus.PENDING]
-        size = max(1, min(len(able), _free_bytes(self._options.provider) // row_bytes(bundle)))
-        if size == len(able):
+        size = max(1, _free_bytes(self._options.provider) // row_bytes(bundle))
+        if len(able) <= size:
             return [able]
         in_all = [process for process in able if process.row.key.case in (BASELINES[0], OURS)]
         in_all = in_all if len(in_all) < size else []

@@ -5,6 +5,7 @@ an error: either the requested provider runs every node, or nothing runs.
 """
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -109,6 +110,10 @@ _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _WEIGHTS_FILE_KEY = "session.optimized_model_external_initializers_file_name"
 _WEIGHTS_SIZE_KEY = "session.optimized_model_external_initializers_min_size_in_bytes"
 _LEAST_WEIGHT_BYTES = 1024
+_SHARED_ARENA_KEY = "session.use_env_allocators"
+_AS_REQUESTED = 1
+# -1 leaves them to ONNX Runtime.
+_ARENA_SIZES = ("initial_chunk_size_bytes", "max_dead_bytes_per_chunk", "initial_growth_chunk_size_bytes")
 _NO_SYNCHRONIZATION_KEY = "disable_synchronize_execution_providers"
 # The other types have the names that NumPy gives them.
 _DTYPES = {"float": "float32", "double": "float64"}
@@ -341,7 +346,18 @@ def _mapped_session(graph: Path, options: OrtOptions) -> ort.InferenceSession:
     session = _session_options(replace(options, optimizations=False))
     # It would reserve 0.35 GB more for an FCN's maps, and gains no time.
     session.enable_mem_pattern = False
+    if options.arena:
+        _make_shared_arena()
+        session.add_session_config_entry(_SHARED_ARENA_KEY, "1")
     return ort.InferenceSession(graph, session, providers=[PROVIDER_NAMES[options.provider]], enable_fallback=0)
+
+
+@functools.cache
+def _make_shared_arena() -> None:
+    """Make the memory that prepared sessions share; it grows by what is needed, not to the next power of two."""
+    settings = dict.fromkeys(_ARENA_SIZES, -1) | {"arena_extend_strategy": _AS_REQUESTED, "max_mem": 0}
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(settings))
 
 
 def _prepare(model: bytes, options: OrtOptions, session: ort.SessionOptions, folder: Path) -> ort.InferenceSession:

@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
@@ -93,9 +94,16 @@ def test_the_gains_are_medians_over_pairs_of_rounds() -> None:
     for line in lines:
         network = line.split(" | ")[0].removeprefix("| ")
         expected = []
+        pooled = {
+            case: median(chain.from_iterable(r["measurement"]["rounds_ns"]))
+            for (name, case), r in found.items()
+            if name == network
+        }
         for slow, fast in (*((peer, "ort") for peer in PEERS), ("openvino-plain", "openvino")):
             slower, faster = turns[network, slow], turns[network, fast]
             shared = slower.keys() & faster.keys()
-            assert len(shared) >= 10
-            expected.append(f"{median(slower[turn] / faster[turn] for turn in shared):.2f}")
+            # All rows took turns with ours; those of other runtimes not always with one another.
+            assert shared or fast == "openvino"
+            value = median(slower[turn] / faster[turn] for turn in shared) if shared else pooled[slow] / pooled[fast]
+            expected.append(f"{value:.2f}")
         assert re.findall(r"([\d.]+) \(", line) == expected
