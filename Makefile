@@ -19,7 +19,7 @@ help:
 	@echo "make demo   export a small trained FCN-8s, prove it equal to PyTorch, segment a scene it never saw"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff, mypy --strict, import-linter"
-	@echo "make bench  latency of all three FCNs on this CPU beside their peers: table, JSON, page (10 minutes)"
+	@echo "make bench  latency of all three FCNs on this CPU beside their peers: table, JSON, page (30 minutes)"
 	@echo "make bench-gpu     latency of every variant on the GPU, with the packages of \$$(PYTHON), nothing installed"
 	@echo "make bench-export  time and memory of an export against a plain script"
 	@echo "make fuzz   mutated files and requests for MINUTES, going on where the last run stopped (see docs/security.md)"
