@@ -60,19 +60,19 @@ class Difference:
         return f"{self.relative_error:.2g} of the range; at most {SAME_GRAPH_ERROR:g} is rounding"
 
 
-# Outputs of parts of one graph that were run before: by their inputs and outputs, for each kind of noise or photo.
-Outputs = dict[Hashable, dict[str, dict[str, Array]]]
+# Values by name, for each kind of noise or photo.
+Values = Mapping[str, Mapping[str, Array]]
+# Inputs and outputs of parts of one graph that were run before, by the names of both.
+Runs = dict[Hashable, tuple[Values, Values]]
 
 
-def compare_graphs(
-    before: ir.Model, after: ir.Model, *, inner: bool = True, outputs: Outputs | None = None
-) -> Difference:
+def compare_graphs(before: ir.Model, after: ir.Model, *, inner: bool = True, runs: Runs | None = None) -> Difference:
     """Compare two models whose large weights are shared (the same tensor objects).
 
     A value of the rewritten graph that is computed in another way than the value of the same name and shape is compared
     with it by numbers; values that the same operators compute from two such values are then equal by structure again.
     Without `inner` only the outputs are compared, for rewrites whose rounding errors are to be judged there. Where the
-    same graph is compared with several others, `outputs` keeps what it computes from one call to the next.
+    same graph is compared with several others, `runs` keeps what it computes from one call to the next.
 
     Raises:
         ParityError: names or shapes of the outputs differ.
@@ -96,25 +96,26 @@ def compare_graphs(
     options = None if inner else RUN_ONCE
     tails = [_tail(before, originals, keys_before, shared), _tail(after, claims, keys_after, shared)]
     bounds = {v.name or "": v for tail in tails for v in tail.graph.inputs}
-    if inner:
-        given = _feeds(bounds, {_feed_name(keys_before[value]) for value in before.graph.inputs})
-    else:
-        given = _computed_feeds(before, keys_before, bounds)
-    known = outputs if outputs is not None else {}
+    runs = {} if runs is None else runs
     part = (tuple(str(value.name) for value in originals), frozenset(bounds))
-    if part not in known:
-        known[part] = _run_on_each(tails[0], given, options)
-    errors = {
-        name: [_relative_error(e, a) for e, a in zip(known[part][name].values(), actual.values(), strict=True)]
-        for name, actual in _run_on_each(tails[1], given, options).items()
-    }
+    if part not in runs:
+        images = {_feed_name(keys_before[value]) for value in before.graph.inputs}
+        given: Values = _feeds(bounds, images) if inner else _computed_feeds(before, keys_before, bounds)
+        runs[part] = given, _run_on_each(tails[0], given, options)
+    given, expected = runs[part]
+    errors = _errors(expected, _run_on_each(tails[1], given, options))
     # NumPy's maximum, unlike Python's, is NaN if any value is NaN.
     return Difference(len(tails[1].graph), float(np.max(list(errors.values()))), tuple(errors))
 
 
-def _run_on_each(
-    model: ir.Model, given: Mapping[str, Mapping[str, Array]], options: OrtOptions | None = None
-) -> dict[str, dict[str, Array]]:
+def _errors(expected: Values, actual: Values) -> dict[str, list[float]]:
+    return {
+        kind: [_relative_error(e, a) for e, a in zip(expected[kind].values(), found.values(), strict=True)]
+        for kind, found in actual.items()
+    }
+
+
+def _run_on_each(model: ir.Model, given: Values, options: OrtOptions | None = None) -> dict[str, dict[str, Array]]:
     """Return the outputs by name for each set of inputs."""
     with open_graph(model, options) as runner:
         names = [spec.name for spec in runner.inputs]

@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from exporters.equivalence import Outputs, check_graph, compare_graphs
+from exporters.equivalence import Runs, check_graph, compare_graphs
 from exporters.passes.cost import machine_of
 from exporters.passes.edit import Rewrite, Site
 from exporters.passes.fast_convolution import FastConvolution
@@ -107,8 +107,8 @@ def rewrite(
     return current, Rewriting(target, before, totals(current), tuple(reports))
 
 
-def _applied(one: Rewrite, model: ir.Model, outputs: Outputs | None = None) -> tuple[ir.Model, PassReport]:
-    candidate, outputs = model.clone(), {} if outputs is None else outputs
+def _applied(one: Rewrite, model: ir.Model, runs: Runs | None = None) -> tuple[ir.Model, PassReport]:
+    candidate, runs = model.clone(), {} if runs is None else runs
     try:
         result = one.call(candidate)
     except Exception as error:  # graphs of others hold what no rewrite expects; the graph before is still there
@@ -116,19 +116,17 @@ def _applied(one: Rewrite, model: ir.Model, outputs: Outputs | None = None) -> t
     if not result.modified:
         return model, PassReport(one.name, result.sites)
     RemoveUnusedNodesPass()(candidate)
-    report = _compared(one, model, candidate, result.sites, outputs)
+    report = _compared(one, model, candidate, result.sites, runs)
     if report.undone is None:
         return candidate, report
     careful = one.more_careful()
-    return _applied(careful, model, outputs) if careful is not None else (model, report)
+    return _applied(careful, model, runs) if careful is not None else (model, report)
 
 
-def _compared(
-    one: Rewrite, model: ir.Model, candidate: ir.Model, sites: tuple[Site, ...], outputs: Outputs
-) -> PassReport:
+def _compared(one: Rewrite, model: ir.Model, candidate: ir.Model, sites: tuple[Site, ...], runs: Runs) -> PassReport:
     try:
         check_graph(candidate)
-        found = compare_graphs(model, candidate, inner=one.same_sums, outputs=outputs)
+        found = compare_graphs(model, candidate, inner=one.same_sums, runs=runs)
     except (ParityError, BundleError) as error:
         return PassReport(one.name, sites, undone=error.problem)
     wrong = found.beyond_rounding

@@ -415,8 +415,8 @@ def bench_progress() -> "Iterator[Callable[[BenchProgress], None]]":
         bar.update(task, description=escape(progress.step), completed=done, left=text)
 
     def print_step(progress: "BenchProgress") -> None:
+        """Print a line for every new kind of step, whatever the number of rows."""
         nonlocal last_step
-        # A kind of step is one line, whatever the number of rows.
         step = progress.step.partition(":")[0]
         if step != last_step:
             last_step = step
