@@ -107,8 +107,7 @@ def _gains(report: BenchReport) -> list[str]:
 def _times_as_fast(by_case: Mapping[str, Row], ours: str, peer: str) -> str:
     if not {ours, peer} <= by_case.keys():
         return NOTHING
-    ratio = Ratio.of_rows(by_case[peer], by_case[ours])
-    return f"{ratio.value:.2f} ({ratio.low:.2f} .. {ratio.high:.2f})"
+    return str(Ratio.of_rows(by_case[peer], by_case[ours]))
 
 
 _TABLES: Mapping[str, Callable[[BenchReport], Sequence[str]]] = {"latency": _latency, "gains": _gains}

@@ -49,7 +49,7 @@ class Figure:
     def cells(self) -> tuple[str, ...]:
         """Name, bound, value, rows and verdict as texts."""
         found = self.found
-        value = NOTHING if found is None else f"{found.value:.2f} ({found.low:.2f} .. {found.high:.2f})"
+        value = NOTHING if found is None else str(found)
         verdict = {None: "not measured", True: "met", False: "missed"}[self.met]
         return self.name, f"{self.least:g}", value, " / ".join(self.rows) or NOTHING, verdict
 

@@ -16,6 +16,7 @@ COLUMNS = (
 # The columns that fit a terminal of 80 columns.
 NARROW = ("row", "median", "±", "time ratio", "direct", "limit", "parity", "note")
 NOTHING = "-"
+INTERRUPTED = "The run was interrupted: this is what was measured until then."
 
 
 def groups(report: BenchReport) -> list[tuple[str, tuple[Row, ...]]]:
@@ -201,17 +202,12 @@ def fastest_of(title: str, rows: Sequence[Row]) -> str:
     baseline = baseline_of(rows)
     found = f"{title}: fastest in {ours.precision} is {best.key.case} ({computes(best)}), {_at_what_error(best)}"
     if baseline is not None and baseline is not best:
-        found += f", {_times_as_fast(best, baseline)} as {baseline.key.case}"
+        found += f", {Ratio.of_rows(baseline, best)} times as fast as {baseline.key.case}"
     same = ", ".join(row.key.case for row in level if row is not best)
     found += f"; no measurable difference from {same}." if same else "."
     faster = [row for row in compared if row not in exact and Ratio.of_rows(row, best).high < 1]
     less = "; ".join(f"{row.key.case} ({row.runtime}, {row.precision}), {_at_what_error(row)}" for row in faster)
     return found + (f" Faster, but less exact: {less}." if less else "")
-
-
-def _times_as_fast(row: Row, baseline: Row) -> str:
-    found = Ratio.of_rows(baseline, row)
-    return f"{found.value:.2f} ({found.low:.2f} .. {found.high:.2f}) times as fast"
 
 
 def _at_what_error(row: Row) -> str:
@@ -224,7 +220,7 @@ def _at_what_error(row: Row) -> str:
 def summary(report: BenchReport) -> list[str]:
     """Return a sentence per network, and after an interruption one that says so."""
     found = [fastest_of(title, rows) for title, rows in groups(report)]
-    return [*found, "The run was interrupted: this is what was measured until then."] if report.interrupted else found
+    return [*found, INTERRUPTED] if report.interrupted else found
 
 
 def doubts(report: BenchReport) -> str:

@@ -33,6 +33,9 @@ class Ratio:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} .. {self.high:.2f})"
+
     @classmethod
     def of(cls, measured: Measurement, baseline: Measurement) -> "Ratio":
         """Return the median of `measured` over that of `baseline`, which were measured at different times."""
