@@ -15,6 +15,7 @@ from fcn_deploy.onnx_file import split_weights
 
 # Operators whose floating-point constants are trained; those of others (a widened map's frame, a mean) are not.
 _TRAINED = frozenset({"Add", "Conv", "ConvTranspose", "BatchNormalization", "Gemm", "MatMul", "PRelu"})
+_MOST_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def _direct(node: ir.Node, multiply_adds: int) -> int:
     if TRANSFORM_KEY in node.metadata_props:
         return 0
     recorded = node.metadata_props.get(DIRECT_KEY, "")
-    return int(recorded) if recorded.isdecimal() else multiply_adds
+    # Anybody can write metadata: an integer of thousands of digits is none of ours.
+    return int(recorded) if recorded.isdecimal() and len(recorded) <= _MOST_DIGITS else multiply_adds
 
 
 def _shape(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:

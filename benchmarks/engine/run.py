@@ -3,6 +3,7 @@
 Bundles are measured one after the other; the rows of one bundle are interleaved.
 """
 
+import contextlib
 import math
 import random
 import sys
@@ -36,7 +37,7 @@ from fcn_deploy.artifact import is_engine
 from fcn_deploy.artifact.bundle import Bundle, check_checkpoint, open_bundle
 from fcn_deploy.choices import Provider
 from fcn_deploy.doctor import available_memory_bytes
-from fcn_deploy.errors import BundleError, CheckpointError, UsageError, check_range
+from fcn_deploy.errors import BundleError, CheckpointError, FcnDeployError, UsageError, check_range
 from fcn_deploy.graph import layers
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.onnx_file import read_model
@@ -74,7 +75,6 @@ class BenchProgress:
     """The state of a running benchmark."""
 
     step: str  # the current step
-    rows: tuple[Row, ...]  # every row so far, finished or not
     remaining_s: float | None = None  # estimated seconds until the end; None before there is an estimate
 
 
@@ -186,8 +186,10 @@ class Schedule:
         self._announce(f"export the plain graph of {workspace.info.network}, run the reference")
         with WorkerProcess(workspace.folder / "prepare.log") as process:
             answer = process.run(prepare, workspace, graphs_of(cases, workspace.info), cores=self._cores)
-            if any(case.prepared for case in cases):
-                process.run(prepare_session, workspace, len(self._cores) or None, cores=self._cores)
+            if any(case.prepared for case in cases) and not isinstance(answer, WorkerFailure):
+                # The row itself says that it has no prepared session.
+                with contextlib.suppress(FcnDeployError):
+                    process.run(prepare_session, workspace, len(self._cores) or None, cores=self._cores)
         return f"its reference could not be run: {answer.message}" if isinstance(answer, WorkerFailure) else None
 
     def _row_processes(
@@ -271,7 +273,7 @@ class Schedule:
         return list(filter(_is_running, self._processes))
 
     def _announce(self, step: str, remaining_s: float | None = None) -> None:
-        self._on_progress(BenchProgress(step, self.all_rows(), remaining_s))
+        self._on_progress(BenchProgress(step, remaining_s))
 
     def _remaining_s(self, turn: int, position: int) -> float:
         """Estimate the time of the remaining runs from the latest ones; later bundles count like this one."""

@@ -58,12 +58,14 @@ class Ratio:
 
     @classmethod
     def of_rows(cls, row: Row, baseline: Row) -> "Ratio":
-        """Return the ratio of two measured rows of one report: of pairs of rounds if they took turns."""
+        """Return the ratio of two measured rows of one report: of pairs of rounds if they took enough turns."""
         if row.measurement is None or baseline.measurement is None:
             raise ValueError("a row without a measurement has no ratio")
         same_bundle = (row.key.network, row.key.shape) == (baseline.key.network, baseline.key.shape)
         pairs = _pairs(row, baseline) if same_bundle else []
-        return cls.of_pairs(pairs) if pairs else cls.of(row.measurement, baseline.measurement)
+        if len(pairs) < statistics.MIN_ROUNDS:
+            return cls.of(row.measurement, baseline.measurement)
+        return cls.of_pairs(pairs)
 
     def verdict(self, threshold: float = THRESHOLD) -> Verdict:
         """Return faster or slower if the interval excludes 1 and the difference exceeds the threshold."""

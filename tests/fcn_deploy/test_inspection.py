@@ -5,6 +5,7 @@ import onnx
 import pytest
 
 import fcn_deploy as fd
+from fcn_deploy.model_info import DIRECT_KEY
 from tests.conftest import narrow_options
 
 
@@ -24,6 +25,19 @@ def test_layers_sizes_and_totals(tmp_path: Path) -> None:
     assert (found.inputs, found.outputs) == (("image FLOAT 1x3x96x96",), ("logits FLOAT 1x21x96x96",))
     assert found.opset == 18
     assert found.file_bytes == (plain / "model.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("recorded", ["9" * 5000, "-1", "1.5", "many", ""])
+def test_a_record_of_direct_multiply_adds_that_is_none_is_passed_over(bundle: Path, recorded: str) -> None:
+    path = bundle / "model.onnx"
+    model = onnx.load(path)
+    node = next(node for node in model.graph.node if node.op_type == "Conv")
+    node.metadata_props.add(key=DIRECT_KEY, value=recorded)
+    onnx.save(model, path)
+
+    found = next(layer for layer in fd.inspect(path).layers if layer.name == node.name)
+
+    assert found.direct_multiply_adds == found.multiply_adds > 0
 
 
 def test_untrained_weights_are_noted(shared_bundle: Path) -> None:

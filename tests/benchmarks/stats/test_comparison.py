@@ -103,6 +103,17 @@ def test_only_rounds_of_the_same_turns_are_pairs() -> None:
     assert Ratio.of_rows(elsewhere, baseline).value == pytest.approx(100 / 150, rel=0.01)
 
 
+def test_a_run_that_was_interrupted_after_one_round_is_not_certain_of_its_ratio() -> None:
+    """Of one pair nothing is known; the samples of that round vary by 10 %."""
+    first, second = (replace(row(name), measurement=Measurement(1, (taken,))) for name, taken in (
+        ("ort", (100, 105, 110)), ("ort-plain", (102, 110, 112)),
+    ))  # fmt: skip
+
+    found = Ratio.of_rows(first, second)
+
+    assert found.low < 1 < found.high
+
+
 @pytest.mark.parametrize("rounds", [5, 10])
 def test_intervals_of_paired_ratios_contain_the_truth(rounds: int) -> None:
     generator, hits, runs = np.random.default_rng(6), 0, 300
