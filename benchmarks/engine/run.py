@@ -108,8 +108,8 @@ def bench(paths: Sequence[Path], options: BenchOptions, on_progress: OnProgress 
             schedule.measure_ceilings(process, precisions)
             for bundle in bundles:
                 schedule.measure_bundle(bundle, cases if options.rows else distinct(bundle, cases))
-            # Measured twice: if the first measurement is slowed down, rows would exceed the ceilings.
-            schedule.measure_ceilings(process, precisions)
+                # Measured again and again: if one measurement is slowed down, rows would exceed the ceilings.
+                schedule.measure_ceilings(process, precisions)
         except KeyboardInterrupt:
             interrupted = True
     machine |= {
@@ -213,15 +213,16 @@ class Schedule:
     def _groups(self, bundle: Bundle) -> list[list[RowProcess]]:
         """Return the groups of rows that take turns: one group, if memory allows.
 
-        The baseline and the row of the artifact itself are in every group, so that all rows are compared with them in
-        pairs of rounds.
+        The baseline and the row of the artifact itself are in every group that has room, so that all rows are compared
+        with them in pairs of rounds.
         """
         able = [process for process in self._processes if process.row.status is RowStatus.PENDING]
         size = max(1, _free_bytes(self._options.provider) // row_bytes(bundle))
         if len(able) <= size:
             return [able]
-        in_all = [process for process in able if process.row.key.case in (BASELINES[0], OURS)]
-        in_all = in_all if len(in_all) < size else []
+        by_case = {process.row.key.case: process for process in able}
+        baseline = next((case for case in BASELINES if case in by_case), None)
+        in_all = [by_case[case] for case in (baseline, OURS) if case in by_case][: size - 1]
         others = [process for process in able if process not in in_all]
         groups = math.ceil(len(others) / (size - len(in_all)))
         return [in_all + [others[i] for i in part] for part in np.array_split(range(len(others)), groups)]
@@ -328,10 +329,10 @@ def _engine(workspace: Workspace) -> tuple[ModelInfo | None, str | None]:
 
 def _work(workspace: Workspace, bundle: Bundle, case: Case) -> WorkEstimate:
     model = bundle.model
-    plain = workspace.graph_path(Graph.PLAIN)
-    if case.graph not in (Graph.BUNDLE, Graph.ENGINE) and plain.exists():
-        # The simplified graph has the same work: nodes that simplifying removes have no multiply-adds.
-        model = read_model(plain)
+    # The other graphs have the plain one's work: nodes that simplifying removes have no multiply-adds.
+    path = workspace.graph_path(Graph.DIRECT if case.graph is Graph.DIRECT else Graph.PLAIN)
+    if case.graph not in (Graph.BUNDLE, Graph.ENGINE) and path.exists():
+        model = read_model(path)
     return work_of(model, layers(model), _ELEMENT_BYTES[case.precision])
 
 

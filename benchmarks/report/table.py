@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from benchmarks.engine import environment
-from benchmarks.engine.cases import BASELINES, OURS
+from benchmarks.engine.cases import BASELINES, OURS, Runtime
 from benchmarks.report.results import BenchReport, Row, RowKey, RowStatus
 from benchmarks.stats.comparison import Ratio
 from benchmarks.stats.timing import Measurement
@@ -17,6 +17,9 @@ COLUMNS = (
 NARROW = ("row", "median", "±", "time ratio", "direct", "limit", "parity", "note")
 NOTHING = "-"
 INTERRUPTED = "The run was interrupted: this is what was measured until then."
+# These compute a graph's convolutions as they are, so nothing but a wrong limit lets them exceed it by so much.
+_DIRECT = frozenset({Runtime.PYTORCH, Runtime.COMPILE, Runtime.ONNXRUNTIME})
+_OVER_LIMIT = 1.03
 
 
 def groups(report: BenchReport) -> list[tuple[str, tuple[Row, ...]]]:
@@ -170,10 +173,7 @@ def _percent(share: float | None) -> str:
 
 def remarks(report: BenchReport) -> list[str]:
     """Return, row by row, why rows have no figure, or an unreliable one."""
-    found = []
-    if any(row.first_turn for row in report.rows):
-        both = f"{BASELINES[0]} and {OURS}"
-        found.append(f"Memory was too short for all rows at once: {both} took turns with each group of the others.")
+    found = [_groups_remark(title, rows) for title, rows in groups(report) if any(row.first_turn for row in rows)]
     for row in report.rows:
         if row.problem:
             found.append(f"{row.key}: {row.status}: {row.problem}")
@@ -182,6 +182,13 @@ def remarks(report: BenchReport) -> list[str]:
         if row.measurement is not None and not row.measurement.stable:
             found.append(f"{row.key}: unstable: {'; '.join(row.measurement.instabilities)}")
     return found
+
+
+def _groups_remark(title: str, rows: Sequence[Row]) -> str:
+    turns = {row.key.case: len(row.measurement.rounds_ns) for row in rows if row.measurement is not None}
+    common = [case for case, count in turns.items() if count > min(turns.values())]
+    found = f"{title}: memory was too short for all rows at once"
+    return f"{found}; {' and '.join(common)} took turns with each group of the others." if common else f"{found}."
 
 
 def _three_digits(value: float) -> str:
@@ -206,8 +213,21 @@ def fastest_of(title: str, rows: Sequence[Row]) -> str:
     same = ", ".join(row.key.case for row in level if row is not best)
     found += f"; no measurable difference from {same}." if same else "."
     faster = [row for row in compared if row not in exact and Ratio.of_rows(row, best).high < 1]
-    less = "; ".join(f"{row.key.case} ({row.runtime}, {row.precision}), {_at_what_error(row)}" for row in faster)
-    return found + (f" Faster, but less exact: {less}." if less else "")
+    return f"{found}{_listed('Faster', faster, best, False)}{_listed('Faster, but less exact', faster, best, True)}"
+
+
+def _listed(claim: str, rows: Iterable[Row], best: Row, less_exact: bool) -> str:
+    """Return a sentence that names those of `rows` that are less exact than `best`, or the others."""
+    texts = [
+        f"{row.key.case} ({row.runtime}, {row.precision}), {_at_what_error(row)}"
+        for row in rows
+        if _is_less_exact(row, best) is less_exact
+    ]
+    return f" {claim}: {'; '.join(texts)}." if texts else ""
+
+
+def _is_less_exact(row: Row, other: Row) -> bool:
+    return bool(row.problem) or (row.worst_error or 0, row.flips) > (other.worst_error or 0, other.flips)
 
 
 def _at_what_error(row: Row) -> str:
@@ -228,11 +248,19 @@ def doubts(report: BenchReport) -> str:
     unstable = [row for row in report.rows if row.measurement is not None and not row.measurement.stable]
     found = [note.rstrip(".") for note in environment.notes(dict(report.environment))]
     if unstable:
-        names = ", ".join(dict.fromkeys(row.key.case for row in unstable))
-        found.append(f"{len(unstable)} of {len(report.rows)} rows are unstable ({names})")
+        found.append(f"{len(unstable)} of {len(report.rows)} rows are unstable ({_names(unstable)})")
+    beyond = [row for row in report.rows if row.runtime in _DIRECT and (report.limit_share(row) or 0) > _OVER_LIMIT]
+    if beyond:
+        found.append(
+            f"rows beyond their own limit ({_names(beyond)}): the device was slower while its rates were measured"
+        )
     if not found:
         return ""
     return f"Doubts: {'; '.join(found)}. Stop other programs, or measure longer with --duration."
+
+
+def _names(rows: Iterable[Row]) -> str:
+    return ", ".join(dict.fromkeys(row.key.case for row in rows))
 
 
 def without_figures(report: BenchReport) -> list[str]:

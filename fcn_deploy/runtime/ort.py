@@ -9,6 +9,7 @@ import functools
 import io
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +113,7 @@ _WEIGHTS_SIZE_KEY = "session.optimized_model_external_initializers_min_size_in_b
 _LEAST_WEIGHT_BYTES = 1024
 _SHARED_ARENA_KEY = "session.use_env_allocators"
 _AS_REQUESTED = 1
+_arena_lock = threading.Lock()
 # -1 leaves them to ONNX Runtime.
 _ARENA_SIZES = ("initial_chunk_size_bytes", "max_dead_bytes_per_chunk", "initial_growth_chunk_size_bytes")
 _NO_SYNCHRONIZATION_KEY = "disable_synchronize_execution_providers"
@@ -347,17 +349,27 @@ def _mapped_session(graph: Path, options: OrtOptions) -> ort.InferenceSession:
     # It would reserve 0.35 GB more for an FCN's maps, and gains no time.
     session.enable_mem_pattern = False
     if options.arena:
-        _make_shared_arena()
-        session.add_session_config_entry(_SHARED_ARENA_KEY, "1")
+        with _arena_lock:
+            shared = _make_shared_arena()
+        if shared:
+            session.add_session_config_entry(_SHARED_ARENA_KEY, "1")
     return ort.InferenceSession(graph, session, providers=[PROVIDER_NAMES[options.provider]], enable_fallback=0)
 
 
 @functools.cache
-def _make_shared_arena() -> None:
-    """Make the memory that prepared sessions share; it grows by what is needed, not to the next power of two."""
+def _make_shared_arena() -> bool:
+    """Make the memory that prepared sessions of this process share; it grows by what is needed, to no power of two.
+
+    ONNX Runtime keeps it until the process ends. Returns False where it cannot make any; each session has its own then.
+    """
     settings = dict.fromkeys(_ARENA_SIZES, -1) | {"arena_extend_strategy": _AS_REQUESTED, "max_mem": 0}
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(settings))
+    try:
+        ort.create_and_register_allocator(memory, ort.OrtArenaCfg(settings))
+    except Exception:  # ONNX Runtime's exceptions share no base below Exception
+        _log.warning("prepared sessions share no memory", exc_info=True)
+        return False
+    return True
 
 
 def _prepare(model: bytes, options: OrtOptions, session: ort.SessionOptions, folder: Path) -> ort.InferenceSession:

@@ -91,8 +91,11 @@ class SessionCache:
     def knows(self, path: Path, sha256: str) -> bool:
         """Return whether the file at `path` is the one with that hash from which an entry was prepared.
 
-        As for the entries' own files, nobody has written to it since.
+        As for the entries' own files, nobody has written to it since. Windows keeps no time of the last change that
+        programs cannot set, so nothing is known there.
         """
+        if sys.platform == "win32":
+            return False
         try:
             self._check_private()
         except CacheError:
@@ -288,7 +291,7 @@ def _is_untouched(path: Path, file: _File) -> bool:
 
 
 def _write_record(folder: Path, model: Path, file: _File) -> None:
-    if not _is_untouched(model, file):
+    if not _is_untouched(model, file) or file_sha256(model) != file.sha256:
         raise CacheError(f"{model} was replaced while its session was prepared")
     for path in folder.iterdir():
         path.chmod(0o600)

@@ -3,10 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional
 
 import fcn_deploy as fd
 from benchmarks.engine.cases import ComputePrecision
-from benchmarks.engine.ceilings import measure_ceilings, product_graph, work_of
+from benchmarks.engine.ceilings import convolution_graph, measure_ceilings, product_graph, work_of
 from benchmarks.engine.processes import WorkerFailure, WorkerProcess
 from benchmarks.report.results import Ceilings, WorkEstimate
 from exporters.onnx import export_graph
@@ -86,9 +88,21 @@ def test_the_product_that_is_timed_is_a_product(tmp_path: Path) -> None:
     write_model(product_graph(64), tmp_path / "product.onnx")
 
     with OrtRunner(tmp_path / "product.onnx") as runner:
-        found = runner.run({"left": left})["product"]
+        found = runner.run({"x": left})["y"]
 
     assert np.abs(found - left.astype(np.float64) @ right).max() < 1e-5
+
+
+def test_the_convolution_that_is_timed_is_a_convolution(tmp_path: Path) -> None:
+    image = np.random.default_rng(7).standard_normal((1, 8, 6, 6), dtype=np.float32)
+    weights = np.random.default_rng(1).standard_normal((8, 8, 3, 3), dtype=np.float32)
+    write_model(convolution_graph(8, 6), tmp_path / "convolution.onnx")
+
+    with OrtRunner(tmp_path / "convolution.onnx") as runner:
+        found = runner.run({"x": image})["y"]
+
+    expected = functional.conv2d(torch.from_numpy(image).double(), torch.from_numpy(weights).double(), padding=1)
+    assert np.abs(found - expected.numpy()).max() < 1e-5
 
 
 @pytest.mark.full

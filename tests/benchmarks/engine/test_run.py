@@ -120,6 +120,18 @@ def test_rows_that_do_not_fit_into_memory_together_take_turns_with_the_same_two(
     assert workers() == []
 
 
+@pytest.mark.parametrize(("room", "in_both"), [(2, {"ort-plain": 6, "ort": 3}), (1, {"ort-plain": 3, "ort": 3})])
+def test_the_baseline_is_the_last_row_to_leave_a_group(
+    shared_bundle: Path, monkeypatch: pytest.MonkeyPatch, room: int, in_both: dict[str, int]
+) -> None:
+    monkeypatch.setattr(run, "_free_bytes", lambda _: room * row_bytes(fd.open_bundle(shared_bundle)))
+
+    found = rows(fd.bench([shared_bundle], options("ort-plain", "ort", "ort-e2e")))
+
+    rounds = {name: len(one.measurement.rounds_ns) for name, one in found.items() if one.measurement}
+    assert rounds == in_both | {"ort-e2e": 3}
+
+
 def test_the_environment_says_where(report: fd.BenchReport) -> None:
     environment = report.environment
 

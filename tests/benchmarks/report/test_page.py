@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.report import table
 from benchmarks.report.page import markdown, markdown_table, page, require_page, share_of_slowest, write_page
-from benchmarks.report.results import NodeTime, Row, RowStatus
-from benchmarks.report.table import doubts, summary, without_figures
+from benchmarks.report.results import Ceilings, NodeTime, Row, RowStatus, WorkEstimate
+from benchmarks.report.table import doubts, remarks, summary, without_figures
 from benchmarks.stats.timing import Measurement
 from fcn_deploy import UsageError
 from tests.benchmarks.reports import ENVIRONMENT, half, report, row
@@ -151,14 +151,54 @@ def test_a_sentence_says_who_is_fastest_at_what_error() -> None:
     inexact = replace(
         row("mnn", *(900, 901, 899)), parity=({"relative_error": 9e-5, "flips": 0},), problem="beyond fp32"
     )
-    half_precision = replace(row("openvino-bf16", *(800, 801, 799)), precision="bf16")
+    half_precision = replace(
+        row("openvino-bf16", *(800, 801, 799)), precision="bf16", parity=({"relative_error": 6e-3, "flips": 0},)
+    )
 
     assert summary(report(*ROWS, inexact, half_precision)) == [
         "FCN-8s, 1x3x500x500, cpu: fastest in fp32 is ort (ONNX Runtime 1.31, plain, fp32), 1.50 s at an error of "
         "5.0e-07 of the range, 1.33 (1.33 .. 1.34) times as fast as ort-plain. Faster, but less exact: "
         "mnn (ONNX Runtime 1.31, fp32), 900 ms at an error of 9.0e-05 of the range; "
-        "openvino-bf16 (ONNX Runtime 1.31, bf16), 800 ms at an error of 5.0e-07 of the range."
+        "openvino-bf16 (ONNX Runtime 1.31, bf16), 800 ms at an error of 6.0e-03 of the range."
     ]
+
+
+def test_a_faster_row_in_another_precision_is_not_called_less_exact_when_it_is_not() -> None:
+    as_exact = replace(row("openvino-bf16", *(800, 801, 799)), precision="bf16")
+
+    assert summary(report(*ROWS, as_exact))[0].endswith(
+        "as fast as ort-plain. Faster: openvino-bf16 (ONNX Runtime 1.31, bf16), 800 ms at an error of 5.0e-07 of the "
+        "range."
+    )
+
+
+def test_rows_in_groups_are_named_with_those_that_were_in_all() -> None:
+    common = row("ort-plain", *(2000.0,) * 6), row("ort", *(1500.0,) * 6)
+    found = report(*common, row("pytorch", *(3000.0,) * 3), replace(row("mnn", *(900.0,) * 3), first_turn=3))
+    alone = report(row("ort-plain", *(2000.0,) * 3), replace(row("ort", *(900.0,) * 3), first_turn=3))
+
+    assert remarks(found)[0] == (
+        "FCN-8s, 1x3x500x500, cpu: memory was too short for all rows at once; ort-plain and ort took turns with each "
+        "group of the others."
+    )
+    assert remarks(alone)[0] == "FCN-8s, 1x3x500x500, cpu: memory was too short for all rows at once."
+
+
+def test_a_row_beyond_its_own_limit_makes_the_limit_doubtful() -> None:
+    """10 G multiply-adds at 1e10 a second cannot take less than a second; a runtime with its own tricks can."""
+    ceilings = Ceilings(1e12, {"fp32": 1e10})
+    work = WorkEstimate(10**10, 1, 0)
+    beyond, at_limit, peer = (
+        replace(row(case, *(ms, ms, ms)), work=work, runtime=runtime)
+        for case, ms, runtime in (
+            ("ort", 950.0, "ONNX Runtime"), ("pytorch", 980.0, "PyTorch"), ("ncnn", 400.0, "ncnn"),
+        )
+    )  # fmt: skip
+
+    assert doubts(replace(report(beyond, at_limit, peer), ceilings=ceilings)) == (
+        "Doubts: rows beyond their own limit (ort): the device was slower while its rates were measured. Stop other "
+        "programs, or measure longer with --duration."
+    )
 
 
 def test_no_difference_is_called_no_difference() -> None:

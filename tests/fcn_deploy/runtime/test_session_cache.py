@@ -261,6 +261,41 @@ def test_a_model_that_is_replaced_meanwhile_has_no_entry(
     assert cache.entries() == ()
 
 
+def test_a_model_that_is_not_the_one_that_was_hashed_gets_no_entry(
+    bundle: Path, cache: SessionCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was replaced after its hash was computed, and before it was opened."""
+    model = prepared(bundle, cache)
+    expected = logits(bundle, None)
+    other = replace(model, model_sha256="0" * 64)
+
+    with OrtRunner(bundle / "model.onnx", prepared=other) as runner:
+        found = runner.run(FEEDS)["logits"]
+
+    assert "was replaced while its session was prepared" in caplog.text
+    assert cache.entries() == ()
+    assert found.tobytes() == expected.tobytes()
+
+
+def test_without_shared_memory_a_prepared_session_has_its_own(
+    bundle: Path, cache: SessionCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("an arena is registered already")
+
+    ort._make_shared_arena.cache_clear()
+    monkeypatch.setattr("onnxruntime.create_and_register_allocator", refuse)
+    try:
+        first, second = logits(bundle, cache), logits(bundle, cache)
+    finally:
+        monkeypatch.undo()
+        ort._make_shared_arena.cache_clear()
+
+    assert "prepared sessions share no memory" in caplog.text
+    assert len(cache.entries()) == 1
+    assert first.tobytes() == second.tobytes()
+
+
 def test_nothing_else_is_removed_from_its_folder(shared_bundle: Path, cache: SessionCache) -> None:
     """FCN_DEPLOY_CACHE may name a folder that holds other things."""
     others = [cache.folder / name for name in (".ssh", "Documents", "0" * 31, ".git.partial-x", f"{'0' * 32}.txt")]
