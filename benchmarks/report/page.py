@@ -77,7 +77,7 @@ def facts(report: BenchReport) -> list[tuple[str, str]]:
     if report.ceilings is not None:
         products = ", ".join(f"{n} {rate / 1e9:,.0f} G" for n, rate in report.ceilings.multiply_adds_per_s.items())
         found += [("largest copy", f"{report.ceilings.copied_bytes_per_s / 1e9:,.1f} GB/s read and written")]
-        found += [("largest matrix product", f"{products} multiply-adds per second")]
+        found += [("highest rate", f"{products} multiply-adds per second")]
     p = report.protocol
     found += [("samples", f"{p['duration_s']:g} s a row in {p['rounds']} rounds, rows taking turns")]
     found += [("timing itself", f"{e['clock_overhead_ns']:.0f} ns a sample")]
