@@ -27,6 +27,7 @@ from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.metrics import Scores, confusion_matrix
 from fcn_deploy.models.weights import WeightsOptions
 from fcn_deploy.parity.inputs import photo_input
+from fcn_deploy.preprocessing import Preprocessing
 from fcn_deploy.runtime.base import Bound, feed_of, labels_of
 from fcn_deploy.runtime.ort import OrtRunner
 
@@ -70,7 +71,9 @@ def _reduction(precision: Precision, photos: Path) -> PrecisionOptions:
 def _labels(path: Path, scenes: Sequence[Scene]) -> Labels:
     with OrtRunner(path) as runner:
         spec = runner.inputs[0]
-        return np.concatenate([labels_of(runner.run(feed_of(spec, made.pixels[None]))) for made in scenes])
+        return np.concatenate(
+            [labels_of(runner.run(feed_of(spec, made.pixels[None], Preprocessing()))) for made in scenes]
+        )
 
 
 def speed(variant: Variant, rounds: int) -> str:

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fcn_deploy.choices import Geometry, Variant
-from fcn_deploy.images import SAMPLE_PHOTO, preprocess
+from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.model_info import NetworkSpec
 from fcn_deploy.models.fcn import FCN
 from fcn_deploy.models.weights import random_network
+from fcn_deploy.preprocessing import Preprocessing
 
 CLASSES = ("background", "disc", "square", "triangle", "star", "ring", "cross")
 # Number of shapes in a scene of this side, more in larger ones; diameters in pixels do not grow with the scene.
@@ -178,7 +179,7 @@ def _training_batch(seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Draw a scene per seed: N x 3 x H x W float32 inputs and N x H x W int64 labels."""
     made = [scene(Split.TRAINING, seed, SIDE, SIDE) for seed in seeds]
     pixels, labels = (np.stack(arrays) for arrays in zip(*((s.pixels, s.labels) for s in made), strict=True))
-    return torch.from_numpy(preprocess(pixels)), torch.from_numpy(labels.astype(np.int64))
+    return torch.from_numpy(Preprocessing().apply(pixels)), torch.from_numpy(labels.astype(np.int64))
 
 
 def train(steps: int = STEPS) -> FCN:

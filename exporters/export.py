@@ -8,28 +8,34 @@ from typing import Any
 
 import onnx_ir as ir
 from PIL import Image
+from torch import nn
 
 from exporters.equivalence import check_graph
-from exporters.onnx import OnnxOptions, check_opset, export_graph, name_after_nodes
+from exporters.labels import LabelOptions
+from exporters.onnx import OnnxOptions, check_opset, graph_of, name_after_nodes, reason_of, trace_network
 from exporters.precision.int8 import BUNDLED_PHOTOS
 from exporters.precision.options import PrecisionOptions
 from exporters.precision.reduce import Reduction, calibration_inputs, reduce_precision
 from exporters.rewrite import Rewriting, exact_passes, rewrite, target_of_this_machine, with_heads
 from exporters.simplify import Simplification, simplify
-from fcn_deploy.artifact.bundle import MODEL_FILE, PHOTOS_FOLDER, bundle_files, write_manifest
+from fcn_deploy.artifact.bundle import MODEL_FILE, PHOTOS_FOLDER, RebuildOptions, bundle_files, write_manifest
 from fcn_deploy.choices import Geometry, Head, ImageInput, Optimize, Precision, Target, Variant
+from fcn_deploy.errors import FcnDeployError, ModuleError, UsageError
 from fcn_deploy.geometry import check_fits
 from fcn_deploy.installation import package_versions
-from fcn_deploy.model_info import ModelInfo, NetworkSpec
+from fcn_deploy.model_info import ModelInfo, ModuleSpec, NetworkSpec, Provenance
 from fcn_deploy.models.checkpoints import Checkpoint, read_checkpoint
-from fcn_deploy.models.fcn import FCN
-from fcn_deploy.models.weights import WeightsOptions, load_network, rebuild, untrained_network
+from fcn_deploy.models.logits import load_module
+from fcn_deploy.models.modules import ModuleOptions
+from fcn_deploy.models.rebuild import rebuild
+from fcn_deploy.models.weights import WeightsOptions, load_network, untrained_network
 from fcn_deploy.onnx_file import write_model
 from fcn_deploy.parity.bisect import compare_layers
 from fcn_deploy.parity.inputs import ParityInput, Shape, parity_inputs, photo_input
 from fcn_deploy.parity.report import ParityReport
 from fcn_deploy.parity.tolerance import tier_of
 from fcn_deploy.parity.verify import WORST_INPUT_FILE, Outputs, compare_all, run_all
+from fcn_deploy.preprocessing import Preprocessing
 from fcn_deploy.progress import OnStep, quietly
 from fcn_deploy.runtime.eager import EagerRunner
 from fcn_deploy.runtime.ort import OrtRunner
@@ -41,8 +47,9 @@ class ExportOptions:
     """The options of an export.
 
     Attributes:
-        variant: which FCN.
+        variant: which FCN; None for a module.
         output: the bundle's directory.
+        module: the user's own network, in place of a variant; its code is run.
         geometry: how pools round; None uses the checkpoint family's default, or floor without a checkpoint.
         num_classes: K; None uses the checkpoint's, or 21 without one.
         channel_divisor: divides every channel count; more than 1 makes a small test network. None uses the
@@ -54,6 +61,9 @@ class ExportOptions:
         head: the graph's output.
         image_input: the graph's input.
         precision: the graph's arithmetic.
+        preprocessing: how pixels become the network's input; None is that of the published FCNs, and is refused for a
+            module, because nothing else would show that it is wrong.
+        labels: what the labels mean.
         verify: compare with PyTorch before the bundle is written.
         force: replace an existing bundle.
         command: the command line, for the manifest.
@@ -62,8 +72,9 @@ class ExportOptions:
         UsageError: the number of classes or the divisor is out of its bounds, or the opset lacks the arithmetic.
     """
 
-    variant: Variant
+    variant: Variant | None
     output: Path
+    module: ModuleOptions | None = None
     geometry: Geometry | None = None
     num_classes: int | None = None
     channel_divisor: int | None = None
@@ -74,17 +85,40 @@ class ExportOptions:
     head: Head = Head.LOGITS
     image_input: ImageInput = ImageInput.FLOAT
     precision: PrecisionOptions = field(default_factory=PrecisionOptions)
+    preprocessing: Preprocessing | None = None
+    labels: LabelOptions = field(default_factory=LabelOptions)
     verify: bool = True
     force: bool = False
     command: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self.network(None)
         check_opset(self.onnx.opset, self.precision.precision)
+        if (self.variant is None) is (self.module is None):
+            given = "neither is" if self.variant is None else "both are"
+            raise UsageError(
+                f"an export is of a variant or of a module, and {given} given",
+                remedy=f"Pass --variant {', '.join(Variant)}, or --module.",
+            )
+        if self.variant is not None:
+            self.fcn(self.variant, None)
+            return
+        options = {"geometry": self.geometry, "num-classes": self.num_classes, "channel-divisor": self.channel_divisor}
+        for name in (name for name, value in options.items() if value is not None):
+            raise UsageError(f"--{name} is for FCNs, not for modules", remedy="Omit it, or pass --module-args.")
+        if self.preprocessing is None and self.module is not None:
+            raise UsageError(
+                f"how pixels become the input of {self.module.source} is not stated",
+                remedy="Pass --preprocessing caffe, imagenet or unit; --scale, --mean and --std change single values.",
+            )
 
-    def network(self, checkpoint: Checkpoint | None) -> NetworkSpec:
-        """Return the network to build, from the options, the checkpoint, or the defaults, in this order."""
-        found = NetworkSpec(self.variant)
+    @property
+    def input_preprocessing(self) -> Preprocessing:
+        """The pre-processing, or that of the published FCNs."""
+        return self.preprocessing or Preprocessing()
+
+    def fcn(self, variant: Variant, checkpoint: Checkpoint | None) -> NetworkSpec:
+        """Return the FCN to build, from the options, the checkpoint, or the defaults, in this order."""
+        found = NetworkSpec(variant)
         if checkpoint is not None:
             found = replace(
                 found,
@@ -96,6 +130,8 @@ class ExportOptions:
         return replace(found, **{name: value for name in names if (value := getattr(self, name)) is not None})
 
 
+# A network, its facts, where its weights came from, and the names of its classes, if they are known.
+Built = tuple[nn.Module, NetworkSpec | ModuleSpec, Provenance, tuple[str, ...]]
 # Calibration photos are stored as JPEG files of this quality.
 _JPEG_QUALITY = 95
 
@@ -160,13 +196,13 @@ def export(options: ExportOptions, on_step: OnStep = quietly) -> ExportResult:
         ImageError: a calibration image cannot be used.
         ParityError: the ONNX file does not compute the network; nothing is written.
     """
-    calibration = calibration_inputs(options.precision, options.onnx.shape)
+    calibration = calibration_inputs(options.precision, options.onnx.shape, options.input_preprocessing)
     with staged_directory(options.output, own_files=_own_files, force=options.force) as staging:
         result, reference = _write_graph(options, calibration, staging / MODEL_FILE, on_step)
         # The exporter leaves reference cycles that keep the network's 540 MB until they are collected.
         gc.collect()
         if reference is not None:
-            parity = _prove(result.info, reference, staging / MODEL_FILE, options.weights.checkpoint, on_step)
+            parity = _prove(result.info, reference, staging / MODEL_FILE, options, on_step)
             result = replace(result, parity=parity)
         with on_step("hash and write the manifest"):
             write_manifest(staging, _manifest(options, result))
@@ -184,17 +220,17 @@ def _write_graph(
     """Write the graph and run the reference; the network is no longer referenced when this returns."""
     network, info = _build(options, on_step)
     with on_step(f"export to ONNX, opset {options.onnx.opset}"):
-        graph = export_graph(network, options.onnx)
-        graph.graph.name = f"fcn{options.variant}"
+        graph = _exported(network, info, options)
+        graph.graph.name = f"fcn{options.variant}" if options.variant is not None else info.network.name
         graph.metadata_props.update(info.to_metadata())
     target = options.target or target_of_this_machine()
     graph, simplification, rewriting = _optimized(graph, options, target, on_step)
-    graph = with_heads(graph, options.image_input, options.head)
+    graph = with_heads(graph, info)
     float_bytes = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
     if info.precision is Precision.INT8:
-        calibration = _write_photos(calibration, path.parent / PHOTOS_FOLDER, options.onnx.shape)
+        calibration = _write_photos(calibration, path.parent / PHOTOS_FOLDER, options)
     wanted = replace(options.precision, min_agreement=info.min_agreement)
-    graph, reduction = reduce_precision(graph, wanted, calibration, target, on_step)
+    graph, reduction = reduce_precision(graph, wanted, calibration, target, on_step, boundary=info.boundary)
     with on_step("check and write model.onnx"):
         name_after_nodes(graph)
         check_graph(graph)
@@ -204,23 +240,69 @@ def _write_graph(
     return ExportResult(*facts, simplification, rewriting, reduction, float_bytes), reference
 
 
-def _build(options: ExportOptions, on_step: OnStep) -> tuple[FCN, ModelInfo]:
+def _exported(network: nn.Module, info: ModelInfo, options: ExportOptions) -> ir.Model:
+    """Export a network; what PyTorch cannot trace is a ModuleError."""
+    source = info.network.source if isinstance(info.network, ModuleSpec) else info.network.name
+    try:
+        traced = trace_network(network, options.onnx)
+    except FcnDeployError:
+        raise
+    except Exception as error:
+        raise ModuleError(
+            f"{source} cannot be exported: {reason_of(error, Path(source.rpartition(':')[0]).name)}",
+            remedy="Its operations must not depend on the values in the image (docs/networks.md).",
+        ) from error
+    graph = graph_of(traced, network)
+    if info.network.num_classes == 1 and _is_probability(graph):
+        raise ModuleError(
+            f"the single class of {source} comes out of a Sigmoid: a probability, not a logit",
+            remedy="Return what goes into the Sigmoid; --threshold is applied to its sigmoid.",
+        )
+    return graph
+
+
+def _is_probability(graph: ir.Model) -> bool:
+    node = graph.graph.outputs[0].producer()
+    while node is not None and node.op_type in ("Resize", "Identity", "Cast", "Slice"):
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node is not None and node.op_type == "Sigmoid"
+
+
+def _build(options: ExportOptions, on_step: OnStep) -> tuple[nn.Module, ModelInfo]:
     """Build the network with the checkpoint's weights or random ones; return it with its facts."""
+    network, spec, provenance, names = (
+        _build_fcn(options.variant, options, on_step)
+        if options.variant is not None
+        else _build_module(options, on_step)
+    )
+    precision, agreement = options.precision.precision, options.precision.agreement(provenance)
+    interface = options.image_input, options.head
+    info = ModelInfo(spec, provenance, *interface, precision, package_versions(), names, agreement)
+    return network, options.labels.apply(replace(info, preprocessing=options.input_preprocessing))
+
+
+def _build_module(options: ExportOptions, on_step: OnStep) -> Built:
+    module, weights = options.module, options.weights
+    if module is None:
+        raise ValueError("checked when the options were made")
+    loaded = f", load {weights.checkpoint}" if weights.checkpoint is not None else ""
+    with on_step(f"run the code of {module.source}{loaded}"):
+        return load_module(module, weights, options.onnx.shape, options.input_preprocessing.bounds)
+
+
+def _build_fcn(variant: Variant, options: ExportOptions, on_step: OnStep) -> Built:
     weights, checkpoint = options.weights, None
     if weights.checkpoint is not None:
         with on_step(f"read checkpoint {weights.checkpoint}"):
             checkpoint = read_checkpoint(weights.checkpoint)
-    spec = options.network(checkpoint)
+    spec = options.fcn(variant, checkpoint)
     check_fits(options.onnx.height, options.onnx.width, spec.variant, spec.geometry)
     with on_step(f"build {spec}"):
         if checkpoint is None:
             network, provenance = untrained_network(spec, weights)
-        else:
-            network, provenance = load_network(spec, checkpoint, weights)
-    names = checkpoint.class_names if checkpoint else ()
-    precision, agreement = options.precision.precision, options.precision.agreement(provenance)
-    interface = options.image_input, options.head
-    return network, ModelInfo(spec, provenance, *interface, precision, package_versions(), names, agreement)
+            return network, spec, provenance, ()
+        network, provenance = load_network(spec, checkpoint, weights)
+        return network, spec, provenance, checkpoint.class_names
 
 
 def _optimized(
@@ -237,7 +319,7 @@ def _optimized(
     return graph, simplification, rewriting
 
 
-def _write_photos(calibration: Sequence[ParityInput], folder: Path, shape: Shape) -> tuple[ParityInput, ...]:
+def _write_photos(calibration: Sequence[ParityInput], folder: Path, options: ExportOptions) -> tuple[ParityInput, ...]:
     """Write the first pictures of `calibration` into a new folder, in the size of the network's input, as JPEG files.
 
     Returns:
@@ -249,12 +331,12 @@ def _write_photos(calibration: Sequence[ParityInput], folder: Path, shape: Shape
         if given.pixels is not None:
             path = folder / f"{index}.jpg"
             Image.fromarray(given.pixels[0]).save(path, quality=_JPEG_QUALITY)
-            kept[index] = photo_input(path, shape)
+            kept[index] = photo_input(path, options.onnx.shape, options.input_preprocessing)
     return tuple(kept)
 
 
 def _run_reference(
-    network: FCN, info: ModelInfo, options: ExportOptions, calibration: Sequence[ParityInput], on_step: OnStep
+    network: nn.Module, info: ModelInfo, options: ExportOptions, calibration: Sequence[ParityInput], on_step: OnStep
 ) -> _Reference:
     """Run PyTorch on the inputs of the comparison: in int8, the photos that are bundled with the artifact."""
     photos = calibration[:BUNDLED_PHOTOS] if info.precision is Precision.INT8 else ()
@@ -263,9 +345,7 @@ def _run_reference(
     return _Reference(runner.name, inputs, run_all(runner, inputs, on_step))
 
 
-def _prove(
-    info: ModelInfo, reference: _Reference, path: Path, checkpoint: Path | None, on_step: OnStep
-) -> ParityReport:
+def _prove(info: ModelInfo, reference: _Reference, path: Path, options: ExportOptions, on_step: OnStep) -> ParityReport:
     """Run the artifact in `path` on the reference's inputs, and compare it with the bounds of its precision.
 
     Raises:
@@ -274,11 +354,13 @@ def _prove(
     candidate = OrtRunner(path)
     outputs = run_all(candidate, reference.inputs, on_step)
     with on_step("compare the outputs"):
-        comparisons = compare_all(reference.inputs, reference.outputs, outputs)
+        comparisons = compare_all(info, reference.inputs, reference.outputs, outputs)
     report = ParityReport(reference.name, candidate.name, tier_of(info), comparisons)
     if not report.passed:
-        worst, network = reference.inputs[comparisons.index(report.worst)], rebuild(info, checkpoint)
-        found = compare_layers(path, network, worst, report.tier.max_error, on_step=on_step)
+        worst = reference.inputs[comparisons.index(report.worst)]
+        source = options.module.source if options.module is not None else None
+        rebuilt = rebuild(info, RebuildOptions(options.weights.checkpoint, source))
+        found = compare_layers(path, rebuilt.network, worst, report.tier.max_error, on_step=on_step)
         report.require(found.verdict)
     return report
 

@@ -2,7 +2,9 @@
 
 import ast
 import contextlib
+import io
 import logging
+import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -18,6 +20,7 @@ from fcn_deploy.choices import Precision
 from fcn_deploy.errors import UsageError, check_range
 from fcn_deploy.graph import subgraphs
 from fcn_deploy.model_info import INPUT_NAME, OUTPUT_NAME
+from fcn_deploy.models.logits import Logits
 from fcn_deploy.models.vgg import INPUT_CHANNELS
 
 # The exporter writes 18 natively and newer opsets by conversion; newer ones miss CUDA kernels in ONNX Runtime.
@@ -28,7 +31,8 @@ BF16_OPSET = 22
 MAX_PIXELS = 4096 * 4096
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _EXPORTER_METADATA = ("pkg.torch", "namespace")
-_WRAPPER = "network"
+# Modules around the network are attributes of this name: `ExportWrapper` here, and `Logits` of a user's own network.
+_WRAPPER = "wrapped"
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,11 @@ class ExportWrapper(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.wrapped = network
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits of `image`; the argument's name becomes the input's."""
-        logits: Tensor = self.network(image)
+        logits: Tensor = self.wrapped(image)
         return logits
 
 
@@ -103,6 +107,11 @@ def export_graph(network: nn.Module, options: OnnxOptions) -> ir.Model:
     The input is `image`, float32 N x 3 x H x W, the output `logits`, float32 N x K x H x W. Nodes and values are
     named after layers; every shape and crop is a constant.
     """
+    return graph_of(trace_network(network, options), network)
+
+
+def trace_network(network: nn.Module, options: OnnxOptions) -> ir.Model:
+    """Export `network` in eval mode with PyTorch's own names; raises what PyTorch raises for what it cannot trace."""
     wrapper = ExportWrapper(network).eval()
     with _quiet_exporter():
         program = torch.onnx.export(
@@ -116,23 +125,34 @@ def export_graph(network: nn.Module, options: OnnxOptions) -> ir.Model:
         )
     if program is None or program.model.opset_imports[""] != options.opset:
         raise UsageError(f"torch.onnx.export cannot write opset {options.opset}", remedy="Omit --opset.")
-    name_after_layers(program.model)
-    return _detached(program.model)
+    return program.model
+
+
+def graph_of(traced: ir.Model, network: nn.Module) -> ir.Model:
+    """Return what `trace_network` made of `network`, with nodes and values named after layers."""
+    name_after_layers(traced, wrappers=2 if isinstance(network, Logits) else 1)
+    return _detached(traced)
 
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence remarks about torchvision, which is not used here, and about the exporter's own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silence what the exporter logs and prints: torchvision, its own deprecations, graphs that it cannot trace.
+
+    What goes wrong is raised as well.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore", (FutureWarning))
             warnings.simplefilter("ignore", (DeprecationWarning))
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
 
 
 def _detached(model: ir.Model) -> ir.Model:
@@ -146,16 +166,19 @@ def _detached(model: ir.Model) -> ir.Model:
     return copy
 
 
-def name_after_layers(model: ir.Model) -> None:
-    """Rename a freshly exported graph in place after the modules it came from, and drop the exporter's metadata."""
+def name_after_layers(model: ir.Model, wrappers: int = 1) -> None:
+    """Rename a freshly exported graph in place after the modules it came from, and drop the exporter's metadata.
+
+    `wrappers` is how many modules of this toolkit are around the network.
+    """
     graph = model.graph
-    scopes = [_layer_of(node) for node in graph]
+    scopes = [_layer_of(node, wrappers) for node in graph]
     shared, seen = Counter(scopes), Counter[str]()
     for node, scope in zip(graph, scopes, strict=True):
         seen[scope] += 1
         node.name = scope if shared[scope] == 1 else f"{scope}/{node.op_type.lower()}_{seen[scope]}"
     for value in list(graph.initializers.values()):
-        value.name = (value.name or "").removeprefix(f"{_WRAPPER}.")
+        value.name = (value.name or "").removeprefix(f"{_WRAPPER}." * wrappers)
     name_after_nodes(model)
     _drop_notes(model)
 
@@ -217,11 +240,29 @@ def _first_output(node: ir.Node) -> str | None:
     return node.outputs[0].name if node.outputs else None
 
 
-def _layer_of(node: ir.Node) -> str:
+def _layer_of(node: ir.Node, wrappers: int) -> str:
     """Return the innermost module of a node, `fuse_pool4/crop`, from the scopes that the exporter recorded."""
     scopes = ast.literal_eval(node.metadata_props[_SCOPES])
-    # The last scope is the operation itself, the first the wrapper.
-    return str(scopes[-2]).removeprefix(f"{_WRAPPER}.").replace(".", "/")
+    # The last scope is the operation itself, the first the outer wrapper.
+    inner, prefix = str(scopes[-2]), f"{_WRAPPER}." * wrappers
+    if not inner.startswith(prefix) and f"{inner}.".startswith(_WRAPPER):
+        return OUTPUT_NAME if wrappers > 1 else _WRAPPER
+    return inner.removeprefix(prefix).replace(".", "/")
+
+
+def reason_of(error: BaseException, file: str) -> str:
+    """Return the line that matters of what torch.onnx.export raises: the innermost cause's first, and where it was.
+
+    `file` is the name of the user's own.
+    """
+    texts = [str(error)]
+    while error.__cause__ is not None:
+        error = error.__cause__
+        texts.append(str(error))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    places = re.findall(rf"{re.escape(file)}\W+(?:line )?([0-9]+)", "\n".join(texts))
+    where = f" ({file}, line {places[-1]})" if places else ""
+    return f"{type(error).__name__}: {lines[0] if lines else ''}{where}"
 
 
 def _formal_inputs(node: ir.Node) -> list[str]:

@@ -17,8 +17,10 @@ from exporters.passes.live_window import LiveWindow
 from exporters.passes.pools import ReluAfterPool
 from exporters.passes.upsample import Upsample
 from fcn_deploy.choices import Head, ImageInput, Precision, Target
+from fcn_deploy.dependence import dependences
 from fcn_deploy.errors import BundleError, ParityError, UsageError
 from fcn_deploy.graph import infer_shapes, layers
+from fcn_deploy.model_info import FIELD_KEY, LIVE_KEY, ModelInfo
 from fcn_deploy.progress import OnStep, quietly
 from fcn_deploy.runtime.nvidia import driver_cuda_version
 
@@ -99,12 +101,23 @@ def rewrite(
     """
     current, reports = model.clone(), []
     infer_shapes(current)
+    record_dependence(current)
     before = totals(current)
     for one in passes if passes is not None else exact_passes(target):
         with on_step(f"rewrite: {one.name}"):
             current, report = _applied(one, current)
         reports.append(report)
     return current, Rewriting(target, before, totals(current), tuple(reports))
+
+
+def record_dependence(model: ir.Model) -> None:
+    """Record at each node what its map depends on: rewritten graphs compute it in ways that no longer show."""
+    found = dependences(model)
+    for node in model.graph:
+        depends = found.get(str(node.outputs[0].name)) if node.outputs else None
+        if depends is not None:
+            node.metadata_props[FIELD_KEY] = " ".join(map(str, depends.receptive_field))
+            node.metadata_props[LIVE_KEY] = f"{depends.live:.6f}"
 
 
 def _applied(one: Rewrite, model: ir.Model, runs: Runs | None = None) -> tuple[ir.Model, PassReport]:
@@ -140,14 +153,14 @@ def totals(model: ir.Model) -> Totals:
     return Totals(len(found), sum(n.multiply_adds for n in found), sum(n.moved_bytes for n in found))
 
 
-def with_heads(model: ir.Model, image_input: ImageInput, head: Head) -> ir.Model:
-    """Add the input and output heads to a copy of `model` that shares its weights.
+def with_heads(model: ir.Model, info: ModelInfo) -> ir.Model:
+    """Add the input and output heads that `info` states to a copy of `model` that shares its weights.
 
     Raises:
         UsageError: the graph cannot have such a head; says why.
     """
-    wanted: list[Rewrite] = [PixelHead()] if image_input is ImageInput.UINT8 else []
-    wanted += [LabelHead()] if head is Head.LABELS else []
+    wanted: list[Rewrite] = [PixelHead(info.preprocessing)] if info.image_input is ImageInput.UINT8 else []
+    wanted += [LabelHead(info.boundary)] if info.head is Head.LABELS else []
     changed = model.clone() if wanted else model
     for one in wanted:
         refused = [site for site in one.call(changed).sites if not site.applied]

@@ -10,6 +10,7 @@ from fcn_deploy.artifact.bundle import Bundle, open_bundle
 from fcn_deploy.errors import BundleError, UsageError
 from fcn_deploy.graph import infer_shapes
 from fcn_deploy.installation import require_extra
+from fcn_deploy.model_info import NetworkSpec
 from fcn_deploy.regions import Region, map_regions
 from fcn_deploy.storage import staged_file
 
@@ -47,6 +48,8 @@ def regions_of(bundle: Bundle) -> tuple[MapRegions, ...]:
     try:
         network, (_, _, height, width) = bundle.info.network, bundle.input_shape
     except BundleError:
+        return _traced(bundle)
+    if not isinstance(network, NetworkSpec):
         return _traced(bundle)
     rows, columns = (map_regions(size, network.geometry) for size in (height, width))
     return tuple(MapRegions(name, rows[name], columns[name], name.startswith("pool")) for name in rows)

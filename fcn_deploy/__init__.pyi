@@ -15,6 +15,7 @@ from benchmarks.stats.timing import Protocol as Protocol
 from exporters.export import ExportOptions as ExportOptions
 from exporters.export import ExportResult as ExportResult
 from exporters.export import export as export
+from exporters.labels import LabelOptions as LabelOptions
 from exporters.onnx import OnnxOptions as OnnxOptions
 from exporters.onnx import default_opset as default_opset
 from exporters.optimize_file import Optimized as Optimized
@@ -31,6 +32,7 @@ from exporters.triton.repository import Package as Package
 from exporters.triton.repository import package as package
 from exporters.window_picture import draw_regions as draw_regions
 from fcn_deploy.artifact.bundle import Bundle as Bundle
+from fcn_deploy.artifact.bundle import RebuildOptions as RebuildOptions
 from fcn_deploy.artifact.bundle import open_bundle as open_bundle
 from fcn_deploy.artifact.engine import Engine as Engine
 from fcn_deploy.artifact.engine import open_engine as open_engine
@@ -39,6 +41,7 @@ from fcn_deploy.assets import SAMPLE_LABELS as SAMPLE_LABELS
 from fcn_deploy.assets import SAMPLE_SCENE as SAMPLE_SCENE
 from fcn_deploy.choices import CacheAction as CacheAction
 from fcn_deploy.choices import Calibration as Calibration
+from fcn_deploy.choices import ChannelOrder as ChannelOrder
 from fcn_deploy.choices import EngineName as EngineName
 from fcn_deploy.choices import FlavourName as FlavourName
 from fcn_deploy.choices import Geometry as Geometry
@@ -47,9 +50,11 @@ from fcn_deploy.choices import ImageInput as ImageInput
 from fcn_deploy.choices import Optimize as Optimize
 from fcn_deploy.choices import OutputFormat as OutputFormat
 from fcn_deploy.choices import Precision as Precision
+from fcn_deploy.choices import Preset as Preset
 from fcn_deploy.choices import Provider as Provider
 from fcn_deploy.choices import Target as Target
 from fcn_deploy.choices import TritonBackend as TritonBackend
+from fcn_deploy.choices import UpsampleMode as UpsampleMode
 from fcn_deploy.choices import Variant as Variant
 from fcn_deploy.doctor import Finding as Finding
 from fcn_deploy.doctor import examine as examine
@@ -59,6 +64,7 @@ from fcn_deploy.errors import FcnDeployError as FcnDeployError
 from fcn_deploy.errors import ImageError as ImageError
 from fcn_deploy.errors import InputFileError as InputFileError
 from fcn_deploy.errors import MeasurementError as MeasurementError
+from fcn_deploy.errors import ModuleError as ModuleError
 from fcn_deploy.errors import OutputError as OutputError
 from fcn_deploy.errors import ParityError as ParityError
 from fcn_deploy.errors import ProviderError as ProviderError
@@ -82,12 +88,14 @@ from fcn_deploy.inspection import inspect as inspect
 from fcn_deploy.installation import __version__ as __version__
 from fcn_deploy.metrics import Scores as Scores
 from fcn_deploy.model_info import ModelInfo as ModelInfo
+from fcn_deploy.model_info import ModuleSpec as ModuleSpec
 from fcn_deploy.model_info import NetworkSpec as NetworkSpec
 from fcn_deploy.model_info import Provenance as Provenance
 from fcn_deploy.models.checkpoints import read_checkpoint as read_checkpoint
 from fcn_deploy.models.fcn import fcn8s as fcn8s
 from fcn_deploy.models.fcn import fcn16s as fcn16s
 from fcn_deploy.models.fcn import fcn32s as fcn32s
+from fcn_deploy.models.modules import ModuleOptions as ModuleOptions
 from fcn_deploy.models.weights import WeightsOptions as WeightsOptions
 from fcn_deploy.parity.compare import Comparison as Comparison
 from fcn_deploy.parity.report import ParityReport as ParityReport
@@ -99,6 +107,8 @@ from fcn_deploy.prediction.options import Prediction as Prediction
 from fcn_deploy.prediction.options import PredictOptions as PredictOptions
 from fcn_deploy.prediction.run import PredictionSummary as PredictionSummary
 from fcn_deploy.prediction.run import predict as predict
+from fcn_deploy.preprocessing import PRESETS as PRESETS
+from fcn_deploy.preprocessing import Preprocessing as Preprocessing
 from fcn_deploy.runtime.ort_options import OrtOptions as OrtOptions
 from fcn_deploy.runtime.session_cache import CachedSession as CachedSession
 from fcn_deploy.runtime.session_cache import SessionCache as SessionCache

@@ -30,8 +30,31 @@ class Precision(StrEnum):
 class ImageInput(StrEnum):
     """The input of a graph."""
 
-    FLOAT = "float"  # `image`: N x 3 x H x W float32, BGR less the mean
+    FLOAT = "float"  # `image`: N x 3 x H x W float32, pre-processed
     UINT8 = "uint8"  # `pixels`: N x H x W x 3 uint8, RGB
+
+
+class ChannelOrder(StrEnum):
+    """The order of the channels in a network's input; pictures are RGB."""
+
+    RGB = "rgb"
+    BGR = "bgr"
+
+
+class Preset(StrEnum):
+    """Well-known pre-processings, by name."""
+
+    CAFFE = "caffe"  # BGR, 0..255, less VGG's mean: the published FCNs
+    IMAGENET = "imagenet"  # RGB, 0..1, less ImageNet's mean, over its standard deviation: torchvision's weights
+    UNIT = "unit"  # RGB, 0..1
+
+
+class UpsampleMode(StrEnum):
+    """How logits that are smaller than the image are brought to its size."""
+
+    NONE = "none"
+    BILINEAR = "bilinear"
+    NEAREST = "nearest"
 
 
 class Head(StrEnum):

@@ -51,6 +51,10 @@ class CheckpointError(InputFileError):
     """A checkpoint that is unreadable, unsafe, or does not fit the network (exit code 3)."""
 
 
+class ModuleError(InputFileError):
+    """A network of the user's own code that cannot be imported, built, run or exported (exit code 3)."""
+
+
 class ImageError(InputFileError):
     """An image that cannot be decoded into one 8-bit RGB picture (exit code 3)."""
 

@@ -1,5 +1,6 @@
 """The contents of a graph: its layers with their map sizes, parameters and multiply-adds."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from fcn_deploy.errors import BundleError
-from fcn_deploy.model_info import DIRECT_KEY, TRANSFORM_KEY
+from fcn_deploy.model_info import DIRECT_KEY, FIELD_KEY, LIVE_KEY, TRANSFORM_KEY
 from fcn_deploy.onnx_file import split_weights
 
 # Operators whose floating-point constants are trained; those of others (a widened map's frame, a mean) are not.
 _TRAINED = frozenset({"Add", "Conv", "ConvTranspose", "BatchNormalization", "Gemm", "MatMul", "PRelu"})
 _MOST_DIGITS = 18
+_FIELD, _SHARE = re.compile(r"([0-9]{1,9}) ([0-9]{1,9})"), re.compile(r"[01]\.[0-9]{6}")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Layer:
     multiply_adds: int
     moved_bytes: int  # bytes of its inputs, weights and outputs, each once; unknown ones count as 0, as above
     direct_multiply_adds: int = 0  # what its share of a fast convolution takes as a direct one; else as above
+    receptive_field: tuple[int, int] | None = None  # height and width, in pixels of the image; None when unknown
+    live: float | None = None  # share of the whole map that depends on the image, 0..1; None when unknown
 
 
 def layers(model: ir.Model) -> tuple[Layer, ...]:
@@ -87,7 +91,8 @@ def _layer(node: ir.Node, shapes: dict[str, tuple[int, ...]], sizes: dict[str, i
     multiply_adds = _multiply_adds(node, _shape(node, shapes), shapes)
     moved = sum(sizes.get(v.name or "", 0) for v in (*node.inputs, *node.outputs) if v is not None)
     direct = _direct(node, multiply_adds)
-    return Layer(node.name or "", node.op_type, _shape(node, shapes), parameters, multiply_adds, moved, direct)
+    counted = parameters, multiply_adds, moved, direct
+    return Layer(node.name or "", node.op_type, _shape(node, shapes), *counted, *_recorded(node))
 
 
 def _direct(node: ir.Node, multiply_adds: int) -> int:
@@ -96,6 +101,14 @@ def _direct(node: ir.Node, multiply_adds: int) -> int:
     recorded = node.metadata_props.get(DIRECT_KEY, "")
     # Anybody can write metadata: an integer of thousands of digits is none of ours.
     return int(recorded) if recorded.isdecimal() and len(recorded) <= _MOST_DIGITS else multiply_adds
+
+
+def _recorded(node: ir.Node) -> tuple[tuple[int, int] | None, float | None]:
+    """Return what an export recorded of the map that a node computes: receptive field, and live share."""
+    found = _FIELD.fullmatch(node.metadata_props.get(FIELD_KEY, ""))
+    live = node.metadata_props.get(LIVE_KEY, "")
+    field = (int(found[1]), int(found[2])) if found is not None else None
+    return field, float(live) if _SHARE.fullmatch(live) else None
 
 
 def _shape(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:

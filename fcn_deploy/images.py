@@ -1,4 +1,4 @@
-"""Photos and label maps: decoding, pre-processing, label images and overlays.
+"""Photos and label maps: decoding, fitting, label images and overlays.
 
 Shapes: an image is H x W x 3 uint8 RGB, a label map H x W uint8 (0..K-1, 255 = void).
 """
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from fcn_deploy.choices import MAX_MEGAPIXELS
 from fcn_deploy.errors import ImageError
-from fcn_deploy.model_info import MEAN_BGR, ModelInfo, Rgb
+from fcn_deploy.model_info import ModelInfo, Rgb
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.uint8]
@@ -138,18 +138,6 @@ def _to_rgb(name: str, image: Image.Image) -> Pixels:
     return np.array(upright.convert("RGB"))
 
 
-def preprocess(images: npt.NDArray[np.uint8]) -> FloatArray:
-    """Turn N x H x W x 3 uint8 RGB into the network's N x 3 x H x W float32 BGR, mean subtracted, not scaled."""
-    bgr = images[..., ::-1].astype(np.float32) - np.array(MEAN_BGR, dtype=np.float32)
-    return np.ascontiguousarray(bgr.transpose(0, 3, 1, 2))
-
-
-def mean_image(height: int, width: int) -> Pixels:
-    """Return the mean colour as an H x W x 3 RGB image, rounded to whole numbers."""
-    rgb = np.rint(np.array(MEAN_BGR[::-1])).astype(np.uint8)
-    return np.broadcast_to(rgb, (height, width, 3)).copy()
-
-
 @dataclass(frozen=True)
 class Placement:
     """Where an image lies in the network's fixed input, in pixels, and its original size."""
@@ -165,17 +153,17 @@ class Placement:
         return np.array(part.resize((self.image_width, self.image_height), Image.Resampling.NEAREST))
 
 
-def place(image: Pixels, height: int, width: int, *, keep_aspect: bool) -> tuple[Pixels, Placement]:
-    """Fit an image of any size into the network's H x W input.
+def place(image: Pixels, canvas: Pixels, *, keep_aspect: bool) -> tuple[Pixels, Placement]:
+    """Fit an image of any size into `canvas`, an H x W image of the padding's colour, which is overwritten.
 
-    Stretched to fill it, or, with `keep_aspect`, scaled to the top left and padded with the mean colour.
+    Stretched to fill it, or, with `keep_aspect`, scaled to the top left.
     """
+    height, width = canvas.shape[:2]
     image_height, image_width = image.shape[:2]
     scale = min(height / image_height, width / image_width)
     inner = (height, width)
     if keep_aspect:
         inner = max(round(image_height * scale), 1), max(round(image_width * scale), 1)
-    canvas = mean_image(height, width)
     canvas[: inner[0], : inner[1]] = resize(image, *inner)
     return canvas, Placement(*inner, image_height, image_width)
 

@@ -17,7 +17,7 @@ import numpy as np
 from fcn_deploy.artifact import open_artifact
 from fcn_deploy.artifact.bundle import never_known
 from fcn_deploy.choices import Provider
-from fcn_deploy.images import Labels, Pixels, Placement, mean_image, place
+from fcn_deploy.images import Labels, Pixels, Placement, place
 from fcn_deploy.model_info import ModelInfo
 from fcn_deploy.runtime.base import Arrays, feed_of, labels_of
 from fcn_deploy.runtime.open import runner_for
@@ -33,9 +33,9 @@ class Fitted:
     placement: Placement  # where the photo lies in the canvas
 
 
-def fit(photo: Pixels, height: int, width: int, *, keep_aspect: bool) -> Fitted:
-    """Stretch a photo to H x W or, with `keep_aspect`, scale it to the top left and pad it with the mean colour."""
-    return Fitted(photo, *place(photo, height, width, keep_aspect=keep_aspect))
+def fit(photo: Pixels, canvas: Pixels, *, keep_aspect: bool) -> Fitted:
+    """Stretch a photo to an H x W canvas, which is overwritten, or, with `keep_aspect`, scale it to the top left."""
+    return Fitted(photo, *place(photo, canvas, keep_aspect=keep_aspect))
 
 
 class Segmenter:
@@ -81,15 +81,19 @@ class Segmenter:
 
     def fit(self, photo: Pixels, *, keep_aspect: bool) -> Fitted:
         """Stretch a photo to the input's size or, with `keep_aspect`, pad it with the mean colour."""
-        return fit(photo, self.height, self.width, keep_aspect=keep_aspect)
+        return fit(photo, self.empty_canvas(), keep_aspect=keep_aspect)
+
+    def empty_canvas(self) -> Pixels:
+        """Return H x W x 3 pixels of the mean colour."""
+        return self.info.preprocessing.mean_image(self.height, self.width)
 
     def feed(self, canvases: list[Pixels]) -> Arrays:
         """Return the model's input for 1 to N canvases, padded to a full batch with the mean colour."""
         missing = self.batch - len(canvases)
-        padding = [mean_image(self.height, self.width)] * missing if missing else []
+        padding = [self.empty_canvas()] * missing if missing else []
         # One photo is not copied.
         pixels = canvases[0][None] if self.batch == 1 else np.stack([*canvases, *padding])
-        return feed_of(self._runner.inputs[0], pixels)
+        return feed_of(self._runner.inputs[0], pixels, self.info.preprocessing)
 
     def run(self, feed: Arrays) -> Arrays:
         """Run the model on a `feed`; return its outputs, on the host."""
@@ -97,7 +101,7 @@ class Segmenter:
 
     def labels(self, outputs: Arrays) -> Labels:
         """Return N x H x W uint8 labels for the outputs of `run`, those of the padding included."""
-        return labels_of(outputs)
+        return labels_of(outputs, self.info.boundary)
 
     def segment(self, photo: Pixels, *, keep_aspect: bool = False) -> Labels:
         """Return the h x w uint8 labels of one photo, in the photo's own size."""

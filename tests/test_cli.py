@@ -100,7 +100,7 @@ def test_json_is_one_document_and_nothing_else(call_cli: Call, photo: Path, shar
 
 @pytest.mark.parametrize(("arguments", "code", "facts"), [
     (("export", "--variant", "64s"), 2, "64s 8s 16s 32s"),
-    (("export",), 2, "Missing '--variant' 8s 16s 32s"),
+    (("export",), 2, "neither variant module --variant 8s 16s 32s --module"),
     (("exprt",), 2, "'exprt' command 'export'"),
     (("export", "--variant", "8s", "--size", "big"), 2, "--size 'big' pixels HxW"),
     (("export", "--variant", "8s", "--size", "1x2x3"), 2, "--size '1x2x3' pixels HxW"),
@@ -142,7 +142,7 @@ def test_an_existing_output_needs_force(call_cli: Call, bundle: Path) -> None:
     assert missing(f"{bundle} exists --force", errors) == []
 
     assert call_cli("export", "--variant", "32s", *NARROW, "--output", bundle, "--force")[0] == 0
-    assert fd.open_bundle(bundle).info.network.variant is fd.Variant.FCN32S
+    assert fd.open_bundle(bundle).info.network.name == "FCN-32s"
 
 
 def test_an_output_below_a_file(call_cli: Call, photo: Path) -> None:
@@ -227,7 +227,7 @@ def test_interrupted_while_writing(tmp_path: Path, bundle: Path, number: int, co
 
     assert interrupted(tmp_path, number) == code
 
-    assert fd.open_bundle(tmp_path / "out").info.network.variant is fd.Variant.FCN8S
+    assert fd.open_bundle(tmp_path / "out").info.network.name == "FCN-8s"
     assert (list(tmp_path.glob(".out*")) == []) == swept
 
 

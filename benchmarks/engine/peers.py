@@ -20,7 +20,7 @@ from benchmarks.stats.nodes import read_profile
 from fcn_deploy.choices import Provider
 from fcn_deploy.graph import layers
 from fcn_deploy.images import Labels, Pixels
-from fcn_deploy.model_info import LABELS_NAME, PIXELS_NAME, TensorSpec
+from fcn_deploy.model_info import LABELS_NAME, PIXELS_NAME, ModelInfo, TensorSpec
 from fcn_deploy.onnx_file import read_model
 from fcn_deploy.runtime.base import Arrays, Bound, feed_of, labels_of
 from fcn_deploy.runtime.ort import OrtRunner, preload_libraries
@@ -83,7 +83,7 @@ def _load_tensorrt(case: Case, workspace: Workspace) -> LoadedRuntime:
 
     runner = TrtRunner(open_engine(workspace.plan), cuda_graph=case.cuda_graph)
     runner.__enter__()  # stays open as long as its process lives
-    bound = HostEndToEnd(runner.bind(), runner.inputs[0]) if case.end_to_end else runner.bind()
+    bound = HostEndToEnd(runner.bind(), runner.inputs[0], workspace.info) if case.end_to_end else runner.bind()
     placement = {name: len(nodes) for name, nodes in runner.placement.items()}
     options = f"{runner.engine_file.flavour}{', CUDA graph' if case.cuda_graph else ''}"
     # It runs on its own stream, and PyTorch's events are recorded on another one.
@@ -111,7 +111,7 @@ def _load_onnxruntime(case: Case, workspace: Workspace, provider: Provider, thre
     runner.__enter__()  # stays open as long as its process lives
     bound: Bound = HostSession(runner) if case.session_run else runner.bind()
     if case.end_to_end:
-        bound = HostEndToEnd(bound, runner.inputs[0])
+        bound = HostEndToEnd(bound, runner.inputs[0], workspace.info)
     placement = {name: len(nodes) for name, nodes in runner.placement.items()}
     version = runner.name.split()[2]
     # The rest of the runner's name describes its arithmetic, e.g. that a CPU rounds half precision.
@@ -158,8 +158,8 @@ class HostEndToEnd(HostBound):
     Either step is omitted if the model has pixels as input or labels as output.
     """
 
-    def __init__(self, inner: Bound, spec: TensorSpec) -> None:
-        self._inner, self._spec = inner, spec
+    def __init__(self, inner: Bound, spec: TensorSpec, info: ModelInfo) -> None:
+        self._inner, self._spec, self._info = inner, spec, info
         self._pixels: Pixels = np.empty(0, np.uint8)
         self._labels: Labels = np.empty(0, np.uint8)
 
@@ -169,9 +169,9 @@ class HostEndToEnd(HostBound):
 
     def launch(self) -> None:
         """Pre-process, upload, compute, download, and take the largest logit: N x H x W uint8."""
-        self._inner.upload(feed_of(self._spec, self._pixels))
+        self._inner.upload(feed_of(self._spec, self._pixels, self._info.preprocessing))
         self._inner.run()
-        self._labels = labels_of(self._inner.download())
+        self._labels = labels_of(self._inner.download(), self._info.boundary)
 
     def download(self) -> dict[str, npt.NDArray[Any]]:
         """Return the labels."""

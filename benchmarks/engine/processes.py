@@ -19,7 +19,7 @@ from benchmarks.report.results import Row, RowKey, RowStatus, WorkEstimate
 from benchmarks.stats.timing import Measurement
 from fcn_deploy.choices import Geometry, Head, ImageInput, Provider
 from fcn_deploy.errors import FcnDeployError, ParityError
-from fcn_deploy.model_info import VOC_CLASSES, ModelInfo
+from fcn_deploy.model_info import VOC_CLASSES, ModelInfo, NetworkSpec
 from fcn_deploy.parity.compare import LabelComparison
 from fcn_deploy.parity.report import ParityReport
 
@@ -202,13 +202,15 @@ class RowProcess:
 def network_name(info: ModelInfo) -> str:
     """Name a network in a report, e.g. `FCN-8s int8`, `FCN-8s pixels to labels` or `FCN-8s caffe / 16`."""
     network, precision = info.network, ComputePrecision(info.precision)
-    caffe = " caffe" if network.geometry is Geometry.CAFFE else ""
-    narrow = f" / {network.channel_divisor}" if network.channel_divisor > 1 else ""
+    caffe = narrow = ""
+    if isinstance(network, NetworkSpec):
+        caffe = " caffe" if network.geometry is Geometry.CAFFE else ""
+        narrow = f" / {network.channel_divisor}" if network.channel_divisor > 1 else ""
     classes = f", {network.num_classes} classes" if network.num_classes != len(VOC_CLASSES) else ""
     reduced = "" if precision is ComputePrecision.FP32 else f" {precision}"
     pixels_and_labels = info.image_input is ImageInput.UINT8, info.head is Head.LABELS
     heads = {(True, True): " pixels to labels", (True, False): " from pixels", (False, True): " to labels"}
-    return f"FCN-{network.variant}{caffe}{narrow}{classes}{reduced}{heads.get(pixels_and_labels, '')}"
+    return f"{network.name}{caffe}{narrow}{classes}{reduced}{heads.get(pixels_and_labels, '')}"
 
 
 class WorkerProcess:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from benchmarks.engine.cases import Case, ComputePrecision, Runtime
 from benchmarks.engine.workspace import Workspace
-from fcn_deploy.choices import Provider
-from fcn_deploy.model_info import INPUT_NAME, LABELS_NAME, MEAN_BGR, OUTPUT_NAME, PIXELS_NAME
-from fcn_deploy.models.fcn import FCN
-from fcn_deploy.models.weights import rebuild
+from fcn_deploy.choices import ChannelOrder, Provider
+from fcn_deploy.model_info import INPUT_NAME, LABELS_NAME, OUTPUT_NAME, PIXELS_NAME, ModelInfo
+from fcn_deploy.models.rebuild import rebuild
 from fcn_deploy.parity.inputs import Shape
 from fcn_deploy.runtime.base import Arrays, Bound
 
@@ -25,8 +25,10 @@ def load_pytorch(
     """Load the network onto the device of `provider`; returns the binding, PyTorch's version, and the settings."""
     torch.set_num_threads(threads or torch.get_num_threads())
     device = torch.device("cpu" if provider is Provider.CPU else "cuda")
-    kind = TorchEndToEnd if case.end_to_end else TorchBound
-    bound = kind(rebuild(workspace.info, workspace.checkpoint), case, workspace.shape, device)
+    network = rebuild(workspace.info, workspace.rebuild).network
+    bound = TorchBound(network, case, workspace.shape, device)
+    if case.end_to_end:
+        bound = TorchEndToEnd(network, case, workspace.shape, device, workspace.info)
     settings = (
         f"{torch.get_num_threads()} threads" if device.type == "cpu" else "",
         "channels last" if _channels_last(case) else "",
@@ -41,7 +43,7 @@ class TorchBound(Bound):
     Input and output are on `device`; the output stays there until it is downloaded.
     """
 
-    def __init__(self, network: FCN, case: Case, shape: Shape, device: torch.device) -> None:
+    def __init__(self, network: nn.Module, case: Case, shape: Shape, device: torch.device) -> None:
         self._device = device
         self._dtype = torch.float16 if case.precision is ComputePrecision.FP16 else torch.float32
         self._format = torch.channels_last if _channels_last(case) else torch.contiguous_format
@@ -78,9 +80,12 @@ class TorchBound(Bound):
 class TorchEndToEnd(TorchBound):
     """The same from uint8 RGB on the host to uint8 labels on the host; everything between runs on the device."""
 
-    def __init__(self, network: FCN, case: Case, shape: Shape, device: torch.device) -> None:
+    def __init__(self, network: nn.Module, case: Case, shape: Shape, device: torch.device, info: ModelInfo) -> None:
         super().__init__(network, case, shape, device)
-        self._mean = torch.tensor(MEAN_BGR, device=device).view(1, 3, 1, 1)
+        self._info, preprocessing = info, info.preprocessing
+        self._mean, self._std = (
+            torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std)
+        )
         self._pixels = torch.empty(0)
         self._labels = torch.empty(0)
 
@@ -91,9 +96,20 @@ class TorchEndToEnd(TorchBound):
     def launch(self) -> None:
         """Upload, pre-process, compute, take the largest logit, and download."""
         with torch.inference_mode():
-            image = self._pixels.to(self._device).permute(0, 3, 1, 2).flip(1).float() - self._mean
-            image = image.to(self._dtype).contiguous(memory_format=self._format)
-            self._labels = self._call(image).argmax(1).to(torch.uint8).cpu()
+            image = self._preprocessed(self._pixels.to(self._device).permute(0, 3, 1, 2))
+            logits = self._call(image.to(self._dtype).contiguous(memory_format=self._format))
+            binary = logits.shape[1] == 1
+            labels = logits[:, 0] > self._info.boundary if binary else logits.argmax(1)
+            self._labels = labels.to(torch.uint8).cpu()
+
+    def _preprocessed(self, planes: torch.Tensor) -> torch.Tensor:
+        """Do what `Preprocessing.apply` does, without the operations that change nothing."""
+        preprocessing = self._info.preprocessing
+        found = (planes.flip(1) if preprocessing.channel_order is ChannelOrder.BGR else planes).float()
+        if preprocessing.scale != 1:
+            found = found * preprocessing.scale
+        found = found - self._mean
+        return found if set(preprocessing.std) == {1.0} else found / self._std
 
     def download(self) -> dict[str, npt.NDArray[Any]]:
         """Return the labels, which are on the host already."""

@@ -34,12 +34,13 @@ from benchmarks.engine.workspace import Workspace, prepare, workspace_of
 from benchmarks.report.results import BenchReport, Ceilings, Row, RowStatus, WorkEstimate
 from benchmarks.stats.timing import Protocol
 from fcn_deploy.artifact import is_engine
-from fcn_deploy.artifact.bundle import Bundle, check_checkpoint, open_bundle
+from fcn_deploy.artifact.bundle import Bundle, RebuildOptions, check_checkpoint, check_rebuild, open_bundle
 from fcn_deploy.choices import Provider
 from fcn_deploy.doctor import available_memory_bytes
 from fcn_deploy.errors import BundleError, CheckpointError, FcnDeployError, UsageError, check_range
 from fcn_deploy.graph import layers
-from fcn_deploy.model_info import ModelInfo
+from fcn_deploy.model_info import ModelInfo, ModuleSpec, NetworkSpec
+from fcn_deploy.models.rebuild import check_source
 from fcn_deploy.onnx_file import read_model
 from fcn_deploy.runtime.ort import require_provider
 from fcn_deploy.storage import file_sha256
@@ -55,7 +56,7 @@ class BenchOptions:
         batches: only bundles of these batches; empty means all.
         protocol: how samples are taken.
         threads: number of cores that every row may use; None means all.
-        checkpoint: the checkpoint that the bundles were exported from, if any.
+        rebuild: the checkpoint, or the user's own network, that the bundles were exported from, if any.
         command: the command line, for the record.
         answer_s: seconds after which a row fails when it has not answered; None waits for ever.
     """
@@ -65,7 +66,7 @@ class BenchOptions:
     batches: tuple[int, ...] = ()
     protocol: Protocol = field(default_factory=Protocol)
     threads: int | None = None
-    checkpoint: Path | None = None
+    rebuild: RebuildOptions = field(default_factory=RebuildOptions)
     command: tuple[str, ...] = ()
     answer_s: float | None = None
 
@@ -169,7 +170,7 @@ class Schedule:
     def measure_bundle(self, bundle: Bundle, cases: Sequence[Case], prepared: Workspace | None = None) -> None:
         """Measure all rows of one bundle, in a new workspace unless one is prepared already."""
         with tempfile.TemporaryDirectory() as folder:
-            workspace = prepared or workspace_of(bundle, Path(folder), self._options.checkpoint)
+            workspace = prepared or workspace_of(bundle, Path(folder), self._options.rebuild)
             problem = None if prepared else self._prepare(workspace, cases)
             self._processes = self._row_processes(workspace, bundle, cases, problem)
             try:
@@ -354,7 +355,7 @@ def _chosen_bundles(paths: Sequence[Path], options: BenchOptions) -> list[Bundle
     _check_batches(bundles, options.batches)
     chosen = [bundle for _, bundle in bundles if not options.batches or bundle.input_shape[0] in options.batches]
     _check_distinct(chosen)
-    _check_checkpoint(chosen, options.checkpoint)
+    _check_sources(chosen, options.rebuild)
     return chosen
 
 
@@ -377,10 +378,13 @@ def _check_distinct(bundles: Sequence[Bundle]) -> None:
         )
 
 
-def _check_checkpoint(bundles: Sequence[Bundle], path: Path | None) -> None:
-    """Check the checkpoints of all bundles first, because the last bundle is opened only after minutes."""
+def _check_sources(bundles: Sequence[Bundle], options: RebuildOptions) -> None:
+    """Check what all bundles are rebuilt from first, because the last bundle is opened only after minutes."""
+    path = options.checkpoint
     for bundle in bundles:
-        check_checkpoint(bundle.info.provenance, path)
+        check_rebuild(bundle.info, options)
+        if isinstance(bundle.info.network, ModuleSpec):
+            check_source(bundle.info.network, options)
     if path is not None:
         if not path.is_file():
             raise CheckpointError(f"checkpoint {path} is not a file", remedy="Check the path.")
@@ -393,10 +397,11 @@ def _check_batches(bundles: Sequence[tuple[Path, Bundle]], wanted: Sequence[int]
     missing = sorted(set(wanted) - {bundle.input_shape[0] for _, bundle in bundles})
     if missing:
         path, bundle = bundles[0]
-        variant = bundle.info.network.variant
+        network = bundle.info.network
+        source = f"--variant {network.variant}" if isinstance(network, NetworkSpec) else f"--module {network.source}"
         raise UsageError(
             f"no bundle has a batch of {', '.join(map(str, missing))}: {path} has {bundle.input_shape[0]}, "
             "and a bundle's batch is fixed",
-            remedy=f"Export one: fcn-deploy export --variant {variant} --batch {missing[0]} --output "
+            remedy=f"Export one: fcn-deploy export {source} --batch {missing[0]} --output "
             f"{path.name}-b{missing[0]} (with the options {path.name} was exported with), and pass it too.",
         )

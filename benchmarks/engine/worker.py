@@ -106,10 +106,10 @@ class Worker:
         return {INPUT_NAME: given.image}
 
     def _compared(self, name: str, reference: Any) -> LabelComparison:
-        outputs = self._runtime.bound.download()
+        outputs, boundary = self._runtime.bound.download(), self._spec.workspace.info.boundary
         if LABELS_NAME in outputs:
-            return compare_labels(name, reference, outputs[LABELS_NAME])
-        return compare_logits(name, reference, outputs[OUTPUT_NAME])
+            return compare_labels(name, reference, outputs[LABELS_NAME], boundary)
+        return compare_logits(name, reference, outputs[OUTPUT_NAME], boundary)
 
 
 def _bind_to(cores: tuple[int, ...]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.engine.cases import Graph
-from fcn_deploy.artifact.bundle import Bundle
+from fcn_deploy.artifact.bundle import Bundle, RebuildOptions
 from fcn_deploy.artifact.engine import Engine, open_engine, plan_beside
 from fcn_deploy.errors import BundleError
 from fcn_deploy.images import SAMPLE_PHOTO, Pixels, read_image, resize
@@ -26,7 +26,7 @@ class Workspace:
     info: ModelInfo  # facts about the bundle's network
     shape: Shape  # N x 3 x H x W
     opset: int  # of the bundle's model, and of the graphs that are exported again
-    checkpoint: Path | None  # the network's weights; None for random weights
+    rebuild: RebuildOptions  # what the network is rebuilt from
     photos: tuple[Path, ...] = (SAMPLE_PHOTO,)  # the bundle's calibration images, if it has any
     plan: Path = Path()  # path of the bundle's engine, if it has one
 
@@ -57,19 +57,19 @@ class Workspace:
 
     def inputs(self) -> tuple[ParityInput, ...]:
         """Return the inputs of every row: photos, and also noise unless the bundle is in int8."""
-        return parity_inputs(self.info, self.shape, photo_inputs(self.photos, self.shape))
+        return parity_inputs(self.info, self.shape, photo_inputs(self.photos, self.shape, self.info.preprocessing))
 
     def references(self) -> tuple[npt.NDArray[np.float32], ...]:
         """Return the reference's logits for `inputs`, mapped from their files."""
         return tuple(np.load(path, mmap_mode="r") for path in sorted(self.folder.glob("reference-*.npy")))
 
 
-def workspace_of(bundle: Bundle, folder: Path, checkpoint: Path | None) -> Workspace:
+def workspace_of(bundle: Bundle, folder: Path, rebuild: RebuildOptions) -> Workspace:
     """Return the workspace of a bundle; `prepare` writes its files."""
     opset = bundle.model.opset_imports[""]
     model_path, photos = bundle.model_path.resolve(), tuple(path.resolve() for path in bundle.photos) or (SAMPLE_PHOTO,)
     plan = plan_beside(bundle.path).resolve()
-    return Workspace(folder, model_path, bundle.info, bundle.input_shape, opset, checkpoint, photos, plan)
+    return Workspace(folder, model_path, bundle.info, bundle.input_shape, opset, rebuild, photos, plan)
 
 
 def prepare(workspace: Workspace, graphs: frozenset[Graph]) -> None:
@@ -79,12 +79,12 @@ def prepare(workspace: Workspace, graphs: frozenset[Graph]) -> None:
         CheckpointError: the bundle was made from another checkpoint than the workspace's.
     """
     # Rows, which read this module too, run without PyTorch, and most of them without the exporter.
-    from fcn_deploy.models.weights import rebuild
+    from fcn_deploy.models.rebuild import rebuild
     from fcn_deploy.parity.verify import run_all
     from fcn_deploy.progress import quietly
     from fcn_deploy.runtime.eager import EagerRunner
 
-    network = rebuild(workspace.info, workspace.checkpoint)
+    network = rebuild(workspace.info, workspace.rebuild).network
     for i, outputs in enumerate(run_all(EagerRunner(network, workspace.shape), workspace.inputs(), quietly)):
         np.save(workspace.folder / f"reference-{i}.npy", outputs[OUTPUT_NAME])
     if not graphs - {Graph.NETWORK, Graph.BUNDLE, Graph.ENGINE}:
@@ -101,7 +101,8 @@ def prepare(workspace: Workspace, graphs: frozenset[Graph]) -> None:
     write_model(model, workspace.graph_path(Graph.PLAIN))
     if Graph.PLAIN_HALF in graphs:
         options = PrecisionOptions(workspace.info.precision)
-        half, _ = reduce_precision(model, options, calibration_inputs(options, workspace.shape), Target.CUDA)
+        inputs = calibration_inputs(options, workspace.shape, workspace.info.preprocessing)
+        half, _ = reduce_precision(model, options, inputs, Target.CUDA)
         write_model(half, workspace.graph_path(Graph.PLAIN_HALF))
     if graphs & {Graph.SIMPLIFIED, Graph.DIRECT}:
         model, _ = simplify(model)

@@ -18,7 +18,7 @@ from benchmarks.engine.workspace import Workspace, prepare, workspace_of
 from exporters.export import ExportOptions, export
 from exporters.onnx import OnnxOptions, default_opset
 from exporters.precision.options import PrecisionOptions
-from fcn_deploy.artifact.bundle import open_bundle
+from fcn_deploy.artifact.bundle import RebuildOptions, open_bundle
 from fcn_deploy.choices import Head, ImageInput, Precision, Provider, Target, Variant
 from fcn_deploy.errors import FcnDeployError
 
@@ -139,7 +139,7 @@ def make(entry: Entry, exports: Exports, threads: int) -> Workspace:
     folder = exports.folder / entry.name
     folder.mkdir()
     bundle = open_bundle(export(exports.options(entry)).path)
-    workspace = workspace_of(bundle, folder, None)
+    workspace = workspace_of(bundle, folder, RebuildOptions())
     prepare(workspace, graphs_of(entry.cases(exports.provider), workspace.info))
     return workspace
 

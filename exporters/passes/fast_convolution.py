@@ -30,7 +30,7 @@ from exporters.passes.edit import (
 )
 from exporters.passes.toom_cook import ACROSS, DOWN, Transform
 from exporters.passes.zero_frame import use_zero_frame
-from fcn_deploy.model_info import DIRECT_KEY, TRANSFORM_KEY, WINDOW_KEY
+from fcn_deploy.model_info import DIRECT_KEY, FIELD_KEY, LIVE_KEY, TRANSFORM_KEY, WINDOW_KEY
 from fcn_deploy.regions import Span
 
 # A smaller gain is lost where neighbours have to change the layout of their maps.
@@ -309,14 +309,17 @@ def _cropped(build: _Builder, value: ir.Value, shape: tuple[int, ...]) -> ir.Val
     return value
 
 
+_ABOUT_THE_MAP = (WINDOW_KEY, FIELD_KEY, LIVE_KEY)
+
+
 def _take_place(made: ir.Value, node: ir.Node) -> None:
     """Let `made` stand for the output of `node`."""
     maker = made.producer()
     replace_value(node.outputs[0], made)
     if maker is not None:
         maker.name = node.name
-        if WINDOW_KEY in node.metadata_props:
-            maker.metadata_props[WINDOW_KEY] = node.metadata_props[WINDOW_KEY]
+        kept = {key: node.metadata_props[key] for key in _ABOUT_THE_MAP if key in node.metadata_props}
+        maker.metadata_props.update(kept)
 
 
 def _inputs(build: _Builder, image: ir.Value, tiling: Tiling) -> ir.Value:

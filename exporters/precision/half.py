@@ -9,6 +9,7 @@ from math import ceil, log2
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -17,7 +18,7 @@ from exporters.precision.observe import (
     Activation,
     Feeds,
     activation_of,
-    is_activated,
+    before_activations,
     is_constant,
     observe,
     rearranged_input,
@@ -35,6 +36,15 @@ DTYPES = {Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOA
 LIMITS = {Precision.FP16: 65504.0, Precision.BF16: 3.3895314e38}
 # Maps may be this many times larger on other images.
 HEADROOM = 8
+# What these give is within the range of what they read, or within fixed bounds.
+_WITHIN_RANGE = frozenset({
+    "ArgMax", "AveragePool", "Cast", "Clip", "Concat", "Dropout", "Expand", "Flatten", "Gather", "GlobalAveragePool",
+    "GlobalMaxPool", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Max", "MaxPool", "Min", "Pad", "Relu",
+    "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Tanh", "Transpose", "Unsqueeze",
+})  # fmt: skip
+_IN_HALF = _WITHIN_RANGE | {
+    "Add", "BatchNormalization", "Conv", "ConvTranspose", "Div", "Gemm", "Greater", "MatMul", "Mul", "PRelu", "Sub",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,8 +95,13 @@ def convert_to_half(
 
 
 def observed_names(model: ir.Model) -> list[str]:
-    """Return the maps with new values; all other maps hold some of their values."""
-    return [str(node.outputs[0].name) for node in model.graph if node.op_type in ("Conv", "ConvTranspose", "Add")]
+    """Return the maps with new values: all others are within the range of those that they are made of."""
+    early = prologue_nodes(model)
+    return [
+        str(node.outputs[0].name)
+        for node in model.graph
+        if node.outputs[0].dtype is ir.DataType.FLOAT and node.op_type not in _WITHIN_RANGE and node not in early
+    ]
 
 
 def rescale_factors(model: ir.Model, observed: Mapping[str, Activation], limit: float) -> dict[str, float]:
@@ -162,13 +177,14 @@ def cast_to_half(model: ir.Model, precision: Precision, observed: dict[str, Acti
     """Convert the weights and maps of a copy of `model` to half precision.
 
     In bfloat16 the head stays in float32: not every runtime has bfloat16 transposed convolutions, and 8 bits of
-    scores decide labels badly.
+    scores decide labels badly. Operators that few runtimes have in half precision stay in float32, too.
 
     Raises:
         UsageError: a weight is beyond the type's limit.
     """
     copy, dtype = model.clone(), DTYPES[precision]
     stays = prologue_nodes(copy) | (head_nodes(copy) if precision is Precision.BF16 else set())
+    stays |= {node for node in copy.graph if not _fits_half(node)}
     nodes = [node for node in copy.graph if node not in stays]
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in nodes:
@@ -192,8 +208,9 @@ def _convert(
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value],
 ) -> None:
     """Convert the float32 constants, inputs and outputs of a node to `dtype`."""
+    kinds = _kinds_of_inputs(node)
     for index, value in enumerate(node.inputs):
-        if value is None or value.dtype is not ir.DataType.FLOAT:
+        if value is None or value.dtype is not ir.DataType.FLOAT or kinds[index] != kinds[0]:
             continue
         fixed = value.is_initializer()
         made = _constant_in(model, value, dtype, limit) if fixed else _cast(value, dtype, casts)
@@ -201,6 +218,19 @@ def _convert(
     for output in node.outputs:
         if output.dtype is ir.DataType.FLOAT:
             output.type = ir.TensorType(dtype)
+
+
+def _fits_half(node: ir.Node) -> bool:
+    """Return whether runtimes compute an operator in half precision; a Cast to float32 is meant as such."""
+    to_float = node.op_type == "Cast" and node.outputs[0].dtype is ir.DataType.FLOAT
+    return not node.domain and node.op_type in _IN_HALF and not to_float
+
+
+def _kinds_of_inputs(node: ir.Node) -> list[str]:
+    """Return the type variable of each input in ONNX's schema: those of the first are the maps and weights."""
+    version = node.version or onnx.defs.onnx_opset_version()
+    formals = [formal.type_str for formal in onnx.defs.get_schema(node.op_type, version).inputs]
+    return [formals[min(index, len(formals) - 1)] for index in range(len(node.inputs))]
 
 
 def _constant_in(model: ir.Model, value: ir.Value, dtype: ir.DataType, limit: float) -> ir.Value:
@@ -238,25 +268,26 @@ def _restore_outputs(model: ir.Model, dtype: ir.DataType) -> None:
 
 
 def head_nodes(model: ir.Model) -> set[ir.Node]:
-    """Find the head: convolutions that no Relu follows, and everything behind them.
+    """Find the head: convolutions and products that no activation follows, and everything behind them.
 
     Its sums of few large scores decide the labels, and take a hundredth of the work.
     """
     found: set[ir.Node] = set()
+    trunk = before_activations(model)
     for node in model.graph:
         behind = any(value is not None and value.producer() in found for value in node.inputs)
-        scores = node.op_type in ("Conv", "ConvTranspose") and not is_activated(node)
+        scores = node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm") and node not in trunk
         if behind or scores:
             found.add(node)
     return found
 
 
 def prologue_nodes(model: ir.Model) -> set[ir.Node]:
-    """Find what precedes the first convolution and its padding: casts and sums that make an image of pixels."""
+    """Find what precedes the first convolution and its padding: what makes an image of pixels."""
     found: set[ir.Node] = set()
     for node in model.graph:
         made_from = [v for v in node.inputs if v is not None and not v.is_initializer()]
         early = made_from and all(v.is_graph_input() or v.producer() in found for v in made_from)
-        if early and node.op_type in ("Cast", "Sub", "Transpose"):
+        if early and node.op_type in ("Cast", "Mul", "Sub", "Div", "Transpose"):
             found.add(node)
     return found

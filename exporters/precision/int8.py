@@ -101,12 +101,13 @@ def quantize(
     method: Calibration,
     target: Target,
     min_agreement: float,
+    boundary: float = 0.0,
     on_step: OnStep = quietly,
 ) -> tuple[ir.Model, Quantization]:
     """Quantize as many of the trunk's convolutions, in a copy of the float32 `model`, as keep the labels.
 
     Labels on `feeds`, the calibration images, keep a mean IU of at least `min_agreement`. `target`, where the graph is
-    to run, decides the integers' type.
+    to run, decides the integers' type. The logit of a single class is labelled 1 above `boundary`.
 
     Raises:
         UsageError: the graph has no trunk.
@@ -114,13 +115,14 @@ def quantize(
     """
     if not any(trunk_convolutions(model)):
         raise UsageError(
-            "no convolution is followed by a Relu alone, so no layer can be quantized",
+            "no convolution of constant weights comes before an activation (Relu, Clip, LeakyRelu, HardSwish, ...), so "
+            "no layer can be quantized",
             remedy="Pass --precision fp16.",
         )
     parts = (runs(model, _inner_maps(model)) + 1) * len(feeds)
     with on_step(f"observe every layer on {len(feeds)} images", parts) as advance:
         observed = observe_maps(model, feeds, advance)
-        expected = _labels(model, feeds, advance)
+        expected = _labels(model, feeds, boundary, advance)
     scales = {name: map_scale(found, method, target) for name, found in observed.items()}
     noises = layer_noises(model, observed, scales)
 
@@ -128,7 +130,7 @@ def quantize(
         """Quantize those layers; returns the graph and its mean IU."""
         with on_step(f"8 bits in {len(layers)} of {len(noises)} layers, compare labels", len(feeds)) as advance:
             candidate = quantize_layers(model, scales, set(layers))
-            return candidate, _agreement(expected, _labels(candidate, feeds, advance))
+            return candidate, _agreement(expected, _labels(candidate, feeds, boundary, advance))
 
     worst_first = [layer.name for layer in sorted(noises, key=lambda layer: layer.sqnr_db)]
     layers, (candidate, mean_iu) = _most_layers(attempt, worst_first, min_agreement)
@@ -170,11 +172,11 @@ def _fewest_in_float(attempt: Attempt, worst_first: Sequence[str], enough: float
     return high, best
 
 
-def _labels(model: ir.Model, feeds: Feeds, advance: Advance) -> list[Labels]:
+def _labels(model: ir.Model, feeds: Feeds, boundary: float, advance: Advance) -> list[Labels]:
     found = []
     with open_graph(model) as runner:
         for feed in feeds:
-            found.append(labels_of(runner.run(feed)))
+            found.append(labels_of(runner.run(feed), boundary))
             advance()
     return found
 

@@ -28,6 +28,23 @@ _CHUNK_BYTES = 400e6
 # Share of the values that percentile calibration keeps (the default of ONNX Runtime's static quantization).
 PERCENTILE = 99.999
 _QUANTIZED_BINS = 128
+# Behind the last of these, a network's maps are scores. A Sigmoid weighs maps, or ends a network: it is none of them.
+ACTIVATIONS = frozenset(
+    {
+        "Relu",
+        "Clip",
+        "LeakyRelu",
+        "PRelu",
+        "HardSwish",
+        "Elu",
+        "Selu",
+        "Celu",
+        "Gelu",
+        "Mish",
+        "Swish",
+        "Erf",
+    }
+)
 _STEP = 16
 
 
@@ -157,21 +174,29 @@ def _divergence(counts: npt.NDArray[np.float64], bins: int) -> float:
 
 
 def trunk_convolutions(model: ir.Model) -> Iterator[ir.Node]:
-    """Return the convolutions that a Relu follows, in order."""
-    return (node for node in model.graph if node.op_type == "Conv" and is_activated(node))
+    """Return the convolutions of constant weights that an activation follows, at once or later, in order."""
+    trunk = before_activations(model)
+    return (node for node in model.graph if node.op_type == "Conv" and node in trunk and _has_weights(node))
 
 
-def is_activated(node: ir.Node) -> bool:
-    """Return whether one Relu is the only reader of a node's output, directly or behind one pool."""
-    return _relu_behind(node) is not None
+def before_activations(model: ir.Model) -> set[ir.Node]:
+    """Return the nodes that an activation follows, at once or later. All others make scores of its last maps."""
+    found: set[ir.Node] = set()
+    for node in reversed(model.graph):
+        readers = [use.node for output in node.outputs for use in output.uses()]
+        if any(reader.op_type in ACTIVATIONS or reader in found for reader in readers):
+            found.add(node)
+    return found
+
+
+def _has_weights(node: ir.Node) -> bool:
+    return ir.convenience.get_const_tensor(node.inputs[1]) is not None if node.inputs[1] is not None else False
 
 
 def activation_of(convolution: ir.Node) -> ir.Value:
-    """Return the output of the Relu behind a trunk convolution."""
+    """Return the output of the Relu that alone follows a convolution, or else the convolution's own."""
     relu = _relu_behind(convolution)
-    if relu is None:
-        raise ValueError(f"no Relu follows {convolution.name} alone")
-    return relu.outputs[0]
+    return (relu or convolution).outputs[0]
 
 
 def _relu_behind(node: ir.Node) -> ir.Node | None:

@@ -1,6 +1,7 @@
 """Converts a float32 graph to another precision, with calibration images."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +16,7 @@ from fcn_deploy.errors import ImageError, UsageError
 from fcn_deploy.images import SAMPLE_PHOTO, find_images
 from fcn_deploy.model_info import TensorSpec
 from fcn_deploy.parity.inputs import ParityInput, Shape, photo_input
+from fcn_deploy.preprocessing import Preprocessing
 from fcn_deploy.progress import OnStep, quietly
 
 Reduction = HalfReport | Quantization
@@ -22,7 +24,9 @@ Reduction = HalfReport | Quantization
 _REDUCED_DTYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.INT8})
 
 
-def calibration_inputs(options: PrecisionOptions, shape: Shape) -> tuple[ParityInput, ...]:
+def calibration_inputs(
+    options: PrecisionOptions, shape: Shape, preprocessing: Preprocessing
+) -> tuple[ParityInput, ...]:
     """Read the calibration images as inputs of the network; half precision falls back to the bundled photo.
 
     Raises:
@@ -31,8 +35,9 @@ def calibration_inputs(options: PrecisionOptions, shape: Shape) -> tuple[ParityI
     if options.precision is Precision.FP32:
         return ()
     if not options.calibration:
-        return (photo_input(SAMPLE_PHOTO, shape),)
-    inputs = tuple(photo_input(path, shape) for path in find_images([str(p) for p in options.calibration]))
+        return (photo_input(SAMPLE_PHOTO, shape, preprocessing),)
+    photos = find_images([str(path) for path in options.calibration])
+    inputs = tuple(photo_input(path, shape, preprocessing) for path in photos)
     if not any(np.ptp(given.image, axis=(2, 3)).any() for given in inputs):
         raise ImageError(
             f"each of the {len(inputs)} calibration images has a single colour, so ranges cannot be calibrated",
@@ -47,12 +52,14 @@ def reduce_precision(
     inputs: Sequence[ParityInput],
     target: Target,
     on_step: OnStep = quietly,
+    *,
+    boundary: float = 0.0,
 ) -> tuple[ir.Model, Reduction | None]:
     """Convert a copy of `model` to the precision in `options`; float32 returns `model` itself.
 
     The model has its final input and output heads already. Its maps are observed on `inputs`, from
     `calibration_inputs`. Without a minimum agreement, every layer of the trunk is quantized. `target`, what the graph
-    is to run on, decides the type of 8-bit maps.
+    is to run on, decides the type of 8-bit maps. `boundary` is that of a single class (`ModelInfo.boundary`).
 
     Raises:
         UsageError: a weight or a map exceeds the type's limit, or the precision is already reduced.
@@ -67,7 +74,8 @@ def reduce_precision(
     feeds = [{spec.name: given.feed(spec)} for given in inputs]
     if options.precision is Precision.INT8:
         method, agreement = options.method or Calibration.MINMAX, options.min_agreement or 0.0
-        return quantize(model, feeds, method=method, target=target, min_agreement=agreement, on_step=on_step)
+        chosen: dict[str, Any] = {"method": method, "target": target, "min_agreement": agreement, "boundary": boundary}
+        return quantize(model, feeds, **chosen, on_step=on_step)
     converted, report = convert_to_half(model, options.precision, feeds, on_step)
     if options.precision is Precision.BF16 and target is not Target.TENSORRT:
         PoolMaximum()(converted)

@@ -225,7 +225,7 @@ def _graph(job: EngineJob, folder: Path, on_step: OnStep) -> Path:
     if job.precision is job.bundle.info.precision:
         return job.bundle.model_path
     reducing = PrecisionOptions(job.precision, job.options.calibration)
-    inputs = calibration_inputs(reducing, job.bundle.input_shape)
+    inputs = calibration_inputs(reducing, job.bundle.input_shape, job.bundle.info.preprocessing)
     model, _ = reduce_precision(job.bundle.model, reducing, inputs, Target.TENSORRT, on_step)
     path = folder / "model.onnx"
     write_model(model, path)

@@ -1,10 +1,11 @@
 """The graphs of a repository: pixels as input, labels as output, and a variable batch.
 
 Unlike the pixel input of an export, the nodes added here leave the model's own nodes and weights untouched. So they fit
-every precision, and the model reads the numbers of `fcn_deploy.images.preprocess`, bit for bit.
+every precision, and the model reads the numbers of `Preprocessing.apply`, bit for bit.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from exporters.rewrite import with_heads
 from fcn_deploy.choices import Head, ImageInput
 from fcn_deploy.errors import ParityError, UsageError
 from fcn_deploy.images import SAMPLE_PHOTO, Labels, Pixels
-from fcn_deploy.model_info import INPUT_NAME, LABELS_NAME, OUTPUT_NAME, PIXELS_NAME
+from fcn_deploy.model_info import INPUT_NAME, OUTPUT_NAME, PIXELS_NAME, ModelInfo
 from fcn_deploy.parity.inputs import Shape, photo_input, pixel_noise_input
 from fcn_deploy.parity.tolerance import TIERS
 from fcn_deploy.runtime.base import feed_of, labels_of
@@ -26,31 +27,33 @@ from fcn_deploy.runtime.ort import OrtRunner
 from fcn_deploy.runtime.run_graph import open_graph
 
 _IR_VERSION, _OPSET = 8, 17
-_RGB_TO_BGR = (2, 1, 0)
 
 
-def pixels_to_labels(model: ir.Model) -> ir.Model:
+def pixels_to_labels(model: ir.Model, info: ModelInfo) -> ir.Model:
     """Return a copy of `model` from N x H x W x 3 uint8 RGB pixels to N x H x W uint8 labels."""
-    wants_labels = model.graph.outputs[0].name != LABELS_NAME
-    changed = with_heads(model, ImageInput.FLOAT, Head.LABELS) if wants_labels else model.clone()
-    if changed.graph.inputs[0].name != PIXELS_NAME:
-        _take_pixels(changed)
+    changed = _to_labels(model, info) if info.head is not Head.LABELS else model.clone()
+    if info.image_input is not ImageInput.UINT8:
+        _take_pixels(changed, info)
     return changed
 
 
-def preprocessing(batch: int, height: int, width: int) -> ir.Model:
-    """Return a separate model: N x H x W x 3 uint8 RGB `pixels` to N x 3 x H x W float32 BGR less the mean, `image`."""
+def _to_labels(model: ir.Model, info: ModelInfo) -> ir.Model:
+    return with_heads(model, replace(info, image_input=ImageInput.FLOAT, head=Head.LABELS))
+
+
+def preprocessing(info: ModelInfo, batch: int, height: int, width: int) -> ir.Model:
+    """Return a separate model: N x H x W x 3 uint8 RGB `pixels` to N x 3 x H x W pre-processed float32, `image`."""
     image = ir.val(INPUT_NAME, ir.DataType.FLOAT, (batch, 3, height, width))
     model = _model(ir.Graph([image], [], nodes=[], name="preprocessing"))
-    model.graph.outputs.append(_take_pixels(model))
+    model.graph.outputs.append(_take_pixels(model, info))
     return model
 
 
-def postprocessing(batch: int, classes: int, height: int, width: int) -> ir.Model:
+def postprocessing(info: ModelInfo, batch: int, height: int, width: int) -> ir.Model:
     """Return a separate model: N x K x H x W float32 `logits` to N x H x W uint8 `labels`."""
-    logits = ir.val(OUTPUT_NAME, ir.DataType.FLOAT, (batch, classes, height, width))
+    logits = ir.val(OUTPUT_NAME, ir.DataType.FLOAT, (batch, info.network.num_classes, height, width))
     graph = ir.Graph([logits], [logits], nodes=[], name="postprocessing")
-    return with_heads(_model(graph), ImageInput.FLOAT, Head.LABELS)
+    return _to_labels(_model(graph), info)
 
 
 def _model(graph: ir.Graph) -> ir.Model:
@@ -58,19 +61,17 @@ def _model(graph: ir.Graph) -> ir.Model:
     return ir.Model(graph, ir_version=_IR_VERSION)
 
 
-def _take_pixels(model: ir.Model) -> ir.Value:
+def _take_pixels(model: ir.Model, info: ModelInfo) -> ir.Value:
     """Replace a model's input by pixels, in place; returns the value that has the input's name now."""
     image, graph = model.graph.inputs[0], model.graph
-    nodes = pixel_nodes(model, image, "preprocess", "preprocess/planes")
-    rgb, order = nodes[-1].outputs[0], add_constant(model, "preprocess/bgr", np.array(_RGB_TO_BGR, dtype=np.int64))
-    bgr = ir.val(image.name, rgb.dtype, rgb.shape)
-    nodes.append(ir.node("Gather", [rgb, order], {"axis": 1}, outputs=[bgr], name=image.name))
-    image.replace_all_uses_with(bgr)
+    nodes = pixel_nodes(model, image, info.preprocessing, "preprocess", in_order=True)
+    made = nodes[-1].outputs[0]
+    image.replace_all_uses_with(made)
     if len(graph):
         graph.insert_before(graph[0], nodes)
     else:
         graph.extend(nodes)
-    return bgr
+    return made
 
 
 _BATCH = "batch"
@@ -157,7 +158,7 @@ def _repeat_stored(model: ir.Model, value: ir.Value, shape_of: ShapeOf, front: i
     model.graph.initializers.pop(str(value.name))
 
 
-def require_same_labels(source: Path, served: ir.Model, shape: Shape) -> None:
+def require_same_labels(source: Path, served: ir.Model, shape: Shape, info: ModelInfo) -> None:
     """Compare labels of `served` with those of the ONNX file `source`, on a photo and on noise, on the CPU.
 
     `shape` is N, 3, H, W of the artifact; batches of 1 and of N are compared.
@@ -168,8 +169,8 @@ def require_same_labels(source: Path, served: ir.Model, shape: Shape) -> None:
     pictures = [photo_input(SAMPLE_PHOTO, shape), pixel_noise_input(seed=0, shape=shape)]
     pixels = np.concatenate([one.pixels for one in pictures if one.pixels is not None])
     with OrtRunner(source) as runner:
-        parts = np.split(pixels, len(pictures))
-        expected = np.concatenate([labels_of(runner.run(feed_of(runner.inputs[0], part))) for part in parts])
+        feeds = [feed_of(runner.inputs[0], part, info.preprocessing) for part in np.split(pixels, len(pictures))]
+        expected = np.concatenate([labels_of(runner.run(feed), info.boundary) for feed in feeds])
     bound = TIERS["fp32"].label_agreement or 1.0
     for batch in sorted({1, shape[0]}):
         found = _labels(served, pixels, batch)

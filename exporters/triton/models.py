@@ -125,7 +125,7 @@ def _write_graph(job: PackageJob, bundle: Bundle) -> None:
     version = job.version(job.name)
     graph = bundle.model.graph
     complete = (graph.inputs[0].name, graph.outputs[0].name) == (PIXELS_NAME, LABELS_NAME)
-    served = bundle.model if complete else pixels_to_labels(bundle.model)
+    served = bundle.model if complete else pixels_to_labels(bundle.model, bundle.info)
     if job.batch > 1:
         served = with_free_batch(served)
     if served is bundle.model:
@@ -133,7 +133,7 @@ def _write_graph(job: PackageJob, bundle: Bundle) -> None:
             shutil.copyfile(bundle.model_path, version / MODEL_FILE)
     else:
         with job.on_step("compare the labels of the graph for Triton with the artifact's"):
-            require_same_labels(bundle.model_path, served, bundle.input_shape)
+            require_same_labels(bundle.model_path, served, bundle.input_shape, bundle.info)
         with job.on_step(f"write {MODEL_FILE}"):
             write_model(served, version / MODEL_FILE)
     if bundle.manifest is not None:
@@ -167,10 +167,10 @@ def _write_engine_models(job: PackageJob, engine: Engine) -> tuple["ModelConfig"
     batch, _, height, width = engine.input_shape
     if before:
         pixels = TensorSpec(PIXELS_NAME, (batch, height, width, 3), "uint8")
-        steps.insert(0, _write_step(job, "pixels", pixels, source, preprocessing(batch, height, width)))
+        steps.insert(0, _write_step(job, "pixels", pixels, source, preprocessing(engine.info, batch, height, width)))
     if after:
         labels = TensorSpec(LABELS_NAME, (batch, height, width), "uint8")
-        graph = postprocessing(batch, target.shape[1], height, width)
+        graph = postprocessing(engine.info, batch, height, width)
         steps.append(_write_step(job, "labels", target, labels, graph))
     # Triton needs a version folder for an ensemble too, and object stores drop empty folders.
     shutil.copyfile(sidecar_path(engine.path), sidecar_path(job.version(job.name) / PLAN_FILE))

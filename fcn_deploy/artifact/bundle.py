@@ -17,7 +17,7 @@ import msgspec
 import onnx_ir as ir
 
 from fcn_deploy.choices import Head, ImageInput
-from fcn_deploy.errors import BundleError, CheckpointError, SizeError, UsageError
+from fcn_deploy.errors import BundleError, CheckpointError, ModuleError, SizeError, UsageError
 from fcn_deploy.geometry import check_fits
 from fcn_deploy.model_info import (
     INPUT_NAME,
@@ -26,6 +26,7 @@ from fcn_deploy.model_info import (
     OUTPUT_NAME,
     PIXELS_NAME,
     ModelInfo,
+    NetworkSpec,
     Provenance,
 )
 from fcn_deploy.onnx_file import read_model
@@ -168,7 +169,7 @@ class Bundle:
 
     def _check_fits(self, info: ModelInfo, height: int | None, width: int | None) -> None:
         """Check that the network of the facts takes images of the graph's size, where that is fixed."""
-        if not height or not width or min(height, width) < 0:
+        if not isinstance(info.network, NetworkSpec) or not height or not width or min(height, width) < 0:
             return
         try:
             check_fits(height, width, info.network.variant, info.network.geometry)
@@ -247,6 +248,42 @@ def _wanted(name: str, dtypes: Collection[ir.DataType], shape: Sequence[int | No
 
 def _described(values: Sequence[ir.Value]) -> str:
     return ", ".join(f"{value.name} {value.dtype} {value.shape}" for value in values) or "none"
+
+
+@dataclass(frozen=True)
+class RebuildOptions:
+    """What a network is rebuilt from, besides the facts of its artifact.
+
+    Attributes:
+        checkpoint: the checkpoint the artifact was exported from, if there was one.
+        module: the user's own network that it was exported from, if it was; its code is run.
+        module_changed: accept that the file of `module` is not the one that was exported.
+    """
+
+    checkpoint: Path | None = None
+    module: str | None = None
+    module_changed: bool = False
+
+
+def check_rebuild(info: ModelInfo, options: RebuildOptions) -> None:
+    """Check, before any code is run, that the network of an artifact can be rebuilt from `options`.
+
+    Raises:
+        CheckpointError: it came from a checkpoint and none is given.
+        ModuleError: it came from the user's own code and none is given.
+        UsageError: it came from random weights and a checkpoint is given, or from an FCN and a module is given.
+    """
+    check_checkpoint(info.provenance, options.checkpoint)
+    if isinstance(info.network, NetworkSpec):
+        if options.module is not None or options.module_changed:
+            raise UsageError(
+                f"this artifact was exported from {info.network}, not from a module", remedy="Omit --module."
+            )
+    elif options.module is None:
+        raise ModuleError(
+            f"this artifact states that it was exported from {info.network}, SHA-256 {info.network.sha256}",
+            remedy="Pass your own copy with --module: its code is run, with the arguments that the artifact states.",
+        )
 
 
 def check_checkpoint(made_from: Provenance, path: Path | None, sha256: str | None = None) -> None:

@@ -14,9 +14,11 @@ from fcn_deploy.cli.parameters import (
     ArtifactPath,
     Json,
     KeepAspect,
+    ModuleChanged,
     NoCache,
     RunProvider,
     SourceCheckpoint,
+    SourceModule,
     output_option,
     panel,
 )
@@ -27,6 +29,8 @@ inputs_option, comparison_option, data_option = panel("Inputs"), panel("Comparis
 def verify(
     bundle: ArtifactPath,
     checkpoint: SourceCheckpoint = None,
+    module: SourceModule = None,
+    module_changed: ModuleChanged = False,
     image: Annotated[
         list[Path] | None,
         inputs_option(
@@ -59,7 +63,16 @@ def verify(
     from fcn_deploy.cli import console, render
 
     options = fd.VerifyOptions(
-        checkpoint, tuple(image or ()), samples, provider, exact, layers, save_worst, not no_cache
+        checkpoint,
+        tuple(image or ()),
+        samples,
+        provider,
+        exact,
+        layers,
+        save_worst,
+        use_cache=not no_cache,
+        module=module,
+        module_changed=module_changed,
     )
     result = fd.verify(bundle, options, console.show_step)
     console.print_result(result, render.print_verification, as_json=json)
@@ -80,6 +93,8 @@ def evaluate(
         Literal["pytorch"] | None, typer.Option(help="Also score PyTorch on the same photos.", show_default=False)
     ] = None,
     checkpoint: SourceCheckpoint = None,
+    module: SourceModule = None,
+    module_changed: ModuleChanged = False,
     split: Annotated[
         str | None, data_option(help="Pascal VOC only: a list in ImageSets/Segmentation. Default: val.", metavar="NAME")
     ] = None,
@@ -107,7 +122,17 @@ def evaluate(
     from fcn_deploy.cli import console, render
 
     options = fd.EvaluateOptions(
-        output, keep_aspect, provider, against, checkpoint, worst, limit, page, use_cache=not no_cache
+        output,
+        keep_aspect,
+        provider,
+        against,
+        checkpoint,
+        worst,
+        limit,
+        page,
+        use_cache=not no_cache,
+        module=module,
+        module_changed=module_changed,
     )
     result = fd.evaluate(bundle, _dataset(dataset, split, images, labels), options, console.show_step)
     console.print_result(result, partial(render.print_evaluation, output=output), as_json=json)

@@ -41,7 +41,7 @@ _STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u206
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr)
+    console = Console(stderr=stderr, emoji=False)
     if not console.is_terminal:
         console.width = _UNLIMITED
     return console

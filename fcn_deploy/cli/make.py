@@ -11,15 +11,18 @@ import fcn_deploy as fd
 from exporters.triton.options import STORAGE_PLACEHOLDER
 from fcn_deploy.choices import (
     Calibration,
+    ChannelOrder,
     FlavourName,
     Geometry,
     Head,
     ImageInput,
     Optimize,
     Precision,
+    Preset,
     Provider,
     Target,
     TritonBackend,
+    UpsampleMode,
     Variant,
 )
 from fcn_deploy.cli.parameters import (
@@ -30,10 +33,13 @@ from fcn_deploy.cli.parameters import (
     panel,
     parse_capabilities,
     parse_checkpoint,
+    parse_module,
+    parse_preprocessing,
     parse_size,
 )
 
 network_option, weights_option, graph_option = panel("Network"), panel("Weights"), panel("Graph")
+picture_option, label_option = panel("Pre-processing"), panel("Labels")
 precision_option, build_option = panel("Precision"), panel("Build")
 model_option, triton_option = panel("Model"), panel("Triton")
 
@@ -44,7 +50,27 @@ RewriteTarget = Annotated[
 
 
 def export(
-    variant: Annotated[Variant, network_option(help="The FCN, by the stride of its last up-sampling.")],
+    variant: Annotated[
+        Variant | None, network_option(help="The FCN, by the stride of its last up-sampling.", show_default=False)
+    ] = None,
+    module: Annotated[
+        str | None,
+        network_option(
+            metavar="SOURCE", help="Your own network instead: net.py:Net or package.module:Net. Its code is run."
+        ),
+    ] = None,
+    module_args: Annotated[
+        str, network_option(metavar="JSON", help="Keyword arguments of the module, such as '{\"num_classes\": 5}'.")
+    ] = "{}",
+    output_key: Annotated[
+        str | None, network_option(help="Key of the logits where the module returns a dictionary. Default: out.")
+    ] = None,
+    upsample: Annotated[
+        UpsampleMode, network_option(help="How a module's smaller logits are brought to the size of the image.")
+    ] = UpsampleMode.NONE,
+    align_corners: Annotated[
+        bool, network_option("--align-corners", help="Align the corners in bilinear up-sampling.")
+    ] = False,
     size: Annotated[str, network_option(help="Fixed input size in pixels: 500 or HxW.", metavar="PIXELS|HxW")] = "500",
     batch: Annotated[int, network_option(help="Images per run.")] = 1,
     num_classes: Annotated[
@@ -77,6 +103,31 @@ def export(
         ImageInput, graph_option(help="Input: float N x 3 x H x W, or uint8 RGB pixels N x H x W x 3.")
     ] = ImageInput.FLOAT,
     head: Annotated[Head, graph_option(help="Output: logits, or labels as one byte per pixel.")] = Head.LOGITS,
+    preprocessing: Annotated[
+        Preset | None,
+        picture_option(help="How pixels become the input; a module needs it. Default for FCNs: caffe."),
+    ] = None,
+    channel_order: Annotated[
+        ChannelOrder | None,
+        picture_option(help="Order of the network's channels; turns the preset's mean and std, too."),
+    ] = None,
+    scale: Annotated[
+        float | None, picture_option(help="Factor of the pixels, which are 0..255. Default: the preset's.")
+    ] = None,
+    mean: Annotated[
+        str | None,
+        picture_option(metavar="A,B,C", help="Is subtracted from the scaled channels, in their order."),
+    ] = None,
+    std: Annotated[str | None, picture_option(metavar="A,B,C", help="Divides what is left.")] = None,
+    class_names: Annotated[
+        Path | None, label_option(metavar="FILE", help="Names of the labels, one per line. Default: the checkpoint's.")
+    ] = None,
+    palette: Annotated[
+        Path | None, label_option(metavar="FILE", help="Colours of the labels, one per line: #1f77b4. Default: VOC's.")
+    ] = None,
+    threshold: Annotated[
+        float | None, label_option(help="For one class: probability above which a pixel is labelled 1. Default: 0.5.")
+    ] = None,
     opset: Annotated[
         int | None, graph_option(help="ONNX opset. Default: 18; 22 for bf16. CUDA lacks kernels for newer ones.")
     ] = None,
@@ -98,13 +149,14 @@ def export(
         ),
     ] = None,
     output: Annotated[
-        Path | None, output_option(help="Directory of the bundle. Default: fcn32s, fcn16s or fcn8s.")
+        Path | None,
+        output_option(help="Directory of the bundle. Default: fcn32s, ..., or the module's name."),
     ] = None,
     force: Force = False,
     no_verify: Annotated[bool, output_option("--no-verify", help="Do not compare with PyTorch.")] = False,
     json: Json = False,
 ) -> None:
-    """Export an FCN to ONNX, remove wasted work, check it against PyTorch, and write a bundle.
+    """Export an FCN, or your own network, to ONNX, remove wasted work, check it against PyTorch, and write a bundle.
 
     The bounds of the check depend on the precision (docs/precision.md).
 
@@ -113,9 +165,11 @@ def export(
     height, width = parse_size(size)
     from fcn_deploy.cli import console, render
 
+    chosen = parse_module(module, module_args, output_key, upsample, align_corners=align_corners)
     options = fd.ExportOptions(
         variant=variant,
-        output=output or Path(f"fcn{variant}"),
+        module=chosen,
+        output=output or Path(f"fcn{variant}" if chosen is None else chosen.name.lower()),
         geometry=geometry,
         num_classes=num_classes,
         channel_divisor=channel_divisor,
@@ -126,6 +180,8 @@ def export(
         head=head,
         image_input=image_input,
         precision=fd.PrecisionOptions(precision, tuple(calibration or ()), calibration_method, min_agreement),
+        preprocessing=parse_preprocessing(preprocessing, channel_order, scale, mean, std, is_fcn=chosen is None),
+        labels=fd.LabelOptions(class_names, palette, threshold),
         verify=not no_verify,
         force=force,
         command=("fcn-deploy", *sys.argv[1:]),

@@ -9,7 +9,15 @@ import typer
 
 import fcn_deploy as fd
 from fcn_deploy.choices import Provider
-from fcn_deploy.cli.parameters import Json, SourceCheckpoint, output_option, panel, parse_batches
+from fcn_deploy.cli.parameters import (
+    Json,
+    ModuleChanged,
+    SourceCheckpoint,
+    SourceModule,
+    output_option,
+    panel,
+    parse_batches,
+)
 
 measurement_option = panel("Measurement")
 HtmlPage = Annotated[Path | None, output_option("--report", help="Write an HTML page with plots.")]
@@ -22,6 +30,8 @@ def bench(
         list[Path], typer.Argument(metavar="BUNDLE", help="Bundle directories or ONNX files.", show_default=False)
     ],
     checkpoint: SourceCheckpoint = None,
+    module: SourceModule = None,
+    module_changed: ModuleChanged = False,
     batch: Annotated[
         str, typer.Option(help="Only bundles of these batch sizes, e.g. 1,4. Default: all.", metavar="N,N")
     ] = "",
@@ -63,7 +73,7 @@ def bench(
         batches=parse_batches(batch),
         protocol=fd.Protocol.of_duration(duration),
         threads=threads,
-        checkpoint=checkpoint,
+        rebuild=fd.RebuildOptions(checkpoint, module, module_changed),
         command=("fcn-deploy", *sys.argv[1:]),
     )
     with render.bench_progress() as update:

@@ -37,6 +37,8 @@ _LAYERS_SEEN_IN = {
     "builder": "from the log of TensorRT's builder",
 }
 
+_BILLION = 10**9
+
 
 def print_export(result: "fd.ExportResult") -> None:
     """Print what was done to the graph, how it compares with PyTorch, and what was written."""
@@ -54,7 +56,9 @@ def print_export(result: "fd.ExportResult") -> None:
         _print_parity(result.parity)
     if result.reduction is not None:
         _print_price(result)
-    print_line(f"[bold]{result.info.network}[/], {result.info.provenance}")
+    _print_network(result.info)
+    if isinstance(result.info.network, fd.ModuleSpec) or result.info.preprocessing != fd.Preprocessing():
+        print_line(f"pre-processing: {result.info.preprocessing}")
     batch, channels, height, width = result.input_shape
     on_pixels = result.info.image_input is ImageInput.UINT8
     shape = f"{batch}x{height}x{width}x{channels}" if on_pixels else f"{batch}x{channels}x{height}x{width}"
@@ -85,10 +89,18 @@ def _print_rewriting(rewriting: "fd.Rewriting") -> None:
     for report in rewriting.passes:
         _print_pass(report)
     before, after = rewriting.before, rewriting.after
-    macs = f"multiply-adds {before.multiply_adds / 1e9:.1f} -> {after.multiply_adds / 1e9:.1f} G"
+    macs = f"multiply-adds {_billions(before.multiply_adds)} -> {_billions(after.multiply_adds)} G"
     share = f" ({after.multiply_adds / before.multiply_adds - 1:+.0%})" if before.multiply_adds else ""
     moved = f"bytes moved {before.moved_bytes / 1e9:.2f} -> {after.moved_bytes / 1e9:.2f} GB"
     print_line(f"rewritten for {rewriting.target}: {macs}{share}, {moved}, nodes {before.nodes} -> {after.nodes}")
+
+
+def _print_network(info: "fd.ModelInfo") -> None:
+    print_line(f"[bold]{escape(str(info.network))}[/], {escape(str(info.provenance))}")
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.1f}" if count >= _BILLION or not count else f"{count / 1e9:.2g}"
 
 
 def _print_pass(report: "PassReport") -> None:
@@ -147,7 +159,7 @@ def print_verification(result: "fd.Verification") -> None:
     if result.layers is not None:
         _print_layers(result.layers)
     print_line(_placed(result.placement))
-    print_line(f"[bold]{result.info.network}[/], {result.info.provenance}")
+    _print_network(result.info)
     if result.worst_input is not None:
         print_line(f"saved the worst input: {escape(str(result.worst_input))} (replay it with --image)")
 
@@ -168,6 +180,9 @@ def _print_parity(report: "fd.ParityReport") -> None:
         errors = [(e.input_name, f"{e.reference:.2e}", f"{e.candidate:.2e}") for e in report.exact]
         sides = "input", "PyTorch float32", "artifact"
         print_table("Each side against float64: max error / range", sides, errors)
+    if report.undecided:
+        names = escape(", ".join(report.undecided))
+        print_line(f"not judged: {names} (rounding the image to float32 changes the logits by more than the bound)")
     _print_verdict(report)
 
 
@@ -208,6 +223,10 @@ def print_inspection(inspection: "fd.Inspection") -> None:
     total = ("total", "", "", f"{inspection.parameters:,}", f"{inspection.multiply_adds / 1e9:.1f} G")
     columns = ("layer", "operator", "output", "parameters", "multiply-\nadds")
     print_table(str(inspection.path), columns, [*rows, (), total], texts=2)
+    depends = [
+        (n.name, n.operator, "x".join(map(str, n.receptive_field or ())), f"{n.live:.0%}") for n in inspection.reach
+    ]
+    print_table("", ("layer", "operator", "receptive field", "of the map depends on the image"), depends, texts=2)
     operators = ", ".join(f"{name} {count}" for name, count in inspection.operators.items())
     specs = f"input: {', '.join(inspection.inputs)}; output: {', '.join(inspection.outputs)}; opset {inspection.opset}"
     print_line(escape(specs))
@@ -222,15 +241,8 @@ def print_cache(cache: "fd.SessionCache", freed: int | None) -> None:
     if freed is not None:
         print_line(escape(f"removed {_megabytes(freed)} from {cache.folder}"))
     entries = cache.entries()
-    rows = [
-        (
-            entry.model,
-            _megabytes(entry.bytes),
-            f"{datetime.fromtimestamp(entry.used_s).astimezone():%Y-%m-%d %H:%M}",
-            entry.key,
-        )
-        for entry in entries
-    ]
+    dates = [f"{datetime.fromtimestamp(entry.used_s).astimezone():%Y-%m-%d %H:%M}" for entry in entries]
+    rows = [(e.model, _megabytes(e.bytes), date, e.key) for e, date in zip(entries, dates, strict=True)]
     if rows:
         print_table("", ("model", "size", "last used", "entry"), rows)
     total = sum(entry.bytes for entry in entries)
@@ -259,7 +271,7 @@ def print_engine_build(result: "fd.EngineBuild") -> None:
 
 def _print_engine(engine: "fd.Engine") -> None:
     inputs, outputs = (", ".join(map(str, specs)) for specs in (engine.inputs, engine.outputs))
-    print_line(f"[bold]{engine.info.network}[/], {engine.info.provenance}")
+    _print_network(engine.info)
     print_line(escape(f"input: {inputs}; output: {outputs}"))
     print_line(escape(_layer_line(engine)))
     print_line(escape(f"runs with {engine.flavour} {engine.version} on {engine.built_for}"))
@@ -340,7 +352,7 @@ def print_evaluation(result: "fd.Evaluation", output: Path) -> None:
         )
     if result.resumed:
         print_line(f"finished by an earlier run: {result.resumed} of {count}")
-    print_line(f"[bold]{result.info.network}[/], {result.info.provenance}")
+    _print_network(result.info)
     print_line(f"wrote {escape(str(output))}")
     if result.info.provenance.untrained:
         print_untrained("scores")

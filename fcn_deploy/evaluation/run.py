@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from fcn_deploy.artifact.bundle import RebuildOptions
 from fcn_deploy.choices import Provider
 from fcn_deploy.errors import FcnDeployError, UsageError, check_range
 from fcn_deploy.evaluation.data import Dataset, Failure, Files, Pair, read_files
@@ -54,9 +55,12 @@ class EvaluateOptions:
         limit: score only the first `limit` images; None scores all.
         page: whether to write the page.
         use_cache: open a large model from its prepared session on a CPU, which the first run on a machine writes.
+        module: the user's own network it was exported from, whose code is run; required with `against` if there was
+            one.
+        module_changed: accept that the module's file has changed since; the result says so.
 
     Raises:
-        UsageError: a value out of its bounds, or a checkpoint without `against`.
+        UsageError: a value out of its bounds, or a checkpoint or module without `against`.
     """
 
     output: Path = Path("evaluation")
@@ -68,12 +72,15 @@ class EvaluateOptions:
     limit: int | None = None
     page: bool = True
     use_cache: bool = True
+    module: str | None = None
+    module_changed: bool = False
 
     def __post_init__(self) -> None:
-        if self.checkpoint is not None and self.against is None:
+        given = {"checkpoint": self.checkpoint, "module": self.module, "module-changed": self.module_changed or None}
+        for name in (name for name, value in given.items() if value is not None and self.against is None):
             raise UsageError(
-                f"checkpoint {self.checkpoint} is used only for a comparison with PyTorch",
-                remedy="Add --against pytorch, or omit --checkpoint.",
+                f"{name} {given[name]} is used only for a comparison with PyTorch",
+                remedy=f"Add --against pytorch, or omit --{name}.",
             )
         check_range("number of worst images", self.worst, 0, MAX_WORST, option="--worst")
         if self.limit is not None:
@@ -90,8 +97,8 @@ class LabelSources:
 
     @property
     def num_classes(self) -> int:
-        """K."""
-        return self.artifact.info.network.num_classes
+        """Number of labels."""
+        return self.artifact.info.num_labels
 
     def fit(self, photo: Pixels) -> Fitted:
         """Return a photo fitted into the input, stretched or padded as chosen."""
@@ -101,8 +108,9 @@ class LabelSources:
         """Return PyTorch's h x w uint8 labels of a photo in its own size, or None without the network."""
         if self.pytorch is None:
             return None
-        outputs = self.pytorch.run(feed_of(self.pytorch.inputs[0], fitted.canvas[None]))
-        return fitted.placement.restore(labels_of(outputs)[0])
+        info = self.artifact.info
+        outputs = self.pytorch.run(feed_of(self.pytorch.inputs[0], fitted.canvas[None], info.preprocessing))
+        return fitted.placement.restore(labels_of(outputs, info.boundary)[0])
 
 
 def evaluate(
@@ -148,11 +156,12 @@ def _open_sources(path: Path, options: EvaluateOptions) -> LabelSources:
     artifact = Segmenter(path, options.provider, use_cache=options.use_cache)
     if options.against is None:
         return LabelSources(artifact, None, options.keep_aspect)
-    from fcn_deploy.models.weights import rebuild
+    from fcn_deploy.models.rebuild import rebuild
     from fcn_deploy.runtime.eager import EagerRunner
 
-    network = rebuild(artifact.info, options.checkpoint)
-    return LabelSources(artifact, EagerRunner(network, (1, 3, artifact.height, artifact.width)), options.keep_aspect)
+    found = rebuild(artifact.info, RebuildOptions(options.checkpoint, options.module, options.module_changed))
+    runner = EagerRunner(found.network, (1, 3, artifact.height, artifact.width), found.remark)
+    return LabelSources(artifact, runner, options.keep_aspect)
 
 
 def _describe(path: Path, sources: LabelSources, dataset: Dataset, options: EvaluateOptions) -> Source:

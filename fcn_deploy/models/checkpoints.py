@@ -5,7 +5,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,16 +58,36 @@ class Checkpoint:
         return 1 if first is None or first.dim() == 0 else max(1, BLOCKS[0][0] // max(1, len(first)))
 
 
+@dataclass(frozen=True)
+class StoredState:
+    """The tensors of a checkpoint file under the file's own names."""
+
+    sha256: str  # of the file, in hex
+    state: StateDict  # the tensors, as they are stored
+    class_names: tuple[str, ...]  # names of the classes, in order; empty when the file has none
+
+
+def read_state(path: Path) -> StoredState:
+    """Read a .pth, .pt or .safetensors file; no code in it is run.
+
+    Raises:
+        CheckpointError: missing, truncated, not a state dict, or with code.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} is not a file", remedy="Check the path.")
+    state = _state_dict(path, _load(path))
+    _check_records(path, state)
+    return StoredState(file_sha256(path), state, _class_names(path))
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a .pth, .pt or .safetensors file and recognise its naming family.
 
     Raises:
         CheckpointError: missing, truncated, not a state dict, of an unknown family, or with code or non-finite values.
     """
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} is not a file", remedy="Check the path.")
-    state = _state_dict(path, _load(path))
-    _check_records(path, state)
+    stored = read_state(path)
+    state = _without_module(path, stored.state)
     family = next((f for f in FAMILIES if f.recognises(state)), None)
     if family is None:
         raise CheckpointError(
@@ -76,13 +96,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     dropped = tuple(key for key in state if key.rpartition(".")[0] in family.dropped)
     converted = {name: _as_float32(path, name, tensor) for name, tensor in _converted(path, family, state).items()}
-    found = Checkpoint(path, file_sha256(path), family, converted, dropped, _class_names(path))
-    if found.class_names and len(found.class_names) != found.num_classes:
+    found = Checkpoint(path, stored.sha256, family, converted, dropped, stored.class_names)
+    check_class_names(path, found.class_names, found.num_classes)
+    return found
+
+
+def check_class_names(path: Path, names: Collection[str], num_classes: int | None) -> None:
+    """Check that a checkpoint names as many classes as a network scores, two for a single class; CheckpointError."""
+    if names and (num_classes is None or len(names) != max(num_classes, 2)):
         raise CheckpointError(
-            f"checkpoint {path} names {len(found.class_names)} classes but scores {found.num_classes}",
+            f"checkpoint {path} names {len(names)} classes but scores {num_classes}",
             remedy="Correct its metadata: class_names is one string of names with spaces between.",
         )
-    return found
 
 
 def _check_records(path: Path, state: StateDict) -> None:
@@ -177,7 +202,7 @@ def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
     if isinstance(loaded, Mapping):
         inner = next((loaded[key] for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)), loaded)
         if inner and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in inner.items()):
-            return _without_prefix(path, inner)
+            return dict(inner)
     raise CheckpointError(
         f"checkpoint {path} contains a {type(loaded).__name__} that is not a state dict (names to tensors, "
         f"at the top level or under {', '.join(_CONTAINERS)})",
@@ -185,13 +210,67 @@ def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
     )
 
 
-def _without_prefix(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_module(path: Path, state: StateDict) -> dict[str, Tensor]:
     """Remove DataParallel's leading `module.`."""
     stripped = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     if len(stripped) < len(state):
         twice = next(key for key in state if f"module.{key}" in state)
         raise CheckpointError(f"checkpoint {path} has both {twice} and module.{twice}", remedy=_RESAVE)
     return stripped
+
+
+def without_common_prefix(path: Path, state: StateDict, expected: Collection[str]) -> tuple[str, dict[str, Tensor]]:
+    """Remove the prefix before most of the expected names, such as DataParallel's `module.`; returns it, too.
+
+    Raises:
+        CheckpointError: a name occurs with and without it.
+    """
+
+    def known(prefix: str) -> int:
+        return sum(name.removeprefix(prefix) in expected for name in state if name.startswith(prefix))
+
+    parts = next(iter(state)).split(".")
+    prefixes = ["", *(".".join(parts[:count]) + "." for count in range(1, len(parts)))]
+    prefix = max(prefixes, key=known)
+    twice = [name for name in state if prefix and f"{prefix}{name}" in state]
+    if twice:
+        raise CheckpointError(f"checkpoint {path} has both {twice[0]} and {prefix}{twice[0]}", remedy=_RESAVE)
+    return prefix, {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def check_tensors(path: Path, expected: StateDict, state: StateDict, what: str, remedy: str) -> None:
+    """Check that a checkpoint has exactly the tensors of a network.
+
+    Raises:
+        CheckpointError: lists every missing, extra and mis-shaped tensor; `what` names file and network.
+    """
+    problems = [f"missing {name} {_shape(tensor)}" for name, tensor in expected.items() if name not in state]
+    problems += [f"extra {name} {_shape(tensor)}" for name, tensor in state.items() if name not in expected]
+    problems += [
+        f"mis-shaped {name}: {_shape(state[name])} in the file, {_shape(tensor)} in the network"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if problems:
+        raise CheckpointError(f"checkpoint {path} {what}:\n  " + "\n  ".join(problems), remedy=remedy)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(str(n) for n in tensor.shape)
+
+
+def as_type(path: Path, name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor of a checkpoint in the type of the network's; raises CheckpointError if that loses anything.
+
+    Infinities, as in masks, are accepted where the network's own buffer has some.
+    """
+    if like.dtype is torch.float32 and (like.requires_grad or bool(torch.isfinite(like).all())):
+        return _as_float32(path, name, tensor)
+    if tensor.dtype is not like.dtype or not _is_plain(tensor):
+        raise CheckpointError(
+            f"checkpoint {path}: {name} is {tensor.dtype}, and {like.dtype} in the network", remedy=_RESAVE
+        )
+    return tensor
 
 
 def _as_float32(path: Path, name: str, tensor: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from fcn_deploy.artifact.bundle import check_checkpoint
 from fcn_deploy.choices import Geometry, Variant
-from fcn_deploy.errors import CheckpointError, UsageError
+from fcn_deploy.errors import UsageError
 from fcn_deploy.geometry import UPSAMPLINGS
-from fcn_deploy.model_info import ModelInfo, NetworkSpec, Provenance
-from fcn_deploy.models.checkpoints import Checkpoint, read_checkpoint
+from fcn_deploy.model_info import NetworkSpec, Provenance
+from fcn_deploy.models.checkpoints import Checkpoint, check_tensors, read_checkpoint
 from fcn_deploy.models.fcn import FCN, empty_network
 from fcn_deploy.models.vgg import BLOCKS, narrowed
 
@@ -47,21 +47,18 @@ class WeightsOptions:
             )
 
 
-def rebuild(info: ModelInfo, checkpoint_path: Path | None) -> FCN:
-    """Rebuild the network an artifact was exported from.
+def rebuild_fcn(spec: NetworkSpec, provenance: Provenance, path: Path | None) -> FCN:
+    """Rebuild the FCN an artifact was exported from, with the checkpoint in `path` if there was one.
 
     Raises:
-        CheckpointError: the artifact came from a checkpoint and none, or another one, is given.
-        UsageError: it came from random weights and a checkpoint is given.
+        CheckpointError: it is another checkpoint.
     """
-    provenance = info.provenance
-    check_checkpoint(provenance, checkpoint_path)
-    options = WeightsOptions(checkpoint_path, provenance.rng_seed or 0, provenance.at_once)
-    if checkpoint_path is None:
-        return untrained_network(info.network, options)[0]
-    checkpoint = read_checkpoint(checkpoint_path)
-    check_checkpoint(provenance, checkpoint_path, checkpoint.sha256)
-    return load_network(info.network, checkpoint, options)[0]
+    options = WeightsOptions(path, provenance.rng_seed or 0, provenance.at_once)
+    if path is None:
+        return untrained_network(spec, options)[0]
+    checkpoint = read_checkpoint(path)
+    check_checkpoint(provenance, path, checkpoint.sha256)
+    return load_network(spec, checkpoint, options)[0]
 
 
 def bilinear_kernel(size: int) -> Tensor:
@@ -126,7 +123,9 @@ def load_network(spec: NetworkSpec, checkpoint: Checkpoint, options: WeightsOpti
         source = random_network(spec, options.rng_seed).state_dict()
         state |= {name: source[name] for name in heads}
         provenance = replace(provenance, rng_seed=options.rng_seed, initialised=heads)
-    _check_tensors(network, checkpoint, state)
+    what = f"({checkpoint.family.name} names) does not fit FCN-{spec.variant}, {spec.geometry} geometry, "
+    what += f"{spec.num_classes} classes"
+    check_tensors(checkpoint.path, network.state_dict(), state, what, _remedy(spec, state))
     if options.at_once:
         state |= {name: state[name] * scale for name, scale in AT_ONCE_SCALES.items()}
     network.load_state_dict(state, assign=True)
@@ -144,28 +143,6 @@ def _check_at_once(spec: NetworkSpec, options: WeightsOptions, *, has_checkpoint
 
 def _missing_heads(network: FCN, state: dict[str, Tensor]) -> tuple[str, ...]:
     return tuple(name for name in network.state_dict() if name.startswith(("score", "upscore")) and name not in state)
-
-
-def _check_tensors(network: FCN, checkpoint: Checkpoint, state: dict[str, Tensor]) -> None:
-    expected = network.state_dict()
-    problems = [f"missing {name} {_shape(tensor)}" for name, tensor in expected.items() if name not in state]
-    problems += [f"extra {name} {_shape(tensor)}" for name, tensor in state.items() if name not in expected]
-    problems += [
-        f"mis-shaped {name}: {_shape(state[name])} in the file, {_shape(tensor)} in the network"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if problems:
-        spec = network.spec
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path} ({checkpoint.family.name} names) does not fit FCN-{spec.variant}, "
-            f"{spec.geometry} geometry, {spec.num_classes} classes:\n  " + "\n  ".join(problems),
-            remedy=_remedy(spec, state),
-        )
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(str(n) for n in tensor.shape)
 
 
 def _remedy(spec: NetworkSpec, state: dict[str, Tensor]) -> str:

@@ -3,7 +3,9 @@
 Each prefix has one map as its output: a graph with all maps as outputs would lose the fusions that may be at fault.
 """
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from fcn_deploy.graph import prefix
 from fcn_deploy.model_info import SCALE_KEY, WINDOW_KEY
+from fcn_deploy.models.logits import Logits
 from fcn_deploy.onnx_file import read_model
 from fcn_deploy.parity.inputs import ParityInput
 from fcn_deploy.parity.report import json_ready
@@ -25,8 +28,10 @@ from fcn_deploy.runtime.run_graph import open_graph
 
 Array = npt.NDArray[Any]
 
-# Layers whose maps are compared: every learned layer ends in one, or in a pool whose ReLU was moved behind it.
-_COMPARED = ("relu", "score", "fuse")
+# A convolution in front of one of these is not compared by itself: runtimes fuse the two.
+_FUSED = ("Relu", "Clip", "LeakyRelu")
+# Where an activation cuts off nearly everything, the rounding errors of what is left are as large as before.
+_LEAST_SHARE = 0.1
 _ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -36,7 +41,7 @@ class LayerComparison:
 
     name: str  # name of the layer
     max_abs_error: float  # largest absolute difference
-    extent: float  # the reference's largest value minus its smallest
+    extent: float  # the reference's range, at least a tenth of that before the activation that ends the layer
     error_energy: float  # sum of the squared differences
     energy: float  # sum of the reference's squares
 
@@ -81,6 +86,8 @@ class LayerReport:
     def verdict(self) -> str:
         """The result as a sentence."""
         found = self.first_wrong
+        if not self.layers:
+            return f"on {self.input_name}, no layer could be compared: the graph has none that is named after a module"
         if found is None:
             return (
                 f"on {self.input_name}, no layer exceeds {self.bound:g}: an error, if there is one, comes from a "
@@ -111,31 +118,41 @@ def compare_layers(
 ) -> LayerReport:
     """Run prefixes of the artifact in `path`, each ending in one layer, and compare them with `network`'s maps.
 
-    Where the artifact computes a window of a map, the window is compared. Layers that a rewrite replaced are left out.
+    Compared are the nodes that are named after a module, and compute its output alone. Where the artifact computes a
+    window of a map, the window is compared. Layers that a rewrite replaced are left out.
     """
-    model = read_model(path)
-    cuts = dict(_cuts(model))
+    model, modules = read_model(path), _modules(network)
+    cuts = dict(_cuts(model, modules.keys()))
     with on_step(f"run PyTorch on {given.name}, keep the maps of {len(cuts)} layers"):
-        maps = _maps(network, given, {name: node for name, (node, _) in cuts.items()})
+        maps = _maps(network, given, {name: (node, modules[name]) for name, (node, _) in cuts.items()})
     found = []
     with on_step(f"run {len(cuts)} prefixes of the artifact on {given.name}", len(cuts)) as advance:
         for name, (_, end) in cuts.items():
             actual = _run(prefix(model, [str(end.name)]), given, options or OrtOptions())
-            if name in maps and maps[name].shape == actual.shape:
+            if name in maps and maps[name].values.shape == actual.shape:
                 found.append(_compared(name, maps[name], actual))
             advance()
     return LayerReport(given.name, bound, tuple(found))
 
 
-def _cuts(model: ir.Model) -> Iterator[tuple[str, tuple[ir.Node, ir.Value]]]:
+def _modules(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of a network by the names of their nodes: `down/0/conv` for `down.0.conv`."""
+    inner = network.wrapped if isinstance(network, Logits) else network
+    return {name.replace(".", "/"): module for name, module in inner.named_modules() if name}
+
+
+def _cuts(model: ir.Model, known: Collection[str]) -> Iterator[tuple[str, tuple[ir.Node, ir.Value]]]:
     """Yield layers by name, each with its node and its output value, after the rounding that runtimes fuse with it."""
     for node in model.graph:
-        learned = str(node.name).startswith(_COMPARED) or node.op_type == "Relu"
-        if learned and "/" not in str(node.name):
-            end = node.outputs[0]
-            while (reader := _only_reader(end)) is not None and reader.op_type in _ROUNDING:
-                end = reader.outputs[0]
-            yield str(node.name), (node, end)
+        if str(node.name) not in known or node.op_type == "MaxPool":  # which only picks some of its values
+            continue
+        end = node.outputs[0]
+        reader = _only_reader(end)
+        if reader is not None and reader.op_type in _FUSED and str(reader.name) in known:
+            continue
+        while (reader := _only_reader(end)) is not None and reader.op_type in _ROUNDING:
+            end = reader.outputs[0]
+        yield str(node.name), (node, end)
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
@@ -153,21 +170,40 @@ def _expected(node: ir.Node, output: Tensor) -> Array:
     return output.numpy() * np.float32(node.metadata_props.get(SCALE_KEY, 1))
 
 
-def _maps(network: nn.Module, given: ParityInput, nodes: Mapping[str, ir.Node]) -> dict[str, Array]:
-    """Return the expected outputs of `nodes`, from the modules of the same names."""
-    found: dict[str, Array] = {}
+@dataclass(frozen=True)
+class _Map:
+    """The expected output of a layer."""
 
-    def keep(name: str, output: Tensor) -> None:
-        found[name] = _expected(nodes[name], output)
+    values: Array  # the output
+    extent: float  # its range, at least a tenth of that before the activation that ends the layer
+
+
+def _maps(network: nn.Module, given: ParityInput, layers: Mapping[str, tuple[ir.Node, nn.Module]]) -> dict[str, _Map]:
+    """Return the expected outputs of nodes, from the modules of the same names."""
+    found: dict[str, _Map] = {}
+    before: dict[str, float] = {}
+
+    def look(name: str, inputs: tuple[object, ...]) -> None:
+        # Some activations overwrite their input.
+        if layers[name][0].op_type in _FUSED and isinstance(inputs[0], Tensor):
+            before[name] = _LEAST_SHARE * float(np.ptp(_expected(layers[name][0], inputs[0])))
+
+    def keep(name: str, output: object) -> None:
+        if isinstance(output, Tensor):
+            values = _expected(layers[name][0], output)
+            found[name] = _Map(values, max(float(np.ptp(values)), before.get(name, 0.0)))
 
     hooks = [
-        module.register_forward_hook(lambda _module, _inputs, output, name=name: keep(name, output))
-        for name, module in network.named_modules()
-        if name in nodes
+        hook
+        for name, (_, module) in layers.items()
+        for hook in (
+            module.register_forward_pre_hook(lambda _module, inputs, name=name: look(name, inputs)),
+            module.register_forward_hook(lambda _module, _inputs, output, name=name: keep(name, output)),
+        )
     ]
     try:
-        with torch.inference_mode():
-            network(torch.from_numpy(given.image))
+        with torch.inference_mode(), contextlib.redirect_stdout(sys.stderr):
+            network(torch.from_numpy(given.image.copy()))
     finally:
         for hook in hooks:
             hook.remove()
@@ -180,7 +216,7 @@ def _run(model: ir.Model, given: ParityInput, options: OrtOptions) -> Array:
     return output
 
 
-def _compared(name: str, expected: Array, actual: Array) -> LayerComparison:
-    error = expected.astype(np.float64) - actual
-    energies = float(np.square(error).sum()), float(np.square(expected, dtype=np.float64).sum())
-    return LayerComparison(name, float(np.abs(error).max()), float(np.ptp(expected)), *energies)
+def _compared(name: str, expected: _Map, actual: Array) -> LayerComparison:
+    error = expected.values.astype(np.float64) - actual
+    energies = float(np.square(error).sum()), float(np.square(expected.values, dtype=np.float64).sum())
+    return LayerComparison(name, float(np.abs(error).max()), expected.extent, *energies)

@@ -121,14 +121,18 @@ def joint_mean_iu(comparisons: Sequence[LabelComparison]) -> float:
     return float(np.mean(intersections[unions > 0] / unions[unions > 0]))
 
 
-def compare_outputs(input_name: str, reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> LabelComparison:
+def compare_outputs(
+    input_name: str, reference: Mapping[str, Array], candidate: Mapping[str, Array], boundary: float = 0.0
+) -> LabelComparison:
     """Compare the outputs of two runners for one input: logits with logits, or labels with the logits behind them.
+
+    The logit of a single class is labelled 1 above `boundary`.
 
     Raises:
         ParityError: names or shapes differ, or either dtype is not a float type.
     """
     if list(candidate) == [LABELS_NAME] and list(reference) == [OUTPUT_NAME]:
-        return compare_labels(input_name, reference[OUTPUT_NAME], candidate[LABELS_NAME])
+        return compare_labels(input_name, reference[OUTPUT_NAME], candidate[LABELS_NAME], boundary)
     if list(reference) != list(candidate) or len(reference) != 1:
         raise _mismatch("outputs", ", ".join(reference), ", ".join(candidate))
     (name, expected), (_, actual) = *reference.items(), *candidate.items()
@@ -136,7 +140,7 @@ def compare_outputs(input_name: str, reference: Mapping[str, Array], candidate: 
         raise _mismatch(f"shape of {name}", str(expected.shape), str(actual.shape))
     if expected.dtype.kind != "f" or actual.dtype.kind != "f":
         raise _mismatch(f"type of {name}", expected.dtype.name, actual.dtype.name)
-    return compare_logits(input_name, expected, actual)
+    return compare_logits(input_name, expected, actual, boundary)
 
 
 def _mismatch(what: str, reference: str, candidate: str) -> ParityError:
@@ -146,13 +150,13 @@ def _mismatch(what: str, reference: str, candidate: str) -> ParityError:
     )
 
 
-def compare_logits(input_name: str, reference: Array, candidate: Array) -> Comparison:
+def compare_logits(input_name: str, reference: Array, candidate: Array, boundary: float = 0.0) -> Comparison:
     """Compare two N x K x H x W float logit maps; all sums are in float64, and NaN anywhere gives NaN."""
     with np.errstate(invalid="ignore", over="ignore"):
-        return _compared(input_name, reference, candidate)
+        return _compared(input_name, reference, candidate, boundary)
 
 
-def compare_labels(input_name: str, reference: Array, labels: Array) -> LabelComparison:
+def compare_labels(input_name: str, reference: Array, labels: Array, boundary: float = 0.0) -> LabelComparison:
     """Compare an N x H x W map of labels with the largest of the N x K x H x W float logits in each pixel.
 
     Raises:
@@ -160,14 +164,21 @@ def compare_labels(input_name: str, reference: Array, labels: Array) -> LabelCom
     """
     if labels.shape != (reference.shape[0], *reference.shape[2:]):
         raise _mismatch("shape of the labels", f"logits {reference.shape}", str(labels.shape))
-    if labels.max(initial=0) >= reference.shape[1]:
-        raise _mismatch("largest label", f"at most {reference.shape[1] - 1}", str(labels.max()))
+    if labels.max(initial=0) >= max(reference.shape[1], 2):
+        raise _mismatch("largest label", f"at most {max(reference.shape[1], 2) - 1}", str(labels.max()))
     with np.errstate(invalid="ignore", over="ignore"):
-        return LabelComparison(input_name=input_name, **_label_figures(reference.astype(np.float64), labels))
+        figures = _label_figures(reference.astype(np.float64), labels, boundary)
+        return LabelComparison(input_name=input_name, **figures)
 
 
-def _label_figures(expected: Array, candidate_labels: Array) -> dict[str, Any]:
-    logit_range = float(expected.max() - expected.min())
+def _per_label(logits: Array, boundary: float) -> Array:
+    """Return one logit a label: those of a single class compete with the boundary, which is the other label's."""
+    return logits if logits.shape[1] > 1 else np.concatenate([np.full_like(logits, boundary), logits], axis=1)
+
+
+def _label_figures(logits: Array, candidate_labels: Array, boundary: float) -> dict[str, Any]:
+    logit_range = float(logits.max() - logits.min())
+    expected = _per_label(logits, boundary)
     labels = expected.argmax(axis=1).astype(np.uint8)
     margins = _flip_margins(expected, labels, candidate_labels)
     counts = confusion_matrix(labels, candidate_labels, expected.shape[1])
@@ -183,7 +194,7 @@ def _label_figures(expected: Array, candidate_labels: Array) -> dict[str, Any]:
     }
 
 
-def _compared(input_name: str, reference: Array, candidate: Array) -> Comparison:
+def _compared(input_name: str, reference: Array, candidate: Array, boundary: float) -> Comparison:
     expected, actual = reference.astype(np.float64), candidate.astype(np.float64)
     error = np.abs(actual - expected)
     return Comparison(
@@ -194,7 +205,7 @@ def _compared(input_name: str, reference: Array, candidate: Array) -> Comparison
         reference_norm=float(np.linalg.norm(expected)),
         candidate_norm=float(np.linalg.norm(actual)),
         dot=float(np.vdot(expected, actual)),
-        **_label_figures(expected, actual.argmax(axis=1).astype(np.uint8)),
+        **_label_figures(expected, _per_label(actual, boundary).argmax(axis=1).astype(np.uint8), boundary),
     )
 
 

@@ -15,12 +15,15 @@ import numpy.typing as npt
 
 from fcn_deploy.choices import ImageInput, Precision
 from fcn_deploy.errors import ImageError, UsageError
-from fcn_deploy.images import SAMPLE_PHOTO, FloatArray, Pixels, mean_image, preprocess, read_image, resize
-from fcn_deploy.model_info import MEAN_BGR, ModelInfo, TensorSpec
+from fcn_deploy.images import SAMPLE_PHOTO, FloatArray, Pixels, read_image, resize
+from fcn_deploy.model_info import ModelInfo, TensorSpec
+from fcn_deploy.preprocessing import Preprocessing
 
 Shape = tuple[int, int, int, int]
 
-NOISE_LOW, NOISE_HIGH = -max(MEAN_BGR), 255 - min(MEAN_BGR)
+_CAFFE = Preprocessing()
+# Of those of `hard_inputs`, the ones without any contrast.
+FLAT_INPUTS = frozenset({"mean colour", "zeros"})
 _ROLL_COLUMNS = 37
 _EXTREMES_SEED = 255
 
@@ -60,7 +63,8 @@ def parity_inputs(
     Raises:
         ImageError: a saved input holds floats, and the model takes pixels.
     """
-    shown = tuple(photos) or photo_inputs([SAMPLE_PHOTO], shape)
+    preprocessing = info.preprocessing
+    shown = tuple(photos) or photo_inputs([SAMPLE_PHOTO], shape, preprocessing)
     on_pixels = info.image_input is ImageInput.UINT8
     for photo in shown:
         if on_pixels and photo.pixels is None:
@@ -70,19 +74,23 @@ def parity_inputs(
             )
     if info.precision is Precision.INT8:
         return shown
-    noises = [(pixel_noise_input if on_pixels else noise_input)(seed, shape) for seed in range(noise)]
-    inputs = (*shown, *noises, *(hard_inputs(shape) if hard else ()))
+    make_noise = pixel_noise_input if on_pixels else noise_input
+    noises = [make_noise(seed, shape, preprocessing) for seed in range(noise)]
+    inputs = (*shown, *noises, *(hard_inputs(shape, preprocessing) if hard else ()))
     return tuple(given for given in inputs if given.pixels is not None) if on_pixels else inputs
 
 
-def photo_inputs(paths: Sequence[Path], shape: Shape) -> tuple[ParityInput, ...]:
+def photo_inputs(paths: Sequence[Path], shape: Shape, preprocessing: Preprocessing = _CAFFE) -> tuple[ParityInput, ...]:
     """Read each photo once with `photo_input`; those of one name in several folders are called by their paths."""
     different = list(dict.fromkeys(paths))
     names = Counter(path.name for path in different)
-    return tuple(photo_input(path, shape, path.name if names[path.name] == 1 else str(path)) for path in different)
+    called = {path: path.name if names[path.name] == 1 else str(path) for path in different}
+    return tuple(photo_input(path, shape, preprocessing, name) for path, name in called.items())
 
 
-def photo_input(path: Path, shape: Shape, name: str | None = None) -> ParityInput:
+def photo_input(
+    path: Path, shape: Shape, preprocessing: Preprocessing = _CAFFE, name: str | None = None
+) -> ParityInput:
     """Return a photo stretched to the input, or an input saved earlier as .npy; its default name is that of the file.
 
     Saved inputs are float32 of `shape`, or the uint8 pixels of such an input.
@@ -91,32 +99,32 @@ def photo_input(path: Path, shape: Shape, name: str | None = None) -> ParityInpu
         ImageError: the file cannot be read, or the saved input has another shape.
     """
     if path.suffix == ".npy":
-        return _saved_input(path, shape, name or path.name)
-    return _picture(name or path.name, resize(read_image(path), *shape[2:]), shape)
+        return _saved_input(path, shape, preprocessing, name or path.name)
+    return _picture(name or path.name, resize(read_image(path), *shape[2:]), shape, preprocessing)
 
 
-def pixel_noise_input(seed: int, shape: Shape) -> ParityInput:
+def pixel_noise_input(seed: int, shape: Shape, preprocessing: Preprocessing = _CAFFE) -> ParityInput:
     """Return uniform noise over all pixel values."""
     batch, channels, height, width = shape
     noise = np.random.default_rng(seed).integers(0, 256, (batch, height, width, channels), dtype=np.uint8)
-    return ParityInput(f"noise {seed}", preprocess(noise), noise)
+    return ParityInput(f"noise {seed}", preprocessing.apply(noise), noise)
 
 
-def noise_input(seed: int, shape: Shape) -> ParityInput:
+def noise_input(seed: int, shape: Shape, preprocessing: Preprocessing = _CAFFE) -> ParityInput:
     """Return uniform noise over the range of real inputs."""
-    noise = np.random.default_rng(seed).uniform(NOISE_LOW, NOISE_HIGH, shape)
+    noise = np.random.default_rng(seed).uniform(*preprocessing.bounds, shape)
     return ParityInput(f"noise {seed}", noise.astype(np.float32))
 
 
-def hard_inputs(shape: Shape) -> tuple[ParityInput, ...]:
+def hard_inputs(shape: Shape, preprocessing: Preprocessing = _CAFFE) -> tuple[ParityInput, ...]:
     """Return the mean colour, zeros, uint8 extremes, hard edges and a checkerboard."""
     pictures: Sequence[tuple[str, Callable[[int, int], Pixels]]] = (
-        ("mean colour", mean_image),
+        ("mean colour", preprocessing.mean_image),
         ("extremes", _extremes),
         ("edges", _edges),
         ("checkerboard", _checkerboard),
     )
-    drawn = [_picture(name, draw(*shape[2:]), shape) for name, draw in pictures]
+    drawn = [_picture(name, draw(*shape[2:]), shape, preprocessing) for name, draw in pictures]
     return (*drawn, ParityInput("zeros", np.zeros(shape, dtype=np.float32)))
 
 
@@ -125,19 +133,19 @@ def rolled_batch(image: Pixels, batch: int) -> Pixels:
     return np.stack([np.roll(image, _ROLL_COLUMNS * i, axis=1) for i in range(batch)])
 
 
-def _picture(name: str, image: Pixels, shape: Shape) -> ParityInput:
+def _picture(name: str, image: Pixels, shape: Shape, preprocessing: Preprocessing) -> ParityInput:
     pixels = rolled_batch(image, shape[0])
-    return ParityInput(name, preprocess(pixels), pixels)
+    return ParityInput(name, preprocessing.apply(pixels), pixels)
 
 
-def _saved_input(path: Path, shape: Shape, name: str) -> ParityInput:
+def _saved_input(path: Path, shape: Shape, preprocessing: Preprocessing, name: str) -> ParityInput:
     try:
         saved = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ImageError(f"saved input {path} cannot be read: {error}", remedy="Use a file `verify` saved.") from error
     batch, channels, height, width = shape
     if saved.shape == (batch, height, width, channels) and saved.dtype == np.uint8:
-        return ParityInput(name, preprocess(saved), saved)
+        return ParityInput(name, preprocessing.apply(saved), saved)
     if saved.shape != shape or saved.dtype != np.float32:
         raise ImageError(
             f"saved input {path} is {saved.dtype} {saved.shape}; this model takes float32 {shape}",

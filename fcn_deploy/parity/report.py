@@ -38,6 +38,7 @@ class ParityReport:
         tier: the bounds.
         comparisons: one per input.
         exact: errors against float64, one per input; empty unless requested.
+        undecided: inputs by which nothing can be judged: rounding alone changes the logits by more than the bound.
     """
 
     reference: str
@@ -45,12 +46,18 @@ class ParityReport:
     tier: Tier
     comparisons: tuple[LabelComparison, ...]
     exact: tuple[ExactErrors, ...] = ()
+    undecided: tuple[str, ...] = ()
+
+    @property
+    def judged(self) -> tuple[LabelComparison, ...]:
+        """The comparisons that count."""
+        return tuple(c for c in self.comparisons if c.input_name not in self.undecided)
 
     @property
     def failures(self) -> tuple[str, ...]:
         """Every broken bound, with the input that broke it."""
-        single = [f"{c.input_name}: {problem}" for c in self.comparisons for problem in self.tier.failures(c)]
-        joint = [f"{len(self.comparisons)} inputs: {problem}" for problem in self.tier.joint_failures(self.comparisons)]
+        single = [f"{c.input_name}: {problem}" for c in self.judged for problem in self.tier.failures(c)]
+        joint = [f"{len(self.judged)} inputs: {problem}" for problem in self.tier.joint_failures(self.judged)]
         return (*single, *joint)
 
     @property
@@ -71,7 +78,7 @@ class ParityReport:
     @property
     def worst(self) -> LabelComparison:
         """The comparison that fails, or else the most severe one; NaN counts as most severe."""
-        return max(self.comparisons, key=self._badness)
+        return max(self.judged, key=self._badness)
 
     def _badness(self, comparison: LabelComparison) -> tuple[bool, bool, float]:
         severity = self.tier.severity(comparison)
@@ -102,6 +109,7 @@ class ParityReport:
             "failures": list(self.failures),
             "comparisons": [c.to_dict() for c in self.comparisons],
             "exact": [asdict(e) for e in self.exact],
+            "undecided": list(self.undecided),
         }
         return {key: json_ready(value) for key, value in report.items()}
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fcn_deploy.choices import Precision
-from fcn_deploy.model_info import ModelInfo
+from fcn_deploy.model_info import ModelInfo, NetworkSpec
 from fcn_deploy.parity.compare import Comparison, LabelComparison, joint_mean_iu
 
 
@@ -83,4 +83,8 @@ def tier_of(info: ModelInfo) -> Tier:
     if info.precision is Precision.INT8:
         least = info.min_agreement
         return UNTRAINED_INT8 if least is None else replace(TIERS["int8"], mean_iu=least)
-    return TIERS[info.precision]
+    tier = TIERS[info.precision]
+    if info.precision is Precision.FP32 or isinstance(info.network, NetworkSpec) or not info.provenance.untrained:
+        return tier
+    # Of other networks than FCNs, too, ties between random scores are common: the error is bounded as strictly.
+    return replace(tier, name=f"{tier.name}, random weights", label_agreement=None)

@@ -1,22 +1,24 @@
 """Verify an artifact: rebuild the network it was exported from, run both on difficult inputs, and compare."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fcn_deploy.artifact import Artifact, is_engine, open_artifact
+from fcn_deploy.artifact.bundle import RebuildOptions
 from fcn_deploy.artifact.engine import Engine
 from fcn_deploy.choices import Head, ImageInput, Provider
 from fcn_deploy.errors import OutputError, UsageError, check_range
-from fcn_deploy.model_info import ModelInfo
-from fcn_deploy.models.weights import rebuild
+from fcn_deploy.images import FloatArray
+from fcn_deploy.model_info import ModelInfo, ModuleSpec
+from fcn_deploy.models.rebuild import rebuild
 from fcn_deploy.parity.bisect import LayerReport, compare_layers
 from fcn_deploy.parity.compare import LabelComparison, compare_outputs
-from fcn_deploy.parity.inputs import ParityInput, Shape, parity_inputs, photo_inputs
+from fcn_deploy.parity.inputs import FLAT_INPUTS, ParityInput, Shape, parity_inputs, photo_inputs
 from fcn_deploy.parity.report import ExactErrors, ParityReport
 from fcn_deploy.parity.tolerance import tier_of
 from fcn_deploy.progress import OnStep, quietly
@@ -31,6 +33,8 @@ Outputs = dict[str, npt.NDArray[Any]]
 WORST_INPUT_FILE = "worst-input.npy"
 # Inputs and the outputs of both runtimes are held until they are compared: 45 MB per sample at full size.
 MAX_SAMPLES = 64
+# Of float32, relative: 2^-23.
+_ROUNDING = float(np.finfo(np.float32).eps)
 
 
 def run_all(runner: Runner, inputs: Sequence[ParityInput], on_step: OnStep) -> list[Outputs]:
@@ -45,11 +49,11 @@ def run_all(runner: Runner, inputs: Sequence[ParityInput], on_step: OnStep) -> l
 
 
 def compare_all(
-    inputs: Sequence[ParityInput], references: Sequence[Outputs], candidates: Sequence[Outputs]
+    info: ModelInfo, inputs: Sequence[ParityInput], references: Sequence[Outputs], candidates: Sequence[Outputs]
 ) -> tuple[LabelComparison, ...]:
     """Compare the outputs of two runners, input by input; raises ParityError if their names or shapes differ."""
     triples = zip(inputs, references, candidates, strict=True)
-    return tuple(compare_outputs(given.name, expected, actual) for given, expected, actual in triples)
+    return tuple(compare_outputs(given.name, expected, actual, info.boundary) for given, expected, actual in triples)
 
 
 def _names(inputs: Sequence[ParityInput]) -> str:
@@ -72,6 +76,8 @@ class VerifyOptions:
         layers: also compare every layer with PyTorch's on the worst input, to find the first wrong one.
         save_worst: where to save the worst input; None saves it beside the model, and only when the check fails.
         use_cache: open a large model from its prepared session on a CPU, which the first run on a machine writes.
+        module: the user's own network that it was exported from, whose code is run; required if there was one.
+        module_changed: accept that the module's file has changed since; the result says so.
     """
 
     checkpoint: Path | None = None
@@ -82,6 +88,8 @@ class VerifyOptions:
     layers: bool = False
     save_worst: Path | None = None
     use_cache: bool = True
+    module: str | None = None
+    module_changed: bool = False
 
     def __post_init__(self) -> None:
         check_range("number of noise samples", self.samples, 1, MAX_SAMPLES, option="--samples")
@@ -89,6 +97,11 @@ class VerifyOptions:
             raise UsageError(
                 f"{self.save_worst} does not end in .npy, so --image cannot replay it", remedy="Name it *.npy."
             )
+
+    @property
+    def rebuild_options(self) -> RebuildOptions:
+        """What the network is rebuilt from."""
+        return RebuildOptions(self.checkpoint, self.module, self.module_changed)
 
 
 @dataclass(frozen=True)
@@ -146,20 +159,22 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
         check_engine(artifact)
     if options.exact and info.head is Head.LABELS:
         raise UsageError("the model outputs labels, and --exact compares logits", remedy="Omit --exact.")
-    photos = photo_inputs(options.images or artifact.photos, shape)
+    photos = photo_inputs(options.images or artifact.photos, shape, info.preprocessing)
     inputs = parity_inputs(info, shape, photos, noise=options.samples, hard=True)
     reference_name, references, exact = _reference_outputs(info, options, inputs, shape, on_step)
     candidate = runner_for(artifact, options.provider, use_cache=options.use_cache)
     outputs = run_all(candidate, inputs, on_step)
     with on_step("compare"):
-        comparisons = compare_all(inputs, references, outputs)
-        distances = _distances(inputs, references, outputs, exact)
+        comparisons = compare_all(info, inputs, references, outputs)
+        distances = _distances(info, inputs, references, outputs, exact)
     parity = ParityReport(reference_name, candidate.name, tier_of(info), comparisons, distances)
+    if not parity.passed and isinstance(info.network, ModuleSpec):
+        parity = replace(parity, undecided=_undecided(info, options, parity, inputs, on_step))
     placement = {name: len(nodes) for name, nodes in candidate.placement.items()}
     worst = inputs[comparisons.index(parity.worst)]
     layers = None
     if options.layers:
-        network, how = rebuild(info, options.checkpoint), OrtOptions(options.provider)
+        network, how = rebuild(info, options.rebuild_options).network, OrtOptions(options.provider)
         layers = compare_layers(
             artifact.model_path, network, worst, parity.tier.max_error, options=how, on_step=on_step
         )
@@ -172,8 +187,9 @@ def _reference_outputs(
 ) -> tuple[str, list[Outputs], list[Outputs]]:
     """Return the network's name and its outputs in float32 and, if requested, float64; then free its memory."""
     with on_step(f"rebuild {info.network}, {info.provenance}"):
-        network = rebuild(info, options.checkpoint)
-    runner = EagerRunner(network, shape)
+        found = rebuild(info, options.rebuild_options)
+    network = found.network
+    runner = EagerRunner(network, shape, found.remark)
     references = run_all(runner, inputs, on_step)
     exact: list[Outputs] = []
     if options.exact:
@@ -181,12 +197,40 @@ def _reference_outputs(
     return runner.name, references, exact
 
 
+def _undecided(
+    info: ModelInfo, options: VerifyOptions, parity: ParityReport, inputs: Sequence[ParityInput], on_step: OnStep
+) -> tuple[str, ...]:
+    """Return the flat inputs that fail, and by which nothing can be judged.
+
+    Networks that normalise every image divide flat ones by their own rounding errors: in float64, an image that differs
+    by no more than float32's rounding then has logits that differ by more than the bound.
+    """
+    bound = parity.tier.max_error
+    failing = {c.input_name for c in parity.comparisons if parity.tier.failures(c)} & FLAT_INPUTS
+    flat = [given for given in inputs if given.name in failing]
+    if bound is None or not flat:
+        return ()
+    size = max(map(abs, info.preprocessing.bounds)) * _ROUNDING
+    noise = np.random.default_rng(0).uniform(-size, size, flat[0].image.shape)
+    # Float64 on purpose: in float32 the noise would be rounded away.
+    moved = [replace(given, image=cast("FloatArray", given.image + noise)) for given in flat]
+    batch, channels, height, width = flat[0].image.shape
+    network = rebuild(info, options.rebuild_options).network.double()
+    exact = run_all(EagerRunner(network, (batch, channels, height, width)), [*flat, *moved], on_step)
+    found = compare_all(info, flat, exact[: len(flat)], exact[len(flat) :])
+    return tuple(c.input_name for c in found if not c.severity <= bound)
+
+
 def _distances(
-    inputs: Sequence[ParityInput], references: list[Outputs], candidates: list[Outputs], exact: list[Outputs]
+    info: ModelInfo,
+    inputs: Sequence[ParityInput],
+    references: list[Outputs],
+    candidates: list[Outputs],
+    exact: list[Outputs],
 ) -> tuple[ExactErrors, ...]:
     if not exact:
         return ()
-    pairs = zip(compare_all(inputs, exact, references), compare_all(inputs, exact, candidates), strict=True)
+    pairs = zip(compare_all(info, inputs, exact, references), compare_all(info, inputs, exact, candidates), strict=True)
     return tuple(ExactErrors(ours.input_name, ours.severity, theirs.severity) for ours, theirs in pairs)
 
 

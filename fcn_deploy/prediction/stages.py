@@ -28,7 +28,8 @@ def decode(plan: Plan, sink: Sink, task: Task) -> Decoded | Prediction:
         photo = decode_image(data, str(task.image), plan.options.max_photo_mpx * 1_000_000)
     except (ImageError, OccupiedError) as error:
         return Prediction(task.image, failure=error, untrained=plan.info.provenance.untrained)
-    return Decoded(fit(photo, plan.height, plan.width, keep_aspect=plan.options.keep_aspect), task, key)
+    canvas = plan.info.preprocessing.mean_image(plan.height, plan.width)
+    return Decoded(fit(photo, canvas, keep_aspect=plan.options.keep_aspect), task, key)
 
 
 def encode(sink: Sink, entries: Sequence[Labelled[Decoded] | Prediction]) -> list[Encoded | Prediction]:

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fcn_deploy.errors import UsageError
-from fcn_deploy.images import Labels, Pixels, preprocess
+from fcn_deploy.images import Labels, Pixels
 from fcn_deploy.model_info import LABELS_NAME, TensorSpec
+from fcn_deploy.preprocessing import Preprocessing
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -76,14 +77,19 @@ def _listed(specs: "tuple[TensorSpec, ...] | list[TensorSpec]") -> str:
     return ", ".join(str(spec) for spec in specs) or "nothing"
 
 
-def feed_of(spec: TensorSpec, pixels: Pixels) -> dict[str, npt.NDArray[Any]]:
+def feed_of(spec: TensorSpec, pixels: Pixels, preprocessing: Preprocessing) -> dict[str, npt.NDArray[Any]]:
     """Return N x H x W x 3 uint8 RGB pixels in the form of the input `spec`: unchanged or pre-processed."""
-    return {spec.name: pixels if spec.dtype == "uint8" else preprocess(pixels).astype(spec.dtype, copy=False)}
+    return {spec.name: pixels if spec.dtype == "uint8" else preprocessing.apply(pixels).astype(spec.dtype, copy=False)}
 
 
-def labels_of(outputs: Arrays) -> Labels:
-    """Return N x H x W uint8 labels from a model's only output: its labels, or the class of the largest logit."""
+def labels_of(outputs: Arrays, boundary: float = 0.0) -> Labels:
+    """Return N x H x W uint8 labels from a model's only output: its labels, or the class of the largest logit.
+
+    Of a single class, pixels whose logit is above `boundary` are labelled 1.
+    """
     if LABELS_NAME in outputs:
         return np.asarray(outputs[LABELS_NAME], dtype=np.uint8)
     (logits,) = outputs.values()
+    if logits.shape[1] == 1:
+        return np.asarray(logits[:, 0] > logits.dtype.type(boundary), dtype=np.uint8)
     return np.asarray(logits.argmax(axis=1), dtype=np.uint8)

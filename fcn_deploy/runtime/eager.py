@@ -1,12 +1,14 @@
 """PyTorch itself, on the CPU: the reference every artifact is compared with."""
 
 import contextlib
+import sys
 from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from fcn_deploy.errors import FcnDeployError, ModuleError
 from fcn_deploy.model_info import INPUT_NAME, OUTPUT_NAME, TensorSpec
 from fcn_deploy.runtime.base import Runner
 
@@ -14,6 +16,7 @@ from fcn_deploy.runtime.base import Runner
 # fc6's 25,088 are 2.1e-6 from float64, against 3e-7 with PyTorch's own kernel. A reference has to be closer to the
 # truth than what it judges: layers of at least this many products per output use the latter (docs/parity.md).
 LONG_SUM = 2048
+_MOST_CHARACTERS = 300
 
 
 class EagerRunner(Runner):
@@ -22,12 +25,14 @@ class EagerRunner(Runner):
     Args:
         network: maps N x 3 x H x W to N x K x H x W; runs in the dtype of its parameters.
         shape: N x 3 x H x W of its input.
+        remark: what reports have to say about the network besides.
     """
 
-    def __init__(self, network: nn.Module, shape: tuple[int, int, int, int]) -> None:
+    def __init__(self, network: nn.Module, shape: tuple[int, int, int, int], remark: str = "") -> None:
         self.network = network
-        dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
-        self.name = f"PyTorch {torch.__version__} eager {dtype}"
+        values = (*network.parameters(), *network.buffers(), torch.empty(0))
+        dtype = str(next(value.dtype for value in values if value.is_floating_point())).removeprefix("torch.")
+        self.name = f"PyTorch {torch.__version__} eager {dtype}{f', {remark}' if remark else ''}"
         self.inputs = (TensorSpec(INPUT_NAME, shape, dtype),)
         self._hooks = contextlib.ExitStack()
 
@@ -42,9 +47,28 @@ class EagerRunner(Runner):
                 self._hooks.callback(after.remove)
 
     def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        with torch.inference_mode():
-            logits: torch.Tensor = self.network(torch.from_numpy(feeds[INPUT_NAME]))
+        # A network of the user's own may print, and overwrite its input.
+        with torch.inference_mode(), contextlib.redirect_stdout(sys.stderr):
+            logits = self._logits(torch.from_numpy(feeds[INPUT_NAME].copy()))
         return {OUTPUT_NAME: logits.numpy()}
+
+    def _logits(self, image: torch.Tensor) -> torch.Tensor:
+        try:
+            found = self.network(image)
+        except FcnDeployError:
+            raise
+        except Exception as error:
+            line = (str(error).splitlines() or [""])[0]
+            raise ModuleError(
+                f"the network cannot be run on {self.inputs[0]}: {type(error).__name__}: {line[:_MOST_CHARACTERS]}",
+                remedy="Correct its code: it has to run on any image of this shape and type.",
+            ) from error
+        if not isinstance(found, torch.Tensor):
+            raise ModuleError(
+                f"the network returns a {type(found).__name__}, not a tensor of logits",
+                remedy="Pass the file it was exported from.",
+            )
+        return found
 
     def _close(self) -> None:
         self._hooks.close()

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fcn_deploy.images import Labels, Pixels, mean_image
+from fcn_deploy.images import Labels, Pixels
 from fcn_deploy.segmentation import Segmenter
 from fcn_deploy.serving.metrics import ServerMetrics
 from fcn_deploy.serving.options import ServeOptions
@@ -114,7 +114,7 @@ class BatchQueue:
 
         def load() -> None:
             self._opened.enter_context(self._segmenter)
-            self._label([mean_image(self._segmenter.height, self._segmenter.width)[None]])
+            self._label([self._segmenter.empty_canvas()[None]])
 
         await run_in_thread(self._runtime, load)
 

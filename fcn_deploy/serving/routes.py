@@ -174,10 +174,8 @@ class Routes:
 
     def _fit(self, data: bytes) -> tuple[Pixels, Placement]:
         # The photo itself, which may be a thousand times as large, is not kept while others are run.
-        size = self._service.segmenter.height, self._service.segmenter.width
-        return place(
-            decode_image(data, "you sent", self._max_photo_pixels), *size, keep_aspect=self._options.keep_aspect
-        )
+        photo, canvas = decode_image(data, "you sent", self._max_photo_pixels), self._service.segmenter.empty_canvas()
+        return place(photo, canvas, keep_aspect=self._options.keep_aspect)
 
     def _describe(self, labels: Labels) -> dict[str, Any]:
         info, png = self._service.segmenter.info, io.BytesIO()

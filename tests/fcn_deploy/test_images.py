@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcn_deploy import ImageError, ModelInfo, NetworkSpec, Provenance, Variant
-from fcn_deploy.images import MAX_PIXELS, SAMPLE_PHOTO, label_image, mean_image, place, preprocess, read_image, resize
+from fcn_deploy.images import MAX_PIXELS, SAMPLE_PHOTO, label_image, place, read_image, resize
+from fcn_deploy.preprocessing import Preprocessing
 from tests.messages import states
 
+CAFFE = Preprocessing()
 INFO = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(rng_seed=0))
 
 
@@ -165,7 +167,7 @@ def test_missing_and_directory(tmp_path: Path) -> None:
 def test_preprocess_is_bgr_less_the_mean() -> None:
     image = np.array([[[255, 128, 0]]], dtype=np.uint8)
 
-    found = preprocess(image[None])
+    found = CAFFE.apply(image[None])
 
     assert found.dtype == np.float32
     assert found.shape == (1, 3, 1, 1)
@@ -174,7 +176,7 @@ def test_preprocess_is_bgr_less_the_mean() -> None:
 
 
 def test_the_mean_image_is_near_zero() -> None:
-    assert np.abs(preprocess(mean_image(2, 3)[None])).max() < 0.5
+    assert np.abs(CAFFE.apply(CAFFE.mean_image(2, 3)[None])).max() < 0.5
 
 
 @settings(deadline=None)
@@ -182,19 +184,19 @@ def test_the_mean_image_is_near_zero() -> None:
 def test_labels_come_back_in_the_photos_size(high: int, wide: int, rows: int, columns: int, keep: bool) -> None:
     photo = np.zeros((high, wide, 3), dtype=np.uint8)
 
-    canvas, placement = place(photo, rows, columns, keep_aspect=keep)
+    canvas, placement = place(photo, CAFFE.mean_image(rows, columns), keep_aspect=keep)
 
     assert canvas.shape == (rows, columns, 3)
     assert placement.restore(np.zeros((rows, columns), dtype=np.uint8)).shape == (high, wide)
     if keep:
         assert placement.height == rows or placement.width == columns
-        assert (canvas[placement.height :] == mean_image(1, 1)).all()
-        assert (canvas[:, placement.width :] == mean_image(1, 1)).all()
+        assert (canvas[placement.height :] == CAFFE.mean_image(1, 1)).all()
+        assert (canvas[:, placement.width :] == CAFFE.mean_image(1, 1)).all()
 
 
 def test_keep_aspect_takes_the_labels_of_the_photo_alone() -> None:
     photo = np.zeros((10, 20, 3), dtype=np.uint8)
-    canvas, placement = place(photo, 40, 40, keep_aspect=True)
+    canvas, placement = place(photo, CAFFE.mean_image(40, 40), keep_aspect=True)
     labels = np.full((40, 40), 9, dtype=np.uint8)
     labels[:20, :20], labels[:20, 20:] = 1, 2
 

@@ -70,3 +70,31 @@ def test_damage_is_an_error(bundle: Path) -> None:
 
     with pytest.raises(fd.BundleError):
         fd.inspect(bundle)
+
+
+def test_what_maps_depend_on_is_that_of_the_plain_graph(shared_bundle: Path, tmp_path: Path) -> None:
+    """Rewritten graphs compute windows, in tiles: what an export recorded is that of the network itself."""
+    plain = replace(narrow_options(tmp_path / "plain"), optimize=fd.Optimize.SIMPLIFY, verify=False)
+    computed = {layer.name: layer for layer in fd.inspect(fd.export(plain).path).layers}
+
+    found = fd.inspect(shared_bundle)
+
+    recorded = {layer.name: layer for layer in found.reach}
+    assert len(recorded) >= 20
+    for name, layer in recorded.items():
+        assert layer.receptive_field == computed[name].receptive_field
+        assert layer.live == pytest.approx(computed[name].live, abs=1e-6)
+    assert {layer.name: layer.receptive_field for layer in found.layers}["relu6"] == (96, 96)
+
+
+@pytest.mark.full
+def test_the_published_receptive_field_of_fc7(tmp_path: Path) -> None:
+    """404 pixels: Long et al., CVPR 2015, section 4.1."""
+    options = fd.ExportOptions(
+        fd.Variant.FCN32S, tmp_path / "wide", channel_divisor=16, optimize=fd.Optimize.SIMPLIFY, verify=False
+    )
+
+    layers = {layer.name: layer for layer in fd.inspect(fd.export(options).path).layers}
+
+    assert layers["fc7"].receptive_field == (404, 404)
+    assert layers["conv1_1"].live == pytest.approx((502 / 698) ** 2)

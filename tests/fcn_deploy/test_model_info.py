@@ -31,8 +31,8 @@ NAMES = st.lists(st.sampled_from(["score_fr.weight", "upscore.weight"]), unique=
     st.booleans(),
 )  # fmt: skip
 def test_metadata_round_trip(info: ModelInfo, named: bool) -> None:
-    info = replace(info, names=tuple(f"class-{i}" for i in range(info.network.num_classes)) if named else ())
-    if info.network.variant is not Variant.FCN8S or info.provenance.checkpoint_sha256 is None:
+    info = replace(info, names=tuple(f"class-{i}" for i in range(info.num_labels)) if named else ())
+    if info.network.name != "FCN-8s" or info.provenance.checkpoint_sha256 is None:
         info = replace(info, provenance=replace(info.provenance, at_once=False))
 
     assert ModelInfo.from_metadata(info.to_metadata(), "test") == info
@@ -50,7 +50,8 @@ def test_metadata_says_what_a_consumer_needs() -> None:
 
 @pytest.mark.parametrize(("key", "value", "facts"), [
     ("variant", "64s", "'64s'"), ("geometry", "round", "'round'"), ("num_classes", "many", "`int` `str`"),
-    ("num_classes", "0", "0 1 255"), ("mean", "0 0 0", "mean 0"), ("channel_order", "RGB", "channel_order RGB BGR"),
+    ("num_classes", "0", "0 1 255"), ("mean", "0 0", "`$.preprocessing.mean` 3 2"),
+    ("channel_order", "GBR", "`$.preprocessing.channel_order`"), ("mean", "0 0 x", "`$.preprocessing.mean[2]`"),
 ])  # fmt: skip
 def test_altered_metadata_is_refused(key: str, value: str, facts: str) -> None:
     metadata = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(rng_seed=0)).to_metadata()
@@ -67,9 +68,23 @@ def test_altered_metadata_is_refused(key: str, value: str, facts: str) -> None:
     ("rng_seed", "1e999", "`$.provenance.rng_seed`"), ("min_agreement", "nan", "min_agreement nan 0 1"),
     ("min_agreement", "1e999", "`$.min_agreement`"), ("min_agreement", "-0.5", "min_agreement -0.5 0 1"),
     ("num_classes", "1e999", "`$.network.num_classes`"), ("channel_divisor", "nan", "`$.network.channel_divisor`"),
-    ("at_once", "true", "at_once true FCN-8s"), ("class_names", "cat dog", "class_names 2 num_classes 21"),
+    ("at_once", "true", "at_once true FCN-8s"), ("class_names", "cat dog", "class_names 2 21"),
 ])  # fmt: skip
 def test_numbers_out_of_their_bounds_are_refused(key: str, value: str, facts: str) -> None:
+    metadata = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(rng_seed=0)).to_metadata()
+
+    with pytest.raises(BundleError, check=states(f"m.onnx metadata altered {facts}")):
+        ModelInfo.from_metadata(metadata | {f"fcn_deploy.{key}": value}, "m.onnx")
+
+
+@pytest.mark.parametrize(("key", "value", "facts"), [
+    ("std", "0 1 1", "std 0 above"), ("scale", "nan", "scale nan"), ("scale", "-1", "scale -1"),
+    ("palette", "000000 ff", "'ff'"), ("palette", "000000", "palette 1 21"), ("threshold", "0.5", "threshold 0.5"),
+    ("class_names", '["a", "b c"]', "class_names 2 21"), ("class_names", '["a", ', "JSONDecodeError"),
+    ("class_names", '["a", 1]', "`$.names[1]`"),
+    ("module", "net.py:Net", "'module_sha256'"),
+])  # fmt: skip
+def test_facts_that_may_be_missing_are_checked_where_they_are(key: str, value: str, facts: str) -> None:
     metadata = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(rng_seed=0)).to_metadata()
 
     with pytest.raises(BundleError, check=states(f"m.onnx metadata altered {facts}")):

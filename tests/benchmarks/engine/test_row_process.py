@@ -22,6 +22,7 @@ from fcn_deploy import (
     Provider,
     Variant,
 )
+from fcn_deploy.artifact.bundle import RebuildOptions
 from fcn_deploy.parity.compare import LabelComparison
 from tests.benchmarks import reports
 
@@ -61,7 +62,7 @@ def row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RowProcess:
     Scripted.asked = []
     monkeypatch.setattr(processes, "WorkerProcess", Scripted)
     info = ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(rng_seed=0))
-    workspace = Workspace(tmp_path, tmp_path / "model.onnx", info, (1, 3, 96, 96), 18, None)
+    workspace = Workspace(tmp_path, tmp_path / "model.onnx", info, (1, 3, 96, 96), 18, RebuildOptions())
     spec = RowSpec(CASES[0], workspace, Provider.CPU, ())
     made = RowProcess(spec, WorkEstimate(1, 1, 1), tmp_path / "log")
     made.start(0)

@@ -258,7 +258,7 @@ def test_a_batch_no_bundle_has(shared_bundle: Path) -> None:
 
 def test_the_wrong_checkpoint_is_refused(shared_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(fd.UsageError, check=states("artifact exported without checkpoint")):
-        fd.bench([shared_bundle], BenchOptions(checkpoint=tmp_path / "x.pth"))
+        fd.bench([shared_bundle], BenchOptions(rebuild=fd.RebuildOptions(tmp_path / "x.pth")))
 
 
 def test_a_trained_bundle_needs_its_very_checkpoint(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_trained_bundle_needs_its_very_checkpoint(tmp_path: Path) -> None:
         (tmp_path / "x", "checkpoint x file"),
     ):
         with pytest.raises(fd.CheckpointError, check=states(problem)):
-            fd.bench([bundle], BenchOptions(checkpoint=wrong))
+            fd.bench([bundle], BenchOptions(rebuild=fd.RebuildOptions(wrong)))
 
 
 def test_a_parent_that_is_killed_leaves_no_children(shared_bundle: Path) -> None:

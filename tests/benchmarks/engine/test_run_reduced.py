@@ -24,7 +24,8 @@ def test_rows_say_what_they_compute_in_and_are_held_to_its_tier(
     bundle = fd.export(
         fd.ExportOptions(fd.Variant.FCN8S, tmp_path / "out", weights=weights, onnx=onnx, precision=reduction)
     ).path
-    options = fd.BenchOptions(fd.Provider.CPU, ("ort-plain", "ort"), protocol=QUICK, checkpoint=fd.SAMPLE_CHECKPOINT)
+    rebuild = fd.RebuildOptions(fd.SAMPLE_CHECKPOINT)
+    options = fd.BenchOptions(fd.Provider.CPU, ("ort-plain", "ort"), protocol=QUICK, rebuild=rebuild)
 
     rows = {row.key.case: row for row in fd.bench([bundle], options).rows}
 

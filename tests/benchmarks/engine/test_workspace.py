@@ -19,7 +19,7 @@ def build(bundle: Path, plan: Path, precision: fd.Precision) -> None:
 def test_the_engine_beside_a_bundle_is_measured_in_its_own_precision(bundle: Path, tmp_path: Path) -> None:
     build(bundle, bundle.with_name("bundle.plan"), fd.Precision.FP16)
 
-    found = workspace_of(open_bundle(bundle), tmp_path, None)
+    found = workspace_of(open_bundle(bundle), tmp_path, fd.RebuildOptions())
 
     engine = found.engine()
     assert engine is not None
@@ -30,7 +30,7 @@ def test_the_engine_beside_a_bundle_is_measured_in_its_own_precision(bundle: Pat
 
 
 def test_without_an_engine_there_is_none(bundle: Path, tmp_path: Path) -> None:
-    assert workspace_of(open_bundle(bundle), tmp_path, None).engine() is None
+    assert workspace_of(open_bundle(bundle), tmp_path, fd.RebuildOptions()).engine() is None
 
 
 def test_an_engine_of_another_model_is_refused(bundle: Path, tmp_path: Path) -> None:
@@ -42,4 +42,4 @@ def test_an_engine_of_another_model_is_refused(bundle: Path, tmp_path: Path) -> 
     build(other.path, tmp_path / "bundle.plan", fd.Precision.FP32)
 
     with pytest.raises(fd.BundleError, match=r"bundle\.plan .*model\.onnx"):
-        workspace_of(open_bundle(bundle), tmp_path, None).engine()
+        workspace_of(open_bundle(bundle), tmp_path, fd.RebuildOptions()).engine()

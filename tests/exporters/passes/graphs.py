@@ -10,7 +10,8 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import ShapeInferencePass
 
 from exporters.passes.cost import Machine
-from fcn_deploy import Geometry
+from exporters.rewrite import with_heads
+from fcn_deploy import Geometry, Head, ImageInput, ModelInfo, NetworkSpec, Provenance, Variant
 from fcn_deploy.onnx_file import write_model
 from fcn_deploy.runtime.ort import OrtRunner
 
@@ -31,6 +32,11 @@ def parsed(body: str, inputs: str, outputs: str, **arrays: np.ndarray) -> ir.Mod
     model = ir.serde.deserialize_model(proto)
     ShapeInferencePass()(model)
     return model
+
+
+def with_ends(model: ir.Model, image_input: ImageInput, head: Head) -> ir.Model:
+    """The model with these heads, for an FCN's pre-processing."""
+    return with_heads(model, ModelInfo(NetworkSpec(Variant.FCN8S), Provenance(rng_seed=0), image_input, head))
 
 
 def weights(*shape: int, seed: int = 0) -> np.ndarray:

@@ -7,11 +7,10 @@ import pytest
 from exporters.onnx import OnnxOptions, export_graph
 from exporters.passes.edit import static_shape
 from exporters.passes.heads import LabelHead, PixelHead
-from exporters.rewrite import with_heads
 from fcn_deploy import Head, ImageInput, NetworkSpec, UsageError, Variant
-from fcn_deploy.images import preprocess
 from fcn_deploy.models.weights import random_network
-from tests.exporters.passes.graphs import parsed, run, weights
+from fcn_deploy.preprocessing import Preprocessing
+from tests.exporters.passes.graphs import parsed, run, weights, with_ends
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
 
@@ -28,10 +27,10 @@ def interface(model: ir.Model) -> list[tuple[str, str, list[int]]]:
 
 
 def test_labels_are_the_largest_logits(graph: ir.Model, tmp_path: Path) -> None:
-    image = {"image": preprocess(PIXELS)}
+    image = {"image": Preprocessing().apply(PIXELS)}
     (logits,) = run(graph, tmp_path, image)
 
-    (labels,) = run(with_heads(graph, ImageInput.FLOAT, Head.LABELS), tmp_path, image)
+    (labels,) = run(with_ends(graph, ImageInput.FLOAT, Head.LABELS), tmp_path, image)
 
     assert labels.dtype == np.uint8
     assert np.array_equal(labels, logits.argmax(axis=1))
@@ -40,9 +39,9 @@ def test_labels_are_the_largest_logits(graph: ir.Model, tmp_path: Path) -> None:
 
 def test_pixels_are_preprocessed_as_images_are(graph: ir.Model, tmp_path: Path) -> None:
     """The mean must not fold into the bias: the padded frame stands for the mean colour, not for black."""
-    (expected,) = run(graph, tmp_path, {"image": preprocess(PIXELS)})
+    (expected,) = run(graph, tmp_path, {"image": Preprocessing().apply(PIXELS)})
 
-    (found,) = run(with_heads(graph, ImageInput.UINT8, Head.LOGITS), tmp_path, {"pixels": PIXELS})
+    (found,) = run(with_ends(graph, ImageInput.UINT8, Head.LOGITS), tmp_path, {"pixels": PIXELS})
 
     assert np.abs(found - expected).max() <= 1e-6 * np.ptp(expected)
 
@@ -50,13 +49,13 @@ def test_pixels_are_preprocessed_as_images_are(graph: ir.Model, tmp_path: Path) 
 def test_both_ends_at_once_and_the_graph_itself_untouched(graph: ir.Model) -> None:
     before = interface(graph)
 
-    both = with_heads(graph, ImageInput.UINT8, Head.LABELS)
+    both = with_ends(graph, ImageInput.UINT8, Head.LABELS)
 
     assert interface(both) == [("pixels", "UINT8", [2, 40, 50, 3]), ("labels", "UINT8", [2, 40, 50])]
     assert interface(graph) == before == [("image", "FLOAT", [2, 3, 40, 50]), ("logits", "FLOAT", [2, 5, 40, 50])]
-    assert with_heads(graph, ImageInput.FLOAT, Head.LOGITS) is graph
+    assert with_ends(graph, ImageInput.FLOAT, Head.LOGITS) is graph
     assert not LabelHead()(both).modified
-    assert not PixelHead()(both).modified
+    assert not PixelHead(Preprocessing())(both).modified
 
 
 def test_of_equal_logits_the_lowest_class_wins(tmp_path: Path) -> None:
@@ -64,7 +63,7 @@ def test_of_equal_logits_the_lowest_class_wins(tmp_path: Path) -> None:
     tied = np.zeros((1, 4, 2, 2), np.float32)
     tied[0, 2:, 0, 0] = 1
 
-    (labels,) = run(with_heads(model, ImageInput.FLOAT, Head.LABELS), tmp_path, {"x": tied})
+    (labels,) = run(with_ends(model, ImageInput.FLOAT, Head.LABELS), tmp_path, {"x": tied})
 
     assert labels.tolist() == [[[2, 0], [0, 0]]]
 
@@ -77,23 +76,20 @@ def test_what_cannot_be_logits(outputs: str, reason: str) -> None:
     model = parsed("y = Identity(x)", outputs.replace(" y", " x"), outputs)
 
     with pytest.raises(UsageError, match=reason):
-        with_heads(model, ImageInput.FLOAT, Head.LABELS)
+        with_ends(model, ImageInput.FLOAT, Head.LABELS)
 
 
 @pytest.mark.parametrize(("body", "inputs", "reason"), [
-    ("y = Relu(x)", "float[1,3,4,4] x", "Conv"),
-    ("y = Conv<group=3>(x, g)", "float[1,3,4,4] x", "Conv"),
-    ("a = Conv(x, w) b = Conv(x, w) y = Add(a, b)", "float[1,3,4,4] x", "Conv"),
     ("y = Conv(x, w)", "float[1,3,H,4] x", "x .*N x 3 x H x W"),
     ("y = Conv(x, v)", "float[1,1,4,4] x", "x .*N x 3 x H x W"),
     ("y = Conv(x, v)", "float[1,1,4,4] x, float[1] z", "inputs"),
 ])  # fmt: skip
 def test_what_cannot_take_pixels(body: str, inputs: str, reason: str) -> None:
-    arrays = {"w": weights(2, 3, 3, 3), "v": weights(2, 1, 3, 3), "g": weights(3, 1, 3, 3)}
+    arrays = {"w": weights(2, 3, 3, 3), "v": weights(2, 1, 3, 3)}
     model = parsed(body, inputs, "float[1,C,H,W] y", **arrays)
 
     with pytest.raises(UsageError, match=reason):
-        with_heads(model, ImageInput.UINT8, Head.LOGITS)
+        with_ends(model, ImageInput.UINT8, Head.LOGITS)
 
 
 def test_pixels_pass_through_an_explicit_pad(tmp_path: Path) -> None:
@@ -101,8 +97,23 @@ def test_pixels_pass_through_an_explicit_pad(tmp_path: Path) -> None:
         "p = Pad(image, n) y = Conv(p, w)", "float[2,3,40,50] image", "float[2,2,H,W] y",
         n=np.array([0, 0, 4, 4, 0, 0, 4, 4]), w=weights(2, 3, 3, 3),
     )  # fmt: skip
-    (expected,) = run(plain, tmp_path, {"image": preprocess(PIXELS)})
+    (expected,) = run(plain, tmp_path, {"image": Preprocessing().apply(PIXELS)})
 
-    (found,) = run(with_heads(plain, ImageInput.UINT8, Head.LOGITS), tmp_path, {"pixels": PIXELS})
+    (found,) = run(with_ends(plain, ImageInput.UINT8, Head.LOGITS), tmp_path, {"pixels": PIXELS})
+
+    assert np.abs(found - expected).max() <= 1e-6 * np.ptp(expected)
+
+
+@pytest.mark.parametrize("body", [
+    "logits = Relu(image)", "logits = Conv<group=3>(image, g)",
+    "a = Conv(image, w) b = Conv(image, w) logits = Add(a, b)",
+])  # fmt: skip
+def test_where_no_weights_can_be_reversed_the_planes_are(body: str, tmp_path: Path) -> None:
+    arrays = {"w": weights(2, 3, 3, 3), "g": weights(3, 1, 3, 3)}
+    used = {name: array for name, array in arrays.items() if f" {name})" in body}
+    plain = parsed(body, "float[2,3,40,50] image", "float[2,C,H,W] logits", **used)
+    (expected,) = run(plain, tmp_path, {"image": Preprocessing().apply(PIXELS)})
+
+    (found,) = run(with_ends(plain, ImageInput.UINT8, Head.LOGITS), tmp_path, {"pixels": PIXELS})
 
     assert np.abs(found - expected).max() <= 1e-6 * np.ptp(expected)

@@ -169,8 +169,7 @@ def test_a_gate_that_fails_names_the_worst_input_and_a_layer(tmp_path: Path) -> 
 def test_a_checkpoint_says_how_wide_it_is_and_what_its_classes_are(tmp_path: Path) -> None:
     made = fd.export(replace(options(tmp_path / "out", fd.PrecisionOptions()), verify=False))
 
-    network = made.info.network
-    assert (network.num_classes, network.channel_divisor, network.geometry) == (7, 8, fd.Geometry.CAFFE)
+    assert made.info.network == fd.NetworkSpec(fd.Variant.FCN8S, fd.Geometry.CAFFE, 7, 8)
     assert made.info.class_names == CLASSES
 
 

@@ -13,14 +13,13 @@ from onnx import TensorProto
 from exporters.onnx import OnnxOptions, export_graph
 from exporters.precision.half import LIMITS, cast_to_half, observed_names, rescale, rescale_factors
 from exporters.precision.observe import observe
-from exporters.rewrite import with_heads
 from fcn_deploy import Geometry, Variant
 from fcn_deploy.choices import Head, ImageInput, Precision
 from fcn_deploy.errors import UsageError
 from fcn_deploy.graph import typed_skeleton
 from fcn_deploy.model_info import NetworkSpec
 from fcn_deploy.models.weights import random_network
-from tests.exporters.passes.graphs import parsed, run, weights
+from tests.exporters.passes.graphs import parsed, run, weights, with_ends
 from tests.messages import missing
 from tests.reference import relative_error
 
@@ -138,7 +137,7 @@ def test_the_head_of_bfloat16_is_in_float32() -> None:
 def test_ends_of_pixels_and_labels_stay_as_they_are(precision: Precision, batch: int, tmp_path: Path) -> None:
     network = random_network(NetworkSpec(Variant.FCN16S, Geometry.CAFFE, 5, 64), 0)
     graph = export_graph(network, OnnxOptions(64, 64, batch, opset=22))
-    model = with_heads(graph, ImageInput.UINT8, Head.LABELS)
+    model = with_ends(graph, ImageInput.UINT8, Head.LABELS)
     pixels = np.random.default_rng(0).integers(0, 256, (batch, 64, 64, 3), dtype=np.uint8)
 
     found = converted(model, precision)

@@ -16,16 +16,17 @@ from exporters.precision.half import HalfReport
 from exporters.precision.int8 import Quantization
 from exporters.precision.options import PrecisionOptions
 from exporters.precision.reduce import calibration_inputs, reduce_precision
-from exporters.rewrite import rewrite, with_heads
+from exporters.rewrite import rewrite
 from exporters.simplify import simplify
 from fcn_deploy import Geometry, Variant
 from fcn_deploy.choices import Calibration, Head, ImageInput, Precision, Target
 from fcn_deploy.errors import ImageError, UsageError
 from fcn_deploy.graph import typed_skeleton
-from fcn_deploy.images import SAMPLE_PHOTO, preprocess, read_image, resize
+from fcn_deploy.images import SAMPLE_PHOTO, read_image, resize
 from fcn_deploy.model_info import NetworkSpec
 from fcn_deploy.models.weights import random_network
-from tests.exporters.passes.graphs import operators, parsed, run, weights
+from fcn_deploy.preprocessing import Preprocessing
+from tests.exporters.passes.graphs import operators, parsed, run, weights, with_ends
 from tests.messages import states
 from tests.reference import relative_error
 
@@ -50,7 +51,7 @@ class Kind:
     def graph(self) -> ir.Model:
         network = random_network(NetworkSpec(self.variant, self.geometry, 4, 32), 3)
         graph = export_graph(network, OnnxOptions(64, 64, self.batch, 22))
-        return with_heads(rewrite(simplify(graph)[0], Target.CPU)[0] if self.exact else graph, *self.interface)
+        return with_ends(rewrite(simplify(graph)[0], Target.CPU)[0] if self.exact else graph, *self.interface)
 
 
 KINDS = (
@@ -111,15 +112,15 @@ def test_bfloat16_before_opset_22_is_refused(opset: int) -> None:
 def test_images_are_stretched_to_the_input_in_the_order_of_their_names(tmp_path: Path, photo: Path) -> None:
     first, second = picture(tmp_path / "a.png", np.indices((40, 50)).T.sum(2).T[..., None]), photo
 
-    found = calibration_inputs(int8(tmp_path), SHAPE)
+    found = calibration_inputs(int8(tmp_path), SHAPE, Preprocessing())
 
     assert [given.name for given in found] == [first.name, second.name]
     for given, path in zip(found, (first, second), strict=True):
-        np.testing.assert_array_equal(given.image, preprocess(resize(read_image(path), 64, 64)[None]))
+        np.testing.assert_array_equal(given.image, Preprocessing().apply(resize(read_image(path), 64, 64)[None]))
 
 
 def test_without_images_the_sample_photo_is_observed() -> None:
-    (found,) = calibration_inputs(PrecisionOptions(Precision.FP16), SHAPE)
+    (found,) = calibration_inputs(PrecisionOptions(Precision.FP16), SHAPE, Preprocessing())
 
     assert found.name == SAMPLE_PHOTO.name
 
@@ -128,16 +129,16 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
 
     with pytest.raises(ImageError, check=states("empty no image")):
-        calibration_inputs(int8(tmp_path / "empty"), SHAPE)
+        calibration_inputs(int8(tmp_path / "empty"), SHAPE, Preprocessing())
 
 
 def test_an_image_that_cannot_be_read_is_refused_by_name(tmp_path: Path, photo: Path) -> None:
     (tmp_path / "torn.png").write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
 
     with pytest.raises(ImageError, check=states("torn.png truncated")):
-        calibration_inputs(int8(photo, tmp_path / "torn.png"), SHAPE)
+        calibration_inputs(int8(photo, tmp_path / "torn.png"), SHAPE, Preprocessing())
     with pytest.raises(ImageError, check=states("missing.png file")):
-        calibration_inputs(int8(tmp_path / "missing.png"), SHAPE)
+        calibration_inputs(int8(tmp_path / "missing.png"), SHAPE, Preprocessing())
 
 
 def test_images_of_one_colour_are_refused(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_images_of_one_colour_are_refused(tmp_path: Path) -> None:
         picture(tmp_path / f"{name}.png", colour)
 
     with pytest.raises(ImageError, check=states("2 images single colour")):
-        calibration_inputs(int8(tmp_path), SHAPE)
+        calibration_inputs(int8(tmp_path), SHAPE, Preprocessing())
 
 
 @pytest.mark.parametrize("channel", [0, 1, 2])
@@ -154,7 +155,14 @@ def test_a_picture_that_varies_in_one_channel_alone_will_do(channel: int, tmp_pa
     pixels[:, 25:, channel] = 255
     picture(tmp_path / "plain.png", (9, 9, 9))
 
-    assert len(calibration_inputs(int8(tmp_path / "plain.png", picture(tmp_path / "half.png", pixels)), SHAPE)) == 2
+    assert (
+        len(
+            calibration_inputs(
+                int8(tmp_path / "plain.png", picture(tmp_path / "half.png", pixels)), SHAPE, Preprocessing()
+            )
+        )
+        == 2
+    )
 
 
 def test_float32_is_left_as_it_is() -> None:
@@ -167,7 +175,7 @@ def test_dark_photos_calibrate_too(tmp_path: Path) -> None:
     """All values of the input are below 0 then, and 0 itself, which pads it, has to be in range."""
     dark = picture(tmp_path / "dark.png", np.random.default_rng(0).integers(0, 60, (40, 50, 3)))
     options = int8(dark, min_agreement=0.5)
-    inputs = calibration_inputs(options, SHAPE)
+    inputs = calibration_inputs(options, SHAPE, Preprocessing())
     assert inputs[0].image.max() < 0
 
     found, _ = reduce_precision(small(), options, inputs, Target.CPU)
@@ -178,7 +186,7 @@ def test_dark_photos_calibrate_too(tmp_path: Path) -> None:
 
 def test_maps_that_overflow_are_scaled_and_reported(tmp_path: Path, photo: Path) -> None:
     model, options = small(2000), PrecisionOptions(Precision.FP16, (photo,))
-    inputs = calibration_inputs(options, SHAPE)
+    inputs = calibration_inputs(options, SHAPE, Preprocessing())
 
     found, report = reduce_precision(model, options, inputs, Target.CPU)
 
@@ -191,7 +199,7 @@ def test_maps_that_overflow_are_scaled_and_reported(tmp_path: Path, photo: Path)
 
 def test_scores_that_overflow_are_refused(photo: Path) -> None:
     model, options = small(head=2000), PrecisionOptions(Precision.FP16, (photo,))
-    inputs = calibration_inputs(options, SHAPE)
+    inputs = calibration_inputs(options, SHAPE, Preprocessing())
 
     with pytest.raises(UsageError, match=r"s .*65504") as caught:
         reduce_precision(model, options, inputs, Target.CPU)
@@ -206,7 +214,7 @@ def test_every_kind_of_graph_can_be_reduced(precision: Precision, kind: Kind, tm
     batch = kind.batch
     options = lenient(precision, SAMPLE_PHOTO)
     graph = kind.graph()
-    (given,) = inputs = calibration_inputs(options, (batch, 3, 64, 64))
+    (given,) = inputs = calibration_inputs(options, (batch, 3, 64, 64), Preprocessing())
 
     found, report = reduce_precision(graph, options, inputs, Target.CPU)
 
@@ -226,7 +234,7 @@ def test_bfloat16_pools_are_left_to_tensorrt_alone(target: Target, tmp_path: Pat
     """No other runtime for GPUs has kernels for them."""
     graph = KINDS[0].graph()
     options = PrecisionOptions(Precision.BF16)
-    inputs = calibration_inputs(options, (KINDS[0].batch, 3, 64, 64))
+    inputs = calibration_inputs(options, (KINDS[0].batch, 3, 64, 64), Preprocessing())
 
     found, _ = reduce_precision(graph, options, inputs, target)
 
@@ -244,7 +252,7 @@ def test_bfloat16_pools_are_left_to_tensorrt_alone(target: Target, tmp_path: Pat
 @pytest.mark.parametrize("first", REDUCED)
 def test_a_reduced_graph_is_not_reduced_again(first: Precision, again: Precision, photo: Path) -> None:
     options = {p: lenient(p, photo) for p in REDUCED}
-    inputs = calibration_inputs(options[first], SHAPE)
+    inputs = calibration_inputs(options[first], SHAPE, Preprocessing())
     model, _ = reduce_precision(small(), options[first], inputs, Target.CPU)
 
     with pytest.raises(UsageError, check=states("reduced precision already")):

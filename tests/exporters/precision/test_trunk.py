@@ -10,21 +10,20 @@ from exporters.onnx import OnnxOptions, export_graph
 from exporters.precision.half import head_nodes, prologue_nodes
 from exporters.precision.observe import (
     activation_of,
-    is_activated,
     is_constant,
     rearranged_input,
     source_of,
     trunk_convolutions,
 )
 from exporters.precision.reduce import check_float32
-from exporters.rewrite import rewrite, with_heads
+from exporters.rewrite import rewrite
 from exporters.simplify import simplify
 from fcn_deploy import Geometry, Variant
 from fcn_deploy.choices import Head, ImageInput, Target
 from fcn_deploy.errors import UsageError
 from fcn_deploy.model_info import NetworkSpec
 from fcn_deploy.models.weights import random_network
-from tests.exporters.passes.graphs import parsed, weights
+from tests.exporters.passes.graphs import parsed, weights, with_ends
 from tests.messages import states
 
 VGG = [f"conv{block}_{i}" for block, count in enumerate((2, 2, 3, 3, 3), start=1) for i in range(1, count + 1)]
@@ -60,7 +59,7 @@ def test_the_trunk_ends_behind_fc7(variant: Variant, exact: bool) -> None:
 
 
 def test_the_head_of_labels_and_the_prologue_of_pixels() -> None:
-    model = with_heads(graph_of(Variant.FCN32S, Geometry.CAFFE), ImageInput.UINT8, Head.LABELS)
+    model = with_ends(graph_of(Variant.FCN32S, Geometry.CAFFE), ImageInput.UINT8, Head.LABELS)
 
     assert [node.op_type for node in model.graph if node in prologue_nodes(model)] == ["Cast", "Sub", "Transpose"]
     assert model.graph.outputs[0].producer() in head_nodes(model)
@@ -116,11 +115,26 @@ def test_pools_and_slices_are_followed_back() -> None:
     ["float[1,2,6,6] r, float[1,2,6,6] c", "float[1,2,6,6] r, float[1,2,6,6] t"],
     ids=["output", "second Relu"],
 )
-def test_a_map_that_more_than_one_relu_reads_is_not_activated(outputs: str) -> None:
+def test_a_map_that_others_read_besides_a_relu_is_its_own_end(outputs: str) -> None:
     model = moved("t = Relu(c)" if " t" in outputs else "", outputs)
 
-    assert not is_activated(model.graph.node("c"))
-    assert list(trunk_convolutions(model)) == []
+    assert [node.name for node in trunk_convolutions(model)] == ["c"]
+    assert activation_of(model.graph.node("c")).name == "c"
+
+
+@pytest.mark.parametrize(("body", "trunk"), [
+    ("d = Conv(r, v) a = Add(d, d) y = Relu(a)", ["c", "d"]),
+    ("d = Conv(r, v) y = HardSwish(d)", ["c", "d"]),
+    ("d = Conv(r, v) y = Clip(d)", ["c", "d"]),
+    ("d = Conv(r, v) y = Sigmoid(d)", ["c"]),
+    ("d = ConvTranspose(r, v) e = Relu(d) y = Conv(e, v)", ["c"]),
+    ("d = Conv(r, r) y = Relu(d)", ["c"]),
+])  # fmt: skip
+def test_the_trunk_reaches_to_the_last_activation(body: str, trunk: list[str]) -> None:
+    model = moved(body, "float[1,A,B,C] y", v=weights(2, 2, 1, 1))
+
+    assert [node.name for node in trunk_convolutions(model)] == trunk
+    assert {str(node.name) for node in head_nodes(model)}.isdisjoint(trunk)
 
 
 def test_nothing_without_its_first_input_has_a_source() -> None:

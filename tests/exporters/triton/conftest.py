@@ -39,8 +39,9 @@ def bundles(once: Once, shared_bundle: Path) -> Bundles:
         bundle = fd.open_bundle(plain(batch))
 
         def fill(folder: Path) -> None:
-            model = with_heads(bundle.model, image_input, head)
-            model.metadata_props.update(replace(bundle.info, image_input=image_input, head=head).to_metadata())
+            info = replace(bundle.info, image_input=image_input, head=head)
+            model = with_heads(bundle.model, info)
+            model.metadata_props.update(info.to_metadata())
             write_model(model, folder / "fcn8s.onnx")
 
         return once(f"{image_input}-{head}-{batch}", fill) / "fcn8s.onnx"

@@ -1,5 +1,6 @@
 """The graphs that packages are made of, run by ONNX Runtime itself."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from fcn_deploy.onnx_file import read_model, write_model
 from tests.exporters.passes.graphs import parsed
 from tests.exporters.triton.conftest import Bundles, pictures
 
+INFO = fd.ModelInfo(fd.NetworkSpec(fd.Variant.FCN8S), fd.Provenance(rng_seed=0))
 FLOAT, LOGITS = fd.ImageInput.FLOAT, fd.Head.LOGITS
 
 
@@ -36,7 +38,7 @@ def test_preprocessing_subtracts_the_mean_and_turns_rgb_to_bgr_planes(tmp_path: 
     mean = np.array([104.00698793, 116.66876762, 122.67891434], dtype=np.float32)
     expected = np.stack([photos[..., 2 - c].astype(np.float32) - mean[c] for c in range(3)], axis=1)
 
-    (image,) = session(preprocessing(2, 5, 7), tmp_path).run(["image"], {"pixels": photos})
+    (image,) = session(preprocessing(INFO, 2, 5, 7), tmp_path).run(["image"], {"pixels": photos})
 
     assert image.dtype == np.float32
     assert np.array_equal(image, expected)
@@ -48,7 +50,9 @@ def test_postprocessing_takes_the_largest_logit_and_of_equal_ones_the_first(tmp_
         [[max(range(5), key=lambda k: (one[k, y, x], -k)) for x in range(4)] for y in range(6)] for one in logits
     ]
 
-    (labels,) = session(postprocessing(2, 5, 6, 4), tmp_path).run(["labels"], {"logits": logits})
+    (labels,) = session(
+        postprocessing(replace(INFO, network=fd.NetworkSpec(fd.Variant.FCN8S, num_classes=5)), 2, 6, 4), tmp_path
+    ).run(["labels"], {"logits": logits})
 
     assert labels.dtype == np.uint8
     assert labels.tolist() == expected
@@ -58,7 +62,7 @@ def test_the_artifacts_own_graph_stays_as_it_was(bundles: Bundles) -> None:
     model = fd.open_bundle(bundles(FLOAT, LOGITS, 4)).model
     before = ir.to_proto(model).SerializeToString()
 
-    changed = with_free_batch(pixels_to_labels(model))
+    changed = with_free_batch(pixels_to_labels(model, INFO))
 
     assert [value.name for value in (*changed.graph.inputs, *changed.graph.outputs)] == ["pixels", "labels"]
     assert ir.to_proto(model).SerializeToString() == before
@@ -107,10 +111,10 @@ def test_constants_that_differ_from_image_to_image_are_not_repeated() -> None:
 
 def test_a_graph_that_labels_otherwise_is_not_packaged(bundles: Bundles) -> None:
     bundle = fd.open_bundle(bundles(FLOAT, LOGITS, 1))
-    good = pixels_to_labels(bundle.model)
-    require_same_labels(bundle.model_path, good, bundle.input_shape)
+    good = pixels_to_labels(bundle.model, bundle.info)
+    require_same_labels(bundle.model_path, good, bundle.input_shape, bundle.info)
     mean = good.graph.initializers["preprocess/mean_rgb"]
     mean.const_value = ir.tensor(np.array([0, 0, 0], dtype=np.float32), name=mean.name)
 
     with pytest.raises(fd.ParityError, match=r"\d+ of 18432 pixels"):
-        require_same_labels(bundle.model_path, good, bundle.input_shape)
+        require_same_labels(bundle.model_path, good, bundle.input_shape, bundle.info)

@@ -11,6 +11,7 @@ import pytest
 
 from fcn_deploy import BundleError, Geometry, Variant, open_bundle
 from fcn_deploy.artifact.bundle import MANIFEST_FILE, MODEL_FILE, write_manifest
+from fcn_deploy.model_info import NetworkSpec
 from tests.messages import states
 
 NOT_UTF_8 = os.fsdecode(b"\xff")
@@ -19,8 +20,7 @@ NOT_UTF_8 = os.fsdecode(b"\xff")
 def test_opens_with_its_facts(shared_bundle: Path) -> None:
     bundle = open_bundle(shared_bundle)
 
-    assert bundle.info.network.variant is Variant.FCN8S
-    assert bundle.info.network.geometry is Geometry.FLOOR
+    assert bundle.info.network == NetworkSpec(Variant.FCN8S, Geometry.FLOOR, 21, 16)
     assert bundle.info.provenance.untrained
     assert bundle.input_shape == (1, 3, 96, 96)
     assert bundle.manifest is not None

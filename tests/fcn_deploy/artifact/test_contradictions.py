@@ -32,6 +32,11 @@ def says(key: str, value: str) -> Change:
     return change
 
 
+def fewer(model: onnx.ModelProto) -> None:
+    says("num_classes", "20")(model)
+    says("palette", " ".join(["000000"] * 20))(model)
+
+
 def sized(index: int, size: int | str) -> Change:
     """Change one size of the input."""
 
@@ -86,7 +91,8 @@ def second_output(model: onnx.ModelProto) -> None:
 
 
 CONTRADICTIONS: tuple[tuple[Change, str], ...] = (
-    (says("num_classes", "20"), "20 logits 1 96 21"),
+    (says("num_classes", "20"), "palette 21 20"),
+    (fewer, "20 logits 1 96 21"),
     (says("image_input", "uint8"), "uint8 pixels image FLOAT 1 3 96"),
     (says("head", "labels"), "labels logits 21"),
     (says("num_classes", "1e999"), "`$.network.num_classes`"),

@@ -89,7 +89,7 @@ def test_every_command_works(
 
 @KINDS
 def test_the_workspace_of_a_benchmark(with_photo: Path, linked: Callable[[Path], Path], tmp_path: Path) -> None:
-    workspace = workspace_of(fd.open_bundle(linked(with_photo)), tmp_path, None)
+    workspace = workspace_of(fd.open_bundle(linked(with_photo)), tmp_path, fd.RebuildOptions())
     prepare(workspace, frozenset())
 
     assert [path.is_file() for path in (workspace.model_path, *workspace.photos)] == [True, True]

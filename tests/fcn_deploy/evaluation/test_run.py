@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import fcn_deploy as fd
-from fcn_deploy.images import place, preprocess
+from fcn_deploy.images import place
 from fcn_deploy.models.weights import random_network
 from fcn_deploy.runtime.eager import EagerRunner
 from fcn_deploy.segmentation import Segmenter
@@ -124,6 +124,7 @@ def test_what_a_wrong_artifact_loses(shared_bundle: Path, folders: Path, tmp_pat
     """One class is favoured in the file; PyTorch's labels are made here from the network itself."""
     path = altered(shared_bundle, tmp_path / "wrong.onnx", 1.6)
     info = fd.open_bundle(shared_bundle).info
+    assert isinstance(info.network, fd.NetworkSpec)
     ours, theirs = [], []
     with (
         EagerRunner(random_network(info.network, 0), (1, 3, 96, 96)) as eager,
@@ -131,8 +132,8 @@ def test_what_a_wrong_artifact_loses(shared_bundle: Path, folders: Path, tmp_pat
     ):
         for file in sorted((folders / "images").iterdir()):
             photo = np.array(Image.open(file))
-            canvas, placement = place(photo, 96, 96, keep_aspect=False)
-            (logits,) = eager.run({"image": preprocess(canvas[None])}).values()
+            canvas, placement = place(photo, np.zeros((96, 96, 3), np.uint8), keep_aspect=False)
+            (logits,) = eager.run({"image": info.preprocessing.apply(canvas[None])}).values()
             theirs.append(placement.restore(logits[0].argmax(axis=0).astype(np.uint8)))
             ours.append(wrong.segment(photo))
 

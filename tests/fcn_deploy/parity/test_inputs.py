@@ -5,7 +5,8 @@ import pytest
 
 from fcn_deploy import ImageError
 from fcn_deploy.images import SAMPLE_PHOTO
-from fcn_deploy.parity.inputs import NOISE_HIGH, NOISE_LOW, hard_inputs, noise_input, photo_input
+from fcn_deploy.parity.inputs import hard_inputs, noise_input, photo_input
+from fcn_deploy.preprocessing import Preprocessing
 from tests.messages import states
 
 SHAPE = (2, 3, 48, 64)
@@ -18,7 +19,7 @@ def test_every_input_has_the_shape_and_stays_in_the_range_of_real_images() -> No
     assert [i.name for i in inputs] == [
         "astronaut.jpg", "noise 0", "mean colour", "extremes", "edges", "checkerboard", "zeros",
     ]  # fmt: skip
-    assert (NOISE_LOW, NOISE_HIGH) == (LOW, HIGH)
+    assert Preprocessing().bounds == (LOW, HIGH)
     for given in inputs:
         assert given.image.shape == SHAPE
         assert given.image.dtype == np.float32

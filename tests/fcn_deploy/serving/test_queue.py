@@ -53,6 +53,9 @@ class Sums:
         assert self.thread is threading.current_thread()
         self.thread = threading.main_thread()
 
+    def empty_canvas(self) -> Pixels:
+        return np.zeros((self.height, self.width, 3), np.uint8)
+
     def feed(self, canvases: list[Pixels]) -> Arrays:
         return {"pixels": np.stack(canvases)}
 
