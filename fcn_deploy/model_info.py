@@ -424,6 +424,10 @@ def _check_bounds(info: ModelInfo) -> None:
     is_8s = isinstance(network, NetworkSpec) and network.variant is Variant.FCN8S
     if info.provenance.at_once and (not is_8s or info.provenance.checkpoint_sha256 is None):
         raise ValueError(f"at_once is true, and only checkpoints of FCN-8s have its scales; this is {network.name}")
+    if isinstance(network, ModuleSpec) and network.align_corners and network.upsample is not UpsampleMode.BILINEAR:
+        raise ValueError(
+            f"align_corners is true, and upsample is {network.upsample}: only bilinear has corners to align"
+        )
     if info.names and len(info.names) != info.num_labels:
         raise ValueError(f"class_names are {len(info.names)}, and there are {info.num_labels} labels")
     if info.threshold is not None and not (0 < info.threshold < 1 and info.network.num_classes == 1):

@@ -566,6 +566,7 @@ def test_another_name_is_refused_although_the_file_may_have_changed(net: Path) -
 @pytest.mark.parametrize(("key", "value", "facts"), [
     ("module", ":Net", "':Net'"), ("module", "", "''"), ("module_args", "{", "'{'"), ("module_args", "[]", "'[]'"),
     ("module_sha256", "00", "`$.network.sha256`"), ("num_classes", "0", "0 255"), ("upsample", "cubic", "'cubic'"),
+    ("align_corners", "true", "align_corners none"),
 ])  # fmt: skip
 def test_facts_about_a_module_are_checked(net: Path, key: str, value: str, facts: str) -> None:
     metadata = info_of(net).to_metadata()
