@@ -6,28 +6,24 @@ The graphs before and after the rewrites run on the CPU, in turn, on a photo.
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 import fcn_deploy as fd
 from benchmarks import zoo
+from benchmarks.rewrite_gain import times_as_fast
 from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.onnx_file import read_model
 from fcn_deploy.parity.inputs import photo_input
-from fcn_deploy.runtime.base import Bound
 from fcn_deploy.runtime.run_graph import open_graph
 
 HEADINGS = (
     "network", "input", "max error / range", "multiply-adds", "times as fast (quartiles)", "fp16", "bf16", "int8",
     "rewrites",
 )  # fmt: skip
-ROUNDS = 15
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ def _options(entry: NetworkCase, output: Path) -> fd.ExportOptions:
 
 
 def _ratio(plain: Path, ours: Path, shape: tuple[int, int, int, int], how: fd.Preprocessing) -> str:
-    """Return how many times as fast our graph is, with the quartiles over pairs of runs."""
+    """Return how many times as fast our graph is on a photo."""
     with ExitStack() as stack:
         bindings = []
         for path in (plain, ours):
@@ -103,15 +99,7 @@ def _ratio(plain: Path, ours: Path, shape: tuple[int, int, int, int], how: fd.Pr
             bound.upload({"image": photo_input(SAMPLE_PHOTO, shape, how).image})
             bound.run()
             bindings.append(bound)
-        ratios = np.array([_seconds(bindings[0]) / _seconds(bindings[1]) for _ in range(ROUNDS)])
-    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
-    return f"{middle:.2f} ({low:.2f}..{high:.2f})"
-
-
-def _seconds(bound: Bound) -> float:
-    start = time.perf_counter()
-    bound.run()
-    return time.perf_counter() - start
+        return times_as_fast(*bindings)
 
 
 def _tried(call: Callable[[], str]) -> str:

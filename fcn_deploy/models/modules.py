@@ -11,7 +11,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +27,7 @@ from fcn_deploy.models.weights import WeightsOptions
 
 Shape = tuple[int, int, int, int]
 
-FILE_SUFFIX = ".py"
+_SUFFIX = ".py"
 _MOST_NAMES = 8
 _MOST_CHARACTERS = 300
 _COUNTS = ".num_batches_tracked"
@@ -76,7 +76,7 @@ class ModuleOptions:
     @property
     def is_file(self) -> bool:
         """Whether the source is a file, not a module of a package."""
-        return self.place.endswith(FILE_SUFFIX)
+        return self.place.endswith(_SUFFIX)
 
     @property
     def folder(self) -> Path:
@@ -331,8 +331,14 @@ def weighted(source: ModuleSource, weights: WeightsOptions) -> tuple[nn.Module, 
     network, seed = source.build(weights.rng_seed), weights.rng_seed
     if weights.checkpoint is not None:
         loaded = load_checkpoint(network, weights.checkpoint)
-        found = Provenance(seed, loaded.sha256, prefix=loaded.prefix or None, own_weights=True)
-        return network, replace(found, weights_sha256=state_sha256(network)), loaded.class_names
+        found = Provenance(
+            seed,
+            loaded.sha256,
+            prefix=loaded.prefix or None,
+            own_weights=True,
+            weights_sha256=state_sha256(network),
+        )
+        return network, found, loaded.class_names
     sha256 = state_sha256(network)
     is_instance = isinstance(source.found, nn.Module)
     again = source
@@ -368,8 +374,9 @@ def state_sha256(network: nn.Module) -> str:
     """Return the SHA-256 of all parameters, buffers and other tensors of a network, with their names, in hex."""
     values = dict(network.state_dict())
     for prefix, module in network.named_modules():
-        plain = {**vars(module), **dict(module.named_buffers(recurse=False))}
-        values |= {f"{prefix}.{name}": value for name, value in plain.items() if isinstance(value, Tensor)}
+        # Not all buffers are in the state dict.
+        others = {**vars(module), **dict(module.named_buffers(recurse=False))}
+        values |= {f"{prefix}.{name}": value for name, value in others.items() if isinstance(value, Tensor)}
     digest = hashlib.sha256()
     for name, value in values.items():
         if isinstance(value, Tensor):

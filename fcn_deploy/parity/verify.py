@@ -168,8 +168,7 @@ def verify(path: Path, options: VerifyOptions | None = None, on_step: OnStep = q
         comparisons = compare_all(info, inputs, references, outputs)
         distances = _distances(info, inputs, references, outputs, exact)
     parity = ParityReport(reference_name, candidate.name, tier_of(info), comparisons, distances)
-    if not parity.passed and isinstance(info.network, ModuleSpec):
-        parity = replace(parity, undecided=_undecided(info, options, parity, inputs, on_step))
+    parity = replace(parity, undecided=_undecided(info, options, parity, inputs, on_step))
     placement = {name: len(nodes) for name, nodes in candidate.placement.items()}
     worst = inputs[comparisons.index(parity.worst)]
     layers = None
@@ -208,7 +207,8 @@ def _undecided(
     bound = parity.tier.max_error
     failing = {c.input_name for c in parity.comparisons if parity.tier.failures(c)} & FLAT_INPUTS
     flat = [given for given in inputs if given.name in failing]
-    if bound is None or not flat:
+    # FCNs normalise nothing.
+    if bound is None or not flat or not isinstance(info.network, ModuleSpec):
         return ()
     size = max(map(abs, info.preprocessing.bounds)) * _ROUNDING
     noise = np.random.default_rng(0).uniform(-size, size, flat[0].image.shape)

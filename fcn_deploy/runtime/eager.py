@@ -10,13 +10,13 @@ from torch import nn
 
 from fcn_deploy.errors import FcnDeployError, ModuleError
 from fcn_deploy.model_info import INPUT_NAME, OUTPUT_NAME, TensorSpec
+from fcn_deploy.models.modules import described
 from fcn_deploy.runtime.base import Runner
 
 # oneDNN adds up the products of a convolution one after the other, so that its error grows with their number: on AVX2,
 # fc6's 25,088 are 2.1e-6 from float64, against 3e-7 with PyTorch's own kernel. A reference has to be closer to the
 # truth than what it judges: layers of at least this many products per output use the latter (docs/parity.md).
 LONG_SUM = 2048
-_MOST_CHARACTERS = 300
 
 
 class EagerRunner(Runner):
@@ -58,9 +58,8 @@ class EagerRunner(Runner):
         except FcnDeployError:
             raise
         except Exception as error:
-            line = (str(error).splitlines() or [""])[0]
             raise ModuleError(
-                f"the network cannot be run on {self.inputs[0]}: {type(error).__name__}: {line[:_MOST_CHARACTERS]}",
+                f"the network cannot be run on {self.inputs[0]}: {described(error)}",
                 remedy="Correct its code: it has to run on any image of this shape and type.",
             ) from error
         if not isinstance(found, torch.Tensor):
