@@ -11,7 +11,6 @@ from math import prod
 from typing import Any
 
 import onnx
-import onnx_ir as ir
 
 from fcn_deploy.errors import BundleError
 
@@ -19,7 +18,10 @@ _AGAIN = "Export the model again, or repair it with the tool that wrote it."
 # ONNX's shape inference follows every call; functions that each call the next one twice take it for ever.
 MAX_CALLED_NODES = 100_000
 _Function = tuple[str, str]  # domain and name
-_COMPLEX = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
+_COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
+# NumPy stores each element of these types in a byte of its own; tensors pack them.
+_PACKED = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
+_PACKED_BITS = {number: _PACKED[name] for name, number in onnx.TensorProto.DataType.items() if name in _PACKED}
 
 
 def invalid(problem: str) -> BundleError:
@@ -72,13 +74,24 @@ def tensor_bytes(tensor: onnx.TensorProto, source: str) -> int:
     """Return the bytes that a tensor's shape and type need; raises BundleError when they mean nothing."""
     if min(tensor.dims, default=0) < 0:
         raise invalid(f"{source}: tensor {tensor.name!r} has the shape {shape_text(tensor.dims)}; sizes are at least 0")
-    try:
-        bits: int = ir.DataType(tensor.data_type).bitwidth
-    except (ValueError, TypeError) as error:
-        problem = f"{source}: tensor {tensor.name!r} has type {tensor.data_type}, whose elements have no known size"
-        raise invalid(problem) from error
+    bits = element_bits(tensor.data_type)
+    if bits is None:
+        raise invalid(
+            f"{source}: tensor {tensor.name!r} has type {tensor.data_type}, whose elements have no known size"
+        )
     elements: int = prod(tensor.dims)
     return (elements * bits + 7) // 8
+
+
+def element_bits(data_type: int) -> int | None:
+    """Return the bits of an element of a tensor; None for strings and for numbers that stand for no type."""
+    if data_type in _PACKED_BITS:
+        return _PACKED_BITS[data_type]
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(data_type)
+    except KeyError:
+        return None
+    return dtype.itemsize * 8 if not dtype.hasobject else None
 
 
 def check_tensor(tensor: onnx.TensorProto, source: str) -> None:
@@ -92,9 +105,9 @@ def check_tensor(tensor: onnx.TensorProto, source: str) -> None:
     if tensor.HasField("raw_data"):
         _compare(tensor, len(tensor.raw_data), needed, "bytes", source)
         return
-    kind = ir.DataType(tensor.data_type)
     # One number is stored per element, two per complex one; elements of 2 and 4 bits are packed into bytes.
-    numbers = needed if kind.bitwidth in (2, 4) else prod(tensor.dims) * (2 if kind in _COMPLEX else 1)
+    per_element = 2 if tensor.data_type in _COMPLEX else 1
+    numbers = needed if element_bits(tensor.data_type) in (2, 4) else prod(tensor.dims) * per_element
     field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
     _compare(tensor, len(getattr(tensor, field)), numbers, "numbers", source)
 

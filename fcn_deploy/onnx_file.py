@@ -13,14 +13,16 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import onnx
-import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from fcn_deploy.errors import BundleError, OutputError
 from fcn_deploy.onnx_check import check_model, invalid, is_sorted, shape_text, tensor_bytes, tensors
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 # Smaller tensors (crop offsets, biases) stay in the skeleton, because passes and shape inference read their values.
 LARGE_TENSOR_BYTES = 16 * 1024
@@ -41,7 +43,7 @@ class _Field:
     end: int
 
 
-def write_model(model: ir.Model, path: Path) -> None:
+def write_model(model: "ir.Model", path: Path) -> None:
     """Write a model as one ONNX file, streaming its large initializers; the model is not changed.
 
     Raises:
@@ -63,8 +65,10 @@ def write_model(model: ir.Model, path: Path) -> None:
             cast(Any, tensor).tofile(file)
 
 
-def split_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+def split_weights(model: "ir.Model") -> tuple[onnx.ModelProto, "dict[str, ir.TensorProtocol]"]:
     """Split a model into a protobuf skeleton and its large initializers by name."""
+    import onnx_ir as ir
+
     tensors = large_initializers(model)
     values = {name: model.graph.initializers.pop(name) for name in tensors}
     try:
@@ -82,17 +86,17 @@ def innermost(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def large_initializers(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+def large_initializers(model: "ir.Model") -> "dict[str, ir.TensorProtocol]":
     """Return the initializers of at least `LARGE_TENSOR_BYTES`, by name; strings, which have no bytes, stay."""
     values = model.graph.initializers.items()
     return {name: v.const_value for name, v in values if v.const_value is not None and _is_large(v.const_value)}
 
 
-def _is_large(tensor: ir.TensorProtocol) -> bool:
-    return tensor.dtype is not ir.DataType.STRING and tensor.nbytes >= LARGE_TENSOR_BYTES
+def _is_large(tensor: "ir.TensorProtocol") -> bool:
+    return int(tensor.dtype) != onnx.TensorProto.STRING and tensor.nbytes >= LARGE_TENSOR_BYTES
 
 
-def read_model(path: Path) -> ir.Model:
+def read_model(path: Path) -> "ir.Model":
     """Read an ONNX file and its data files, if it has any; large initializers are mapped when their values are used.
 
     Links are followed. The nodes are in an order in which they can run.
@@ -100,8 +104,25 @@ def read_model(path: Path) -> ir.Model:
     Raises:
         BundleError: missing, truncated, not an ONNX file, or not valid; names what is wrong.
     """
+    return model_of(read_checked(path), path)
+
+
+def read_checked(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file as `read_model` does, into a message whose large initializers refer to their files.
+
+    Raises:
+        BundleError: missing, truncated, not an ONNX file, or not valid; names what is wrong.
+    """
     proto = _read(path)
     check_model(proto, str(path))
+    return proto
+
+
+def model_of(proto: onnx.ModelProto, path: Path) -> "ir.Model":
+    """Return the graph of a message that was read from `path`; raises BundleError if it has a part nobody can read."""
+    # Takes a quarter of a second to import, which what only runs a model can spare.
+    import onnx_ir as ir
+
     try:
         model = ir.serde.deserialize_model(proto)
         if not is_sorted(proto.graph):
@@ -307,7 +328,7 @@ def _tag(number: int, length: int) -> bytes:
     return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(length)
 
 
-def _tensor_head(name: str, tensor: ir.TensorProtocol) -> bytes:
+def _tensor_head(name: str, tensor: "ir.TensorProtocol") -> bytes:
     """Return a TensorProto up to the first byte of its raw data."""
     head = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
     return bytes(head.SerializeToString()) + _tag(_TENSOR_RAW_DATA, tensor.nbytes)

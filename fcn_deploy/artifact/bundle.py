@@ -10,11 +10,12 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import msgspec
-import onnx_ir as ir
+import onnx
 
 from fcn_deploy.choices import Head, ImageInput
 from fcn_deploy.errors import BundleError, CheckpointError, ModuleError, SizeError, UsageError
@@ -29,8 +30,11 @@ from fcn_deploy.model_info import (
     NetworkSpec,
     Provenance,
 )
-from fcn_deploy.onnx_file import read_model
+from fcn_deploy.onnx_file import model_of, read_checked
 from fcn_deploy.storage import file_sha256, parse_json
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 SCHEMA_VERSION = 1
 MODEL_FILE = "model.onnx"
@@ -38,8 +42,8 @@ MANIFEST_FILE = "manifest.json"
 PHOTOS_FOLDER = "calibration"
 INPUT_CHANNELS = 3
 MAX_PIXELS = 4096 * 4096  # of one run, as for `export`
-FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
-_BYTES = frozenset({ir.DataType.UINT8})
+_FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
+_BYTES = frozenset({onnx.TensorProto.UINT8})
 _SELF_HASH = "manifest_sha256"
 _OTHER_GRAPH = "The metadata belong to another graph: export it again."
 _AGAIN = "Export the bundle again."
@@ -75,7 +79,7 @@ _Facts = TypeVar("_Facts")
 
 
 # Name, types and sizes of an input or output; None is any size.
-_Wanted = tuple[str, frozenset[ir.DataType], tuple[int | None, ...]]
+_Wanted = tuple[str, frozenset[int], tuple[int | None, ...]]
 
 
 @dataclass(frozen=True)
@@ -85,16 +89,26 @@ class Bundle:
     Attributes:
         path: as the user named it: a bundle's directory, or a bare ONNX file.
         model_path: the ONNX file.
-        model: its graph; large weights stay in the file until they are read.
+        proto: its message; large weights stay in the file.
         manifest: the bundle's manifest, or None for a bare file.
         has_graph: True; engines have False.
     """
 
     path: Path
     model_path: Path
-    model: ir.Model
+    proto: onnx.ModelProto
     manifest: Mapping[str, Any] | None
     has_graph: ClassVar[bool] = True
+
+    @cached_property
+    def model(self) -> "ir.Model":
+        """Its graph; large weights are read when they are used."""
+        return model_of(self.proto, self.model_path)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of the ONNX file."""
+        return {entry.key: entry.value for entry in self.proto.metadata_props}
 
     @property
     def info(self) -> ModelInfo:
@@ -102,14 +116,14 @@ class Bundle:
 
         They are checked against the graph: its only input and its only output are what the facts say.
         """
-        info = ModelInfo.from_metadata(self.model.metadata_props, str(self.model_path))
+        info = ModelInfo.from_metadata(self.metadata, str(self.model_path))
         self._check_tensors(info)
         return info
 
     @property
     def has_facts(self) -> bool:
         """Whether the file has any metadata of this toolkit."""
-        return any(key.startswith(METADATA_PREFIX) for key in self.model.metadata_props)
+        return any(key.startswith(METADATA_PREFIX) for key in self.metadata)
 
     @property
     def model_sha256(self) -> str:
@@ -125,11 +139,12 @@ class Bundle:
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
         """N, 3, H and W of the only input, which are fixed; raises BundleError if the model has no such input."""
-        image = self.model.graph.inputs[0]
+        inputs = self.proto.graph.input
+        image = inputs[0]
         sizes = [size for size in _sizes(image) if size is not None]
-        if len(self.model.graph.inputs) != 1 or len(sizes) != 4 or len(_sizes(image)) != 4:
+        if len(inputs) != 1 or len(sizes) != 4 or len(_sizes(image)) != 4:
             raise BundleError(
-                f"{self.model_path}: its inputs are {_described(self.model.graph.inputs)}, not a fixed N x 3 x H x W",
+                f"{self.model_path}: its inputs are {_described(inputs)}, not a fixed N x 3 x H x W",
                 remedy="Export it with fixed sizes.",
             )
         batch, *rest = sizes
@@ -147,18 +162,18 @@ class Bundle:
     def _check_tensors(self, info: ModelInfo) -> None:
         """Check that the graph's input and output are those of the facts; raises BundleError with both."""
         classes, pixels = info.network.num_classes, info.image_input is ImageInput.UINT8
-        given = _sizes(self.model.graph.inputs[0])
+        given = _sizes(self.proto.graph.input[0])
         batch, height, width = (None,) * 3
         if len(given) == 4:
             batch, height, width = given[0], *(given[1:3] if pixels else given[2:])
-        image: _Wanted = (INPUT_NAME, FLOATS, (None, INPUT_CHANNELS, None, None))
+        image: _Wanted = (INPUT_NAME, _FLOATS, (None, INPUT_CHANNELS, None, None))
         if pixels:
             image = (PIXELS_NAME, _BYTES, (None, None, None, INPUT_CHANNELS))
-        result: _Wanted = (OUTPUT_NAME, FLOATS, (batch, classes, height, width))
+        result: _Wanted = (OUTPUT_NAME, _FLOATS, (batch, classes, height, width))
         if info.head is Head.LABELS:
             result = (LABELS_NAME, _BYTES, (batch, height, width))
-        graph = self.model.graph
-        for kind, values, wanted in (("input", graph.inputs, image), ("output", graph.outputs, result)):
+        graph = self.proto.graph
+        for kind, values, wanted in (("input", graph.input, image), ("output", graph.output, result)):
             if len(values) != 1 or not _is(values[0], *wanted):
                 raise BundleError(
                     f"{self.model_path}: its metadata say {info.image_input} images, {info.head} and {classes} "
@@ -207,15 +222,15 @@ def open_bundle(path: Path, is_known: IsKnown = never_known) -> Bundle:
         BundleError: it is missing or incomplete, has another schema version, or differs from its manifest.
     """
     if path.is_file():
-        return Bundle(path, path, read_model(path), None)
+        return Bundle(path, path, read_checked(path), None)
     if not path.is_dir():
         raise BundleError(f"{path} is neither a bundle nor an ONNX file", remedy="Write one with `fcn-deploy export`.")
     manifest = _read_manifest(path / MANIFEST_FILE)
     for name, record in manifest["files"].items():
         file = FileRecord(record["bytes"], record["sha256"])
         check_file(path / name, file, MANIFEST_FILE, _AGAIN, is_known)
-    bundle = Bundle(path, path / MODEL_FILE, read_model(path / MODEL_FILE), manifest)
-    if dict(bundle.model.metadata_props) != manifest["model"]:
+    bundle = Bundle(path, path / MODEL_FILE, read_checked(path / MODEL_FILE), manifest)
+    if bundle.metadata != manifest["model"]:
         raise BundleError(f"{path}: manifest and {MODEL_FILE} describe different models", remedy=_AGAIN)
     return bundle
 
@@ -229,25 +244,39 @@ def bundle_files(path: Path) -> set[str]:
     return {MANIFEST_FILE, *_read_manifest(path / MANIFEST_FILE)["files"]}
 
 
-def _sizes(value: ir.Value) -> tuple[int | None, ...]:
+def _sizes(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     """Return a value's sizes, None for each that is not fixed; empty without a shape."""
-    return tuple(n if isinstance(n, int) else None for n in value.shape) if value.shape is not None else ()
+    sizes = value.type.tensor_type.shape.dim
+    return tuple(size.dim_value if size.HasField("dim_value") else None for size in sizes)
 
 
-def _is(value: ir.Value, name: str, dtypes: Collection[ir.DataType], shape: Sequence[int | None]) -> bool:
+def _is(value: onnx.ValueInfoProto, name: str, dtypes: Collection[int], shape: Sequence[int | None]) -> bool:
     """Return whether a value has the name, one of the types, and the sizes that are known of both."""
     sizes = _sizes(value)
     same = all(found is None or size is None or found == size for found, size in zip(sizes, shape, strict=False))
-    return same and len(sizes) == len(shape) and value.name == name and value.dtype in dtypes
+    dtype = value.type.tensor_type.elem_type
+    return same and len(sizes) == len(shape) and value.name == name and dtype in dtypes
 
 
-def _wanted(name: str, dtypes: Collection[ir.DataType], shape: Sequence[int | None]) -> str:
+def _wanted(name: str, dtypes: Collection[int], shape: Sequence[int | None]) -> str:
     sizes = " x ".join("any" if size is None else str(size) for size in shape)
-    return f"{name} {' or '.join(sorted(dtype.name for dtype in dtypes))} {sizes}"
+    return f"{name} {' or '.join(sorted(map(_type_name, dtypes)))} {sizes}"
 
 
-def _described(values: Sequence[ir.Value]) -> str:
-    return ", ".join(f"{value.name} {value.dtype} {value.shape}" for value in values) or "none"
+def _described(values: Sequence[onnx.ValueInfoProto]) -> str:
+    return ", ".join(f"{v.name} {_type_name(v.type.tensor_type.elem_type)} {_shape(v)}" for v in values) or "none"
+
+
+def _type_name(data_type: int) -> str:
+    known = onnx.TensorProto.DataType.values()
+    return str(onnx.TensorProto.DataType.Name(data_type)) if data_type in known else f"of unknown type {data_type}"
+
+
+def _shape(value: onnx.ValueInfoProto) -> str:
+    if not value.type.tensor_type.HasField("shape"):
+        return "of unknown shape"
+    sizes = value.type.tensor_type.shape.dim
+    return " x ".join(str(size.dim_value) if size.HasField("dim_value") else size.dim_param or "any" for size in sizes)
 
 
 @dataclass(frozen=True)

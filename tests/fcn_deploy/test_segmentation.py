@@ -1,8 +1,11 @@
-"""In order, bounded, overlapping, and ended by the first error."""
+"""The loop over photos: in order, bounded, overlapping, and ended by the first error. What running a model loads."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -58,3 +61,17 @@ def test_an_error_drops_what_has_not_begun() -> None:
 
     assert begun[:3] == [0, 1, 2]
     assert len(begun) <= 2 + 5
+
+
+def test_what_only_runs_a_model_loads_neither_pytorch_nor_the_library_of_graphs(shared_bundle: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from fcn_deploy.segmentation import Segmenter\n"
+        "with Segmenter(Path(sys.argv[1])) as segmenter: segmenter.segment(segmenter.empty_canvas())\n"
+        "print(*sorted(m for m in sys.modules if '.' not in m))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, shared_bundle], capture_output=True, text=True, check=True, timeout=60
+    )
+
+    assert {"onnx", "onnxruntime"} <= set(done.stdout.split())
+    assert not {"torch", "onnx_ir", "sympy"} & set(done.stdout.split())
