@@ -103,16 +103,25 @@ def compare_graphs(before: ir.Model, after: ir.Model, *, inner: bool = True, run
         given: Values = _feeds(bounds, images) if inner else _computed_feeds(before, keys_before, bounds)
         runs[part] = given, _run_on_each(tails[0], given, options)
     given, expected = runs[part]
-    errors = _errors(expected, _run_on_each(tails[1], given, options))
+    errors = _errors(tails[1], given, expected, options)
     # NumPy's maximum, unlike Python's, is NaN if any value is NaN.
     return Difference(len(tails[1].graph), float(np.max(list(errors.values()))), tuple(errors))
 
 
-def _errors(expected: Values, actual: Values) -> dict[str, list[float]]:
-    return {
-        kind: [_relative_error(e, a) for e, a in zip(expected[kind].values(), found.values(), strict=True)]
-        for kind, found in actual.items()
-    }
+def _errors(
+    model: ir.Model, given: Values, expected: Values, options: OrtOptions | None = None
+) -> dict[str, list[float]]:
+    """Return the errors of a graph's outputs on each set of inputs; the first one that differs is the last one run."""
+    errors: dict[str, list[float]] = {}
+    with open_graph(model, options) as runner:
+        for kind, feeds in given.items():
+            actual = runner.run({spec.name: feeds[spec.name] for spec in runner.inputs})
+            errors[kind] = [
+                _relative_error(e, a) for e, a in zip(expected[kind].values(), actual.values(), strict=True)
+            ]
+            if not np.max(errors[kind]) <= SAME_GRAPH_ERROR:
+                break
+    return errors
 
 
 def _run_on_each(model: ir.Model, given: Values, options: OrtOptions | None = None) -> dict[str, dict[str, Array]]:
@@ -236,7 +245,7 @@ def _feed_name(key: Hashable) -> str:
 
 
 def _feeds(values: Mapping[str, ir.Value], images: Collection[str]) -> dict[str, dict[str, Array]]:
-    """Return inputs by name: noise for every value, and a photo where one of `images` is an RGB image.
+    """Return inputs by name: a photo where one of `images` is an RGB image, and noise for every value.
 
     Values that are true or false choose what is computed: there is noise with all of them true, and false.
     """
@@ -251,10 +260,12 @@ def _feeds(values: Mapping[str, ir.Value], images: Collection[str]) -> dict[str,
             photos[name] = photo_input(SAMPLE_PHOTO, shape).image.astype(dtype)
         else:
             noise[name] = _noise(rng, shape, dtype)
-    found = {"noise": noise | flags}
+    # The photo first: that is where a rewrite that rounds too much shows, and the rest is not run then.
+    found = {SAMPLE_PHOTO.name: noise | flags | photos} if photos else {}
+    found["noise"] = noise | flags
     if flags:
         found["noise, false"] = noise | {name: ~flag for name, flag in flags.items()}
-    return found | ({SAMPLE_PHOTO.name: noise | flags | photos} if photos else {})
+    return found
 
 
 def _computed_feeds(model: ir.Model, keys: Keys, names: Collection[str]) -> dict[str, dict[str, Array]]:
