@@ -17,6 +17,7 @@ from filelock import FileLock
 from PIL import Image
 
 import fcn_deploy as fd
+from tests.benchmarks import shared
 
 # 16 times narrower than the real network in every layer but the classes: 0.2 % of its work.
 NARROW = 16
@@ -104,6 +105,14 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 def shared_bundle(once: Once) -> Path:
     """A verified, narrow FCN-8s bundle for 96x96; not to be changed by a test."""
     return once("shared", lambda folder: fd.export(narrow_options(folder / "bundle"))) / "bundle"
+
+
+@pytest.fixture
+def shared_preparations(once: Once, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let benchmarks in this process share the device's ceilings, and what they prepare for the rows of a model."""
+    folder = once("preparations", lambda _: None)
+    monkeypatch.setattr("benchmarks.engine.run.measure_ceilings", functools.partial(shared.ceilings, folder))
+    monkeypatch.setattr("benchmarks.engine.run.prepare", functools.partial(shared.prepared, folder))
 
 
 @pytest.fixture

@@ -127,6 +127,7 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_measured(
         assert output == ""
 
 
+@pytest.mark.usefixtures("shared_preparations")
 def test_wrong_outputs_are_exit_code_5(call_cli: Call, bundle: Path) -> None:
     import onnx
     from onnx import numpy_helper

@@ -299,9 +299,10 @@ def _rows(store: Store, part: str, columns: list[str] | None = None) -> list[dic
     from pyarrow import parquet
 
     try:
-        # A part is small; threads of Arrow that are still at work when the process ends would abort it.
-        content = io.BytesIO(store.read(part) or b"")
-        table = parquet.read_table(content, columns=columns, use_threads=False, pre_buffer=False)
+        # Not `read_table`: a thread of Arrow's that is still at work when the process ends would abort it.
+        file = parquet.ParquetFile(pa.BufferReader(store.read(part) or b""), pre_buffer=False)
+        _check_columns(file.schema_arrow.names, columns)
+        table = file.read(columns, use_threads=False)
     except (pa.ArrowException, KeyError) as error:
         raise OutputError(
             f"{store.location(part)} is not a table of predictions: {error}",
@@ -309,6 +310,13 @@ def _rows(store: Store, part: str, columns: list[str] | None = None) -> list[dic
         ) from error
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
+
+
+def _check_columns(found: Sequence[str], wanted: Sequence[str] | None) -> None:
+    """Raise KeyError if there is no such column: Arrow would leave it out."""
+    missing = [name for name in wanted or () if name not in found]
+    if missing:
+        raise KeyError(missing[0])
 
 
 def _write_part(store: Store, rows: Sequence[dict[str, Any]]) -> str:

@@ -22,6 +22,7 @@ from tests.processes import started, wait_until
 
 PRLIMIT = shutil.which("prlimit") or ""
 PLAIN_NODES = 49
+SHARED = pytest.mark.usefixtures("shared_preparations")
 QUICK = Protocol(duration_s=0.05, warmup_s=0.01, rounds=3, ceiling_s=0.05)
 
 
@@ -101,6 +102,7 @@ def test_a_prepared_session_opens_the_same_graph(report: fd.BenchReport) -> None
     assert prepared.parity == ordinary.parity  # equal to the bit
 
 
+@SHARED
 def test_rows_that_do_not_fit_into_memory_together_take_turns_with_the_same_two(
     shared_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +122,7 @@ def test_rows_that_do_not_fit_into_memory_together_take_turns_with_the_same_two(
     assert workers() == []
 
 
+@SHARED
 @pytest.mark.parametrize(("room", "in_both"), [(2, {"ort-plain": 6, "ort": 3}), (1, {"ort-plain": 3, "ort": 3})])
 def test_the_baseline_is_the_last_row_to_leave_a_group(
     shared_bundle: Path, monkeypatch: pytest.MonkeyPatch, room: int, in_both: dict[str, int]
@@ -156,6 +159,7 @@ def test_a_graph_that_the_bundle_has_itself_is_not_measured_twice(
     assert {"ort", "ort-plain", "ort-simplified"} - found == ({left_out} if left_out else set())
 
 
+@SHARED
 def test_a_row_that_dies_leaves_the_others_and_an_interruption_what_was_measured(shared_bundle: Path) -> None:
     def kill_one(progress: BenchProgress) -> None:
         if progress.step.startswith("round 3"):
@@ -175,6 +179,7 @@ def test_a_row_that_dies_leaves_the_others_and_an_interruption_what_was_measured
     assert workers() == []
 
 
+@SHARED
 @pytest.mark.skipif(not PRLIMIT, reason="needs prlimit")
 @pytest.mark.timeout(240)
 def test_a_bundle_without_a_reference_or_without_memory_leaves_the_others(tmp_path: Path, shared_bundle: Path) -> None:
@@ -212,6 +217,7 @@ def narrow_options_of_batch(output: Path, batch: int) -> fd.ExportOptions:
     return replace(narrow_options(output), onnx=fd.OnnxOptions(224, 224, batch), verify=False)
 
 
+@SHARED
 def test_threads_are_kept_to_and_a_runtime_that_is_not_installed_is_skipped(
     shared_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ SIZE = 224
 QUICK = fd.Protocol(duration_s=0.05, warmup_s=0.01, rounds=3, ceiling_s=0.05)
 
 
+@pytest.mark.usefixtures("shared_preparations")
 @pytest.mark.parametrize(("precision", "how"), [
     (fd.Precision.FP16, "half precision by rounding"), (fd.Precision.INT8, "threads"),
 ])  # fmt: skip

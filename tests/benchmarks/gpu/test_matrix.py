@@ -18,6 +18,7 @@ from fcn_deploy.progress import Advance
 from fcn_deploy.runtime.ort import provider_problem
 from tests.benchmarks.reports import report, row
 
+pytestmark = pytest.mark.usefixtures("shared_preparations")
 FP32, FP16 = Precision.FP32, Precision.FP16
 QUICK = Protocol(duration_s=0.02, warmup_s=0.0, rounds=2, ceiling_s=0.05)
 PLAN = (

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
@@ -131,6 +132,33 @@ def test_a_damaged_table_is_refused(shared_bundle: Path, photos: list[Path], tmp
 
     with pytest.raises(fd.OutputError, check=states("part-0123.parquet table")):
         run(shared_bundle, photos[:1], out, fd.OutputFormat.PARQUET)
+
+
+def test_a_table_of_others_is_refused(shared_bundle: Path, photos: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    parquet.write_table(pa.table({"image": ["a.png"], "labels": [1]}), out / "part-0123.parquet")
+
+    with pytest.raises(fd.OutputError, check=states("part-0123.parquet table key")):
+        run(shared_bundle, photos[:1], out, fd.OutputFormat.PARQUET)
+
+
+def test_reading_tables_starts_no_thread_that_could_abort_the_process_at_its_end(
+    shared_bundle: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    run(shared_bundle, photos[:2], tmp_path / "out", fd.OutputFormat.PARQUET)
+    code = (
+        "import sys, psutil, pyarrow.parquet; from pathlib import Path\n"
+        "from fcn_deploy.prediction.sinks import _index; from fcn_deploy.prediction.store import open_store\n"
+        "store = open_store(Path(sys.argv[1])); store.names('')\n"  # starts fsspec's own
+        "before = psutil.Process().num_threads()\n"
+        "print(len(_index(store)), psutil.Process().num_threads() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "out"], capture_output=True, text=True, check=True, timeout=60
+    )
+
+    assert done.stdout.split() == ["2", "0"]
 
 
 def test_rows_that_a_killed_run_left_twice_are_settled_by_content(
