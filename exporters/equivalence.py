@@ -111,7 +111,7 @@ def compare_graphs(before: ir.Model, after: ir.Model, *, inner: bool = True, run
 def _errors(
     model: ir.Model, given: Values, expected: Values, options: OrtOptions | None = None
 ) -> dict[str, list[float]]:
-    """Return the errors of a graph's outputs on each set of inputs; the first one that differs is the last one run."""
+    """Return the errors of a graph's outputs by set of inputs; stops after the first set on which they differ."""
     errors: dict[str, list[float]] = {}
     with open_graph(model, options) as runner:
         for kind, feeds in given.items():
@@ -260,7 +260,7 @@ def _feeds(values: Mapping[str, ir.Value], images: Collection[str]) -> dict[str,
             photos[name] = photo_input(SAMPLE_PHOTO, shape).image.astype(dtype)
         else:
             noise[name] = _noise(rng, shape, dtype)
-    # The photo first: that is where a rewrite that rounds too much shows, and the rest is not run then.
+    # The photo first: a rewrite that rounds too much shows there, and is not run on the rest.
     found = {SAMPLE_PHOTO.name: noise | flags | photos} if photos else {}
     found["noise"] = noise | flags
     if flags:

@@ -43,7 +43,7 @@ class PassReport:
     undone: str | None = None  # why the rewritten graph is not used, or None
     compared_nodes: int = 0  # nodes that differ in structure and were re-run to compare both graphs
     difference: float = 0.0  # largest error over its value's range between the two graphs; 0 when equal by structure
-    inputs: tuple[str, ...] = ()  # names of the inputs they were run on
+    inputs: tuple[str, ...] = ()  # names of the inputs they were run on, up to the first on which they differ
 
     @property
     def applied(self) -> bool:

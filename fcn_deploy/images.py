@@ -231,8 +231,7 @@ def overlay(image: Pixels, labels: Labels, info: ModelInfo) -> Image.Image:
 
     The legend is left out where it would double a large photo, such as one of 1 x 50,000,000 pixels.
     """
-    colours = Image.fromarray(np.array(info.palette, dtype=np.uint8)[labels])
-    photo = Image.blend(Image.fromarray(image), colours, OPACITY)
+    photo = Image.blend(Image.fromarray(image), label_image(labels, info).convert("RGB"), OPACITY)
     # Small photos are enlarged by whole factors so that the legend beside them stays readable.
     factor = max(1, min(round(320 / min(photo.size)), 1000 // max(photo.size)))
     photo = photo.resize((photo.width * factor, photo.height * factor), Image.Resampling.NEAREST)

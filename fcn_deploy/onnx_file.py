@@ -128,7 +128,7 @@ def model_of(proto: onnx.ModelProto, path: Path) -> "ir.Model":
         if not is_sorted(proto.graph):
             model.graph.sort()
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise _damaged(path) from error
+        raise invalid(f"{path}: the graph cannot be read: {innermost(error)}") from error
     return model
 
 

@@ -61,7 +61,7 @@ class Segmenter:
     """
 
     def __init__(self, path: Path, provider: Provider = Provider.CPU, *, use_cache: bool = True) -> None:
-        artifact = open_artifact(path, default_cache().knows if use_cache else never_known)
+        artifact = open_artifact(path, default_cache().knows if use_cache else never_known, with_graph=False)
         self.info: ModelInfo = artifact.info
         self.model_sha256 = artifact.model_sha256
         self.batch, _, self.height, self.width = artifact.input_shape

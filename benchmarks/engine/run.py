@@ -354,9 +354,19 @@ def _chosen_bundles(paths: Sequence[Path], options: BenchOptions) -> list[Bundle
     bundles = [(path, open_bundle(path)) for path in paths]
     _check_batches(bundles, options.batches)
     chosen = [bundle for _, bundle in bundles if not options.batches or bundle.input_shape[0] in options.batches]
+    _check_opsets(chosen)
     _check_distinct(chosen)
     _check_sources(chosen, options.rebuild)
     return chosen
+
+
+def _check_opsets(bundles: Sequence[Bundle]) -> None:
+    """Check that all bundles state the opset in which the plain graph is exported again."""
+    for bundle in bundles:
+        if "" not in bundle.model.opset_imports:
+            raise BundleError(
+                f"{bundle.model_path} states no opset of ONNX's own operators", remedy="Export the model again."
+            )
 
 
 def _check_no_engines(paths: Sequence[Path]) -> None:

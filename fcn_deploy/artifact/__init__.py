@@ -9,12 +9,13 @@ from fcn_deploy.artifact.engine import PLAN_SUFFIX, Engine, open_engine
 Artifact = Bundle | Engine
 
 
-def open_artifact(path: Path, is_known: IsKnown = never_known) -> Artifact:
+def open_artifact(path: Path, is_known: IsKnown = never_known, *, with_graph: bool = True) -> Artifact:
     """Open a bundle's directory, an ONNX file or a `.plan`; raises BundleError if it is missing or damaged.
 
-    A bundle's files that are known to have the recorded hash are not read again.
+    A bundle's files that are known to have the recorded hash are not read again, and without `with_graph` its graph
+    only when it is used.
     """
-    return open_engine(path) if is_engine(path) else open_bundle(path, is_known)
+    return open_engine(path) if is_engine(path) else open_bundle(path, is_known, with_graph=with_graph)
 
 
 def is_engine(path: Path) -> bool:

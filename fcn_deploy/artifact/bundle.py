@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
@@ -96,13 +96,13 @@ class Bundle:
 
     path: Path
     model_path: Path
-    proto: onnx.ModelProto
+    proto: onnx.ModelProto = field(repr=False, compare=False)
     manifest: Mapping[str, Any] | None
     has_graph: ClassVar[bool] = True
 
     @cached_property
     def model(self) -> "ir.Model":
-        """Its graph; large weights are read when they are used."""
+        """Its graph; large weights are read when they are used. What changes it does not change the message."""
         return model_of(self.proto, self.model_path)
 
     @property
@@ -213,14 +213,22 @@ def never_known(_path: Path, _sha256: str) -> bool:
     return False
 
 
-def open_bundle(path: Path, is_known: IsKnown = never_known) -> Bundle:
+def open_bundle(path: Path, is_known: IsKnown = never_known, *, with_graph: bool = True) -> Bundle:
     """Open a bundle's directory, or a bare ONNX file, and check everything that can be checked.
 
-    The hash of a file is not computed again where `is_known`.
+    The hash of a file is not computed again where `is_known`. Without `with_graph`, the graph is read when it is used
+    first: what only runs a model leaves that to the runtime.
 
     Raises:
         BundleError: it is missing or incomplete, has another schema version, or differs from its manifest.
     """
+    bundle = _opened(path, is_known)
+    if with_graph:
+        _ = bundle.model
+    return bundle
+
+
+def _opened(path: Path, is_known: IsKnown) -> Bundle:
     if path.is_file():
         return Bundle(path, path, read_checked(path), None)
     if not path.is_dir():
@@ -264,19 +272,22 @@ def _wanted(name: str, dtypes: Collection[int], shape: Sequence[int | None]) -> 
 
 
 def _described(values: Sequence[onnx.ValueInfoProto]) -> str:
-    return ", ".join(f"{v.name} {_type_name(v.type.tensor_type.elem_type)} {_shape(v)}" for v in values) or "none"
+    return ", ".join(f"{value.name} {_type_text(value.type)}" for value in values) or "none"
+
+
+def _type_text(kind: onnx.TypeProto) -> str:
+    which = kind.WhichOneof("value")
+    if which != "tensor_type":
+        return f"({which.removesuffix('_type').replace('_', ' ')})" if which else "of no type"
+    sizes = kind.tensor_type.shape.dim
+    shape = " x ".join(str(n.dim_value) if n.HasField("dim_value") else n.dim_param or "any" for n in sizes)
+    known = kind.tensor_type.HasField("shape")
+    return f"{_type_name(kind.tensor_type.elem_type)} {shape if known else 'of unknown shape'}"
 
 
 def _type_name(data_type: int) -> str:
     known = onnx.TensorProto.DataType.values()
     return str(onnx.TensorProto.DataType.Name(data_type)) if data_type in known else f"of unknown type {data_type}"
-
-
-def _shape(value: onnx.ValueInfoProto) -> str:
-    if not value.type.tensor_type.HasField("shape"):
-        return "of unknown shape"
-    sizes = value.type.tensor_type.shape.dim
-    return " x ".join(str(size.dim_value) if size.HasField("dim_value") else size.dim_param or "any" for size in sizes)
 
 
 @dataclass(frozen=True)

@@ -93,19 +93,22 @@ def _run(plan: Plan, tasks: Sequence[Task], sink: Sink, segmenter: Segmenter) ->
 
 
 def _record_failures(store: Store, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-    """Yield the predictions; list the failed ones in a file, even when the run ends early."""
+    """Yield the predictions; list the failed ones in a file, even when the run ends early, but not before any photo."""
     lines: list[str] = []
+    tried = False
     try:
         for prediction in predictions:
+            tried = True
             failure = prediction.failure
             if failure is not None:
                 facts = {"image": str(prediction.image), "problem": failure.problem, "remedy": failure.remedy}
                 lines.append(json.dumps(facts) + "\n")
             yield prediction
     except BaseException:
-        # A failure to write the list must not hide the reason for the end.
-        with suppress(OutputError):
-            _write_failures(store, lines)
+        if tried:
+            # A failure to write the list must not hide the reason for the end.
+            with suppress(OutputError):
+                _write_failures(store, lines)
         raise
     _write_failures(store, lines)
 

@@ -29,7 +29,8 @@ def prepared(folder: Path, workspace: "Workspace", graphs: "frozenset[Graph]") -
     from benchmarks.engine.workspace import prepare
     from fcn_deploy.storage import file_sha256
 
-    made = folder / "-".join([file_sha256(workspace.model_path)[:16], *sorted(graphs)])
+    given = file_sha256(workspace.model_path), sorted(graphs), workspace.rebuild, workspace.photos
+    made = folder / f"prepared-{hashlib.sha256(repr(given).encode()).hexdigest()}"
 
     def fill(own: Path) -> None:
         own.mkdir()

@@ -135,6 +135,15 @@ def test_a_rewrite_that_changes_anything_is_undone(graph: ir.Model, operator: st
     assert report.before == report.after
 
 
+def test_a_rewrite_that_differs_on_the_photo_is_not_run_on_noise() -> None:
+    model = parsed("t = Relu(x) y = Neg(t)", "float[1,3,8,8] x", "float[1,3,8,8] y")
+
+    _, report = rewrite(model, Target.CPU, passes=[Broken("Relu", drop)])
+
+    assert report.passes[0].undone
+    assert report.passes[0].inputs == ("astronaut.jpg",)
+
+
 def test_a_difference_that_is_no_number_is_undone() -> None:
     """A division that gives NaN compares as neither larger nor smaller than any bound."""
     model = parsed("t = Relu(x) y = Div(t, one)", "float[1,2,4,4] x", "float[1,2,4,4] y", one=np.array(1, np.float32))

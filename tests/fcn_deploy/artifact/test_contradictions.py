@@ -85,6 +85,11 @@ def typed(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
 
 
+def a_sequence(model: onnx.ModelProto) -> None:
+    kind = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, (1, 3, 96, 96))
+    model.graph.input[0].type.CopyFrom(onnx.helper.make_sequence_type_proto(kind))
+
+
 def second_output(model: onnx.ModelProto) -> None:
     model.graph.output.add().CopyFrom(model.graph.output[0])
     model.graph.output[1].name = model.graph.node[3].output[0]
@@ -103,6 +108,7 @@ CONTRADICTIONS: tuple[tuple[Change, str], ...] = (
     (renamed("image", "data"), "image data"),
     (renamed("logits", "scores"), "logits scores"),
     (typed, "image INT64 FLOAT"),
+    (a_sequence, "image (sequence)"),
     (second_output, "output logits"),
     (cut, "no outputs"),
     (starved, "no inputs"),
@@ -194,3 +200,49 @@ def test_what_onnx_runtime_raises_while_it_runs_is_a_damage(tmp_path: Path) -> N
 def test_the_bounds_are_those_of_the_modules_that_need_pytorch() -> None:
     assert (bundles.MAX_PIXELS, bundles.INPUT_CHANNELS) == (MAX_PIXELS, INPUT_CHANNELS)
     assert model_info.SEEDS == SEEDS
+
+
+def unreadable(model: onnx.ModelProto) -> None:
+    """Give a value inside the graph a type that does not exist: the message is sound, the graph is not."""
+    model.graph.value_info.add(name=model.graph.node[0].output[0]).type.tensor_type.elem_type = 99
+
+
+def test_a_graph_that_cannot_be_read_is_refused_before_anything_is_done(
+    changed: Callable[[Change], Path], shared_bundle: Path, call_cli: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.engine.run.Schedule.measure_ceilings", lambda *_: pytest.fail("measured"))
+    path = changed(unreadable)
+
+    for arguments in (
+        ("inspect", path), ("verify", path), ("package", path, "--output", "p", "--backend", "python"),
+        ("bench", shared_bundle, path, "--rows", "ort"),
+    ):  # fmt: skip
+        code, output, errors = call_cli(*arguments)
+        assert (code, missing("odd.onnx graph cannot be read 99", errors)) == (3, []), (arguments, output, errors)
+        assert "PyTorch" not in errors
+
+
+def test_a_model_that_does_not_open_leaves_the_list_of_failures(
+    changed: Callable[[Change], Path], call_cli: Call, photo: Path, tmp_path: Path
+) -> None:
+    path = changed(unreadable)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "failures.jsonl").write_text('{"image": "a.png", "problem": "p", "remedy": "r"}\n')
+    code, _, errors = call_cli("predict", path, photo, "--output", "out")
+    assert (code, missing("odd.onnx ONNX Runtime refuses 99", errors)) == (3, [])
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["failures.jsonl"]
+
+
+def test_a_bench_needs_the_opset(changed: Callable[[Change], Path], call_cli: Call) -> None:
+    path = changed(lambda model: model.ClearField("opset_import"))
+
+    code, _, errors = call_cli("bench", path, "--rows", "ort")
+
+    assert (code, missing("odd.onnx states no opset", errors)) == (3, [])
+
+
+def test_bare_files_are_equal_by_their_paths(shared_bundle: Path) -> None:
+    one, other = (fd.open_bundle(shared_bundle / "model.onnx") for _ in range(2))
+
+    assert (one, hash(one)) == (other, hash(other))
+    assert "proto" not in repr(one)

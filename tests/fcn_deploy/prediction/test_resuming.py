@@ -139,7 +139,7 @@ def test_a_table_of_others_is_refused(shared_bundle: Path, photos: list[Path], t
     out.mkdir()
     parquet.write_table(pa.table({"image": ["a.png"], "labels": [1]}), out / "part-0123.parquet")
 
-    with pytest.raises(fd.OutputError, check=states("part-0123.parquet table key")):
+    with pytest.raises(fd.OutputError, check=states("part-0123.parquet table no column 'key'")):
         run(shared_bundle, photos[:1], out, fd.OutputFormat.PARQUET)
 
 
