@@ -82,6 +82,9 @@ def feed_of(spec: TensorSpec, pixels: Pixels, preprocessing: Preprocessing) -> d
     return {spec.name: pixels if spec.dtype == "uint8" else preprocessing.apply(pixels).astype(spec.dtype, copy=False)}
 
 
+_STRIP_ROWS = 32
+
+
 def labels_of(outputs: Arrays, boundary: float = 0.0) -> Labels:
     """Return N x H x W uint8 labels from a model's only output: its labels, or the class of the largest logit.
 
@@ -92,4 +95,8 @@ def labels_of(outputs: Arrays, boundary: float = 0.0) -> Labels:
     (logits,) = outputs.values()
     if logits.shape[1] == 1:
         return np.asarray(logits[:, 0] > logits.dtype.type(boundary), dtype=np.uint8)
-    return np.asarray(logits.argmax(axis=1), dtype=np.uint8)
+    labels = np.empty((len(logits), *logits.shape[2:]), np.uint8)
+    # NumPy copies what it searches along another axis than the last: a strip instead of the whole map.
+    for row in range(0, labels.shape[1], _STRIP_ROWS):
+        labels[:, row : row + _STRIP_ROWS] = logits[:, :, row : row + _STRIP_ROWS].argmax(axis=1)
+    return labels

@@ -144,3 +144,13 @@ def test_both_heads_of_a_single_class_give_the_same_labels(tmp_path: Path) -> No
 
     assert np.array_equal(found[0], found[1])
     assert 0 < found[0].mean() < 1
+
+
+@pytest.mark.parametrize("height", [1, 31, 32, 33, 100])
+def test_the_first_of_equal_classes_wins_in_every_strip(height: int) -> None:
+    logits = np.random.default_rng(0).integers(0, 3, (2, 5, height, 7)).astype(np.float32)
+
+    expected = [
+        [[list(pixel).index(max(pixel)) for pixel in row] for row in one] for one in logits.transpose(0, 2, 3, 1)
+    ]
+    assert labels_of({"logits": logits}).tolist() == expected
