@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from fcn_deploy.errors import ParityError
-from fcn_deploy.graph import infer_shapes, subgraphs, typed_skeleton
+from fcn_deploy.graph import infer_shapes, static_shape, subgraphs, typed_skeleton
 from fcn_deploy.images import SAMPLE_PHOTO
 from fcn_deploy.onnx_file import LARGE_TENSOR_BYTES
 from fcn_deploy.parity.inputs import noise_input, photo_input
@@ -108,9 +108,7 @@ def compare_graphs(before: ir.Model, after: ir.Model, *, inner: bool = True, run
     return Difference(len(tails[1].graph), float(np.max(list(errors.values()))), tuple(errors))
 
 
-def _errors(
-    model: ir.Model, given: Values, expected: Values, options: OrtOptions | None = None
-) -> dict[str, list[float]]:
+def _errors(model: ir.Model, given: Values, expected: Values, options: OrtOptions | None) -> dict[str, list[float]]:
     """Return the errors of a graph's outputs by set of inputs; stops after the first set on which they differ."""
     errors: dict[str, list[float]] = {}
     with open_graph(model, options) as runner:
@@ -136,7 +134,7 @@ def _check_same_outputs(before: ir.Model, after: ir.Model) -> None:
     if names[0] != names[1]:
         raise _mismatch("outputs", *names)
     for one, other in zip(before.graph.outputs, after.graph.outputs, strict=True):
-        if _is_static(one) and _is_static(other) and one.shape != other.shape:
+        if None not in (static_shape(one), static_shape(other)) and one.shape != other.shape:
             raise _mismatch(f"shape of {one.name}", str(one.shape), str(other.shape))
         if one.dtype != other.dtype:
             raise _mismatch(f"type of {one.name}", str(one.dtype), str(other.dtype))
@@ -187,10 +185,6 @@ def _captured(node: ir.Node) -> list[ir.Value]:
 
 def _plain(key: Hashable) -> Hashable:
     return key.key if isinstance(key, _Claim) else key
-
-
-def _is_static(value: ir.Value) -> bool:
-    return value.shape is not None and all(isinstance(size, int) for size in value.shape)
 
 
 def _alike(one: ir.Value, other: ir.Value) -> bool:
@@ -288,7 +282,7 @@ def _computed_feeds(model: ir.Model, keys: Keys, names: Collection[str]) -> dict
 def _fixed(value: ir.Value) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Return a value's shape and type; raises ParityError unless it can be filled with noise."""
     numeric = value.dtype not in (None, ir.DataType.UNDEFINED, ir.DataType.STRING)
-    if value.dtype is None or not numeric or not isinstance(value.type, ir.TensorType) or not _is_static(value):
+    if value.dtype is None or not numeric or not isinstance(value.type, ir.TensorType) or static_shape(value) is None:
         what = f"{value.type} of {value.shape if value.shape is not None else 'unknown shape'}"
         raise ParityError(
             f"the graphs are not compared: the part that differs reads {what}, not numbers of a fixed shape",

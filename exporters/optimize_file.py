@@ -9,12 +9,11 @@ import onnx_ir as ir
 
 from exporters.equivalence import check_graph
 from exporters.onnx import free_name
-from exporters.passes.edit import static_shape
 from exporters.rewrite import Rewriting, rewrite, target_of_this_machine
 from exporters.simplify import Simplification, simplify
 from fcn_deploy.choices import Target
 from fcn_deploy.errors import BundleError, OutputError, ParityError
-from fcn_deploy.graph import layers
+from fcn_deploy.graph import layers, static_shape
 from fcn_deploy.onnx_check import shape_text
 from fcn_deploy.onnx_file import read_model, write_model
 from fcn_deploy.progress import OnStep, quietly

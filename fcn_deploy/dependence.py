@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from fcn_deploy.graph import static_shape
 from fcn_deploy.model_info import PIXELS_NAME
 
 _DIMENSIONS = 4
@@ -116,9 +117,7 @@ def _union(given: Iterable[Ranges]) -> Ranges:
 
 
 def _shape(value: ir.Value | None) -> tuple[int, ...]:
-    if value is None or value.shape is None or not all(isinstance(size, int) for size in value.shape):
-        return ()
-    return tuple(int(str(size)) for size in value.shape)
+    return static_shape(value) or ()
 
 
 def _of(node: ir.Node, known: Mapping[ir.Value, Axes]) -> Axes | None:

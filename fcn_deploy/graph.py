@@ -150,6 +150,13 @@ def multiply_adds(
     return prod(weights) * batch * prod(positions[:-1] if channels_last else positions[1:])
 
 
+def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """Return the sizes of a value, or None unless all are known."""
+    if value is None or value.shape is None or not all(isinstance(size, int) for size in value.shape):
+        return None
+    return tuple(int(str(size)) for size in value.shape)
+
+
 def _bits(dtype: ir.DataType) -> int:
     """Return the bits of an element; 0 for strings and unknown types."""
     return 0 if dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING) else dtype.bitwidth

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import onnx.reference
 import onnx_ir as ir
 
-from exporters.passes.edit import static_shape
 from exporters.passes.trace import Regions, Trace, constant_fill
+from fcn_deploy.graph import static_shape
 from fcn_deploy.regions import Region, image_region
 from fcn_deploy.runtime.run_graph import run_graph
 

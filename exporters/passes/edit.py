@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from fcn_deploy.graph import static_shape
 from fcn_deploy.onnx_file import LARGE_TENSOR_BYTES
 from fcn_deploy.regions import Span
 
@@ -18,13 +19,6 @@ SPATIAL_AXES = (2, 3)
 Array = npt.NDArray[Any]
 Attribute = int | str | Sequence[int]
 Window = tuple[Span, Span]
-
-
-def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    """Return the sizes of a value, or None unless all are known."""
-    if value is None or value.shape is None or not all(isinstance(size, int) for size in value.shape):
-        return None
-    return tuple(int(str(size)) for size in value.shape)
 
 
 def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:

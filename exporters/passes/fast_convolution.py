@@ -26,10 +26,10 @@ from exporters.passes.edit import (
     replace_value,
     required_constant,
     reshape_after,
-    static_shape,
 )
 from exporters.passes.toom_cook import ACROSS, DOWN, Transform
 from exporters.passes.zero_frame import use_zero_frame
+from fcn_deploy.graph import static_shape
 from fcn_deploy.model_info import DIRECT_KEY, FIELD_KEY, LIVE_KEY, TRANSFORM_KEY, WINDOW_KEY
 from fcn_deploy.regions import Span
 

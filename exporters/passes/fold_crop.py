@@ -21,9 +21,9 @@ from exporters.passes.edit import (
     only_reader,
     replace_value,
     slice_window,
-    static_shape,
     window_shape,
 )
+from fcn_deploy.graph import static_shape
 from fcn_deploy.model_info import WINDOW_KEY
 from fcn_deploy.regions import Span
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes.edit import Rewrite, add_constant, constant, only_reader, required_constant, static_shape
+from exporters.passes.edit import Rewrite, add_constant, constant, only_reader, required_constant
 from fcn_deploy.choices import ChannelOrder
+from fcn_deploy.graph import static_shape
 from fcn_deploy.model_info import LABELS_NAME, MAX_CLASSES, PIXELS_NAME
 from fcn_deploy.preprocessing import Preprocessing, Triple
 

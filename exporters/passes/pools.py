@@ -19,8 +19,8 @@ from exporters.passes.edit import (
     node_after,
     only_reader,
     replace_value,
-    static_shape,
 )
+from fcn_deploy.graph import static_shape
 from fcn_deploy.regions import Span
 
 _WANTED = {"kernel_shape": (2, 2), "strides": (2, 2), "dilations": (1, 1)}

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from exporters.passes.edit import Window, attribute_ints, constant, constant_ints, slice_window, static_shape
+from exporters.passes.edit import Window, attribute_ints, constant, constant_ints, slice_window
+from fcn_deploy.graph import static_shape
 from fcn_deploy.regions import Region, Sliding, image_region
 
 POINTWISE = frozenset({"Relu", "Clip", "BatchNormalization"})

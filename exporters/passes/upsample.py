@@ -29,9 +29,9 @@ from exporters.passes.edit import (
     required_constant,
     reshape_after,
     slice_window,
-    static_shape,
 )
 from exporters.passes.fold_crop import is_plain_deconvolution
+from fcn_deploy.graph import static_shape
 from fcn_deploy.regions import Span
 
 

@@ -12,8 +12,9 @@ from math import prod
 import onnx_ir as ir
 
 from exporters.passes.cost import Machine
-from exporters.passes.edit import Window, static_shape
+from exporters.passes.edit import Window
 from exporters.passes.trace import Regions, Step, Trace
+from fcn_deploy.graph import static_shape
 
 # Where a map may be widened: before the step of that index, or for the readers of that map outside the trace.
 Place = int | ir.Value

@@ -19,8 +19,8 @@ from exporters.passes.edit import (
     node_after,
     only_reader,
     required_constant,
-    static_shape,
 )
+from fcn_deploy.graph import static_shape
 
 _AXES = (3, 2)
 

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from exporters.passes.edit import add_constant, constant, node_after, required_constant, static_shape
+from exporters.passes.edit import add_constant, constant, node_after, required_constant
 from exporters.precision.observe import (
     Activation,
     Feeds,
@@ -28,6 +28,7 @@ from exporters.precision.observe import (
 )
 from fcn_deploy.choices import Precision
 from fcn_deploy.errors import UsageError
+from fcn_deploy.graph import static_shape
 from fcn_deploy.model_info import SCALE_KEY
 from fcn_deploy.progress import OnStep, quietly
 

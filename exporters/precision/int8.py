@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from exporters.passes.edit import Attribute, add_constant, constant, node_after, required_constant, static_shape
+from exporters.passes.edit import Attribute, add_constant, constant, node_after, required_constant
 from exporters.precision.observe import (
     BINS,
     Activation,
@@ -28,6 +28,7 @@ from exporters.precision.observe import (
 )
 from fcn_deploy.choices import Calibration, Target
 from fcn_deploy.errors import ParityError, UsageError
+from fcn_deploy.graph import static_shape
 from fcn_deploy.metrics import Scores, confusion_matrix
 from fcn_deploy.model_info import MAX_CLASSES
 from fcn_deploy.progress import Advance, OnStep, quietly

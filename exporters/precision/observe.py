@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from exporters.passes.edit import only_reader, static_shape
+from exporters.passes.edit import only_reader
 from fcn_deploy.choices import Calibration
 from fcn_deploy.errors import ParityError
-from fcn_deploy.graph import prefix
+from fcn_deploy.graph import prefix, static_shape
 from fcn_deploy.runtime.run_graph import open_graph
 
 Array = npt.NDArray[Any]

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes.edit import static_shape
 from exporters.passes.pools import PoolMaximum
 from exporters.precision.half import HalfReport, convert_to_half
 from exporters.precision.int8 import Quantization, quantize
 from exporters.precision.options import PrecisionOptions
 from fcn_deploy.choices import Calibration, Precision, Target
 from fcn_deploy.errors import ImageError, UsageError
+from fcn_deploy.graph import static_shape
 from fcn_deploy.images import SAMPLE_PHOTO, find_images
 from fcn_deploy.model_info import TensorSpec
 from fcn_deploy.parity.inputs import ParityInput, Shape, photo_input

@@ -13,11 +13,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from exporters.passes.edit import add_constant, constant, constant_ints, required_constant, static_shape
+from exporters.passes.edit import add_constant, constant, constant_ints, required_constant
 from exporters.passes.heads import pixel_nodes
 from exporters.rewrite import with_heads
 from fcn_deploy.choices import Head, ImageInput
 from fcn_deploy.errors import ParityError, UsageError
+from fcn_deploy.graph import static_shape
 from fcn_deploy.images import SAMPLE_PHOTO, Labels, Pixels
 from fcn_deploy.model_info import INPUT_NAME, OUTPUT_NAME, PIXELS_NAME, ModelInfo
 from fcn_deploy.parity.inputs import Shape, photo_input, pixel_noise_input

@@ -5,9 +5,9 @@ import onnx_ir as ir
 import pytest
 
 from exporters.onnx import OnnxOptions, export_graph
-from exporters.passes.edit import static_shape
 from exporters.passes.heads import LabelHead, PixelHead
 from fcn_deploy import Head, ImageInput, NetworkSpec, UsageError, Variant
+from fcn_deploy.graph import static_shape
 from fcn_deploy.models.weights import random_network
 from fcn_deploy.preprocessing import Preprocessing
 from tests.exporters.passes.graphs import parsed, run, weights, with_ends
